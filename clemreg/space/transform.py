@@ -45,7 +45,7 @@ class Transform(ABC):
 
     @abstractmethod
     def jacobian(self, points_nm: ArrayLike) -> FloatArray:
-        """Spatial derivative (N, 3, 3) at points (N, 3): ``[n, i, j] = d target_i / d source_j``."""
+        """Spatial derivative (N, 3, 3) at points: ``[n, i, j] = d target_i / d source_j``."""
 
     @abstractmethod
     def inverse(self) -> Transform:
