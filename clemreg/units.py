@@ -34,7 +34,10 @@ NM_PER_UNIT: dict[str, float] = {
     "inch": 2.54e7,
 }
 
-_LENGTH = re.compile(r"\s*([-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*([^\s\d.,]+)\s*")
+_NUMBER = r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
+_BETWEEN = r"\s*(?:,|x|\s)\s*"
+_TRIPLE = re.compile(_NUMBER + _BETWEEN + _NUMBER + _BETWEEN + _NUMBER + r"\s*([^\s\d.,]+)")
+_LENGTH = re.compile(r"\s*" + _NUMBER + r"\s*([^\s\d.,]+)\s*")
 
 
 def nm_per(unit: str) -> float:
@@ -97,3 +100,29 @@ def format_length(nm: float) -> str:
     ('31.6 nm', '12.5 um')
     """
     return f"{nm / 1e3:.3g} um" if abs(nm) >= 1e3 else f"{nm:.3g} nm"
+
+
+def parse_xyz_nm(text: str) -> tuple[float, float, float]:
+    """Read ``"x, y, z unit"`` as people and Fiji write it, and return it as zyx in nm.
+
+    The unit follows the last number and holds for all three; ``x`` between the numbers works too.
+
+    Raises
+    ------
+    VoxelSizeError
+        There are not three numbers, or there is no unit.
+
+    Examples
+    --------
+    >>> parse_xyz_nm("4, 4, 5.24 nm")
+    (5.24, 4.0, 4.0)
+    """
+    match = _TRIPLE.fullmatch(text.strip())
+    if match is None:
+        raise VoxelSizeError(
+            f"{text!r} is not three numbers with a unit",
+            hint='write x, y, z and a unit, for example "4, 4, 5.24 nm"',
+        )
+    factor = nm_per(match.group(4))
+    x, y, z = (float(match.group(i)) * factor for i in (1, 2, 3))
+    return z, y, x

@@ -1,0 +1,237 @@
+"""The configuration of `clemreg run`: frozen models, read from TOML, unknown keys refused."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from clemreg.errors import ClemregError, ConfigError, MissingError
+from clemreg.units import parse_xyz_nm
+
+
+def _is_xyz(text: str) -> str:
+    try:
+        parse_xyz_nm(text)
+    except ClemregError as error:
+        raise ValueError(error.message) from error
+    return text
+
+
+XyzLength = Annotated[str, AfterValidator(_is_xyz)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EmInput(_Section):
+    """The electron microscopy volume.
+
+    Attributes
+    ----------
+    path
+        Any volume that `clemreg info` can read; relative to the configuration file.
+    voxel_size
+        ``"x, y, z unit"``; only to override what the file says.
+    prediction
+        A prediction or mask from elsewhere; then `segment` is skipped.
+    """
+
+    path: str
+    voxel_size: XyzLength | None = None
+    prediction: str | None = None
+
+
+class LmInput(_Section):
+    """The light microscopy volume.
+
+    Attributes
+    ----------
+    path, voxel_size
+        As for the EM.
+    channel
+        Name or number of the mitochondria channel, which drives the registration.
+    check_channel
+        Name or number of a channel that the registration never sees; shown in the report.
+    """
+
+    path: str
+    voxel_size: XyzLength | None = None
+    channel: str | int = "mito"
+    check_channel: str | int | None = None
+
+
+class SegmentConfig(_Section):
+    """How the EM is segmented.
+
+    Attributes
+    ----------
+    model
+        Name of a bundled model, path of a ``.safetensors`` file, or ``"auto"`` for the bundled
+        model whose voxel size is nearest.
+    block
+        Output voxels per block along each axis.
+    """
+
+    model: str = "auto"
+    block: Annotated[int, Field(ge=16, le=512)] = 96
+
+
+class RegisterConfig(_Section):
+    """How the EM is registered to the light volume.
+
+    Attributes
+    ----------
+    psf
+        Point spread preset of the light microscope: ``"palm"``, ``"sim"`` or ``"confocal"``.
+    psf_fwhm
+        ``"x, y, z unit"`` full width at half maximum; overrides `psf`.
+    grid_spacing_um
+        Final control point spacing of the B-spline in um.
+    search
+        ``"in-plane"``: any rotation about z, turns by 180 degrees and small tilts; ``"all"``: every
+        axis permutation too.
+    allow_mirror
+        Whether a mirrored pose may be the answer.
+    seed
+        Seed of the sampler; the same seed and thread count give the same result.
+    stability_seeds
+        How many times the deformable stage is repeated with other seeds to measure its spread.
+    threads
+        Threads for elastix; 0 means all cores.
+    """
+
+    psf: Literal["palm", "sim", "confocal"] = "palm"
+    psf_fwhm: XyzLength | None = None
+    grid_spacing_um: Annotated[float, Field(gt=0.1, lt=100)] | None = None
+    search: Literal["in-plane", "all"] = "in-plane"
+    allow_mirror: bool = False
+    seed: Annotated[int, Field(ge=0)] = 0
+    stability_seeds: Annotated[int, Field(ge=0, le=50)] = 2
+    threads: Annotated[int, Field(ge=0)] = 0
+
+
+class ProofConfig(_Section):
+    """What the result is checked against.
+
+    Attributes
+    ----------
+    landmarks
+        Landmark table; its points must not have been used for fitting.
+    raters
+        Which raters to report; empty means all.
+    fixed_offset
+        ``"x, y, z unit"`` added to the LM coordinates of the landmarks (a cropped LM volume).
+    truth
+        The true transform, known for simulated data only.
+    """
+
+    landmarks: str | None = None
+    raters: tuple[str, ...] = ()
+    fixed_offset: XyzLength | None = None
+    truth: str | None = None
+
+
+class ExportConfig(_Section):
+    """Which files are written for other programs."""
+
+    bdv: bool = True
+    bigwarp: bool = True
+    elastix: bool = True
+
+
+class OutputConfig(_Section):
+    """Where results go; `dir` is relative to the configuration file."""
+
+    dir: str = "clemreg-run"
+    title: str = "EM to LM registration"
+
+
+class RunConfig(_Section):
+    """Everything that `clemreg run` needs; every key has a default but the two paths."""
+
+    em: EmInput
+    lm: LmInput
+    segment: SegmentConfig = SegmentConfig()
+    register_: RegisterConfig = Field(default=RegisterConfig(), alias="register")
+    proof: ProofConfig = ProofConfig()
+    export: ExportConfig = ExportConfig()
+    output: OutputConfig = OutputConfig()
+
+
+def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run configuration, apply ``a.b=value`` overrides, and validate once.
+
+    Parameters
+    ----------
+    path
+        TOML file. Environment variables such as ``$DATA`` in its paths are expanded.
+    overrides
+        ``section.key=value`` with the value in TOML notation; a bare word is a string.
+
+    Raises
+    ------
+    MissingError
+        There is no such file.
+    ConfigError
+        The TOML is broken, a key is unknown or a value impossible; every fault is listed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(
+            f"no configuration at {path}", hint="`clemreg init DIR --em EM --lm LM` writes one"
+        )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(data, override)
+    try:
+        return RunConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(
+            f"invalid configuration in {path}:\n{_faults(error)}",
+            hint="docs/reference/config.md lists every key with its default",
+        ) from error
+
+
+def resolve(path: str, base: Path) -> str:
+    """Make a path of the configuration absolute: relative to `base`, variables expanded."""
+    expanded = os.path.expandvars(Path(path).expanduser())
+    container, separator, inner = expanded.partition("::")
+    return str((base / container).resolve()) + separator + inner
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {text!r} is not of the form section.key=value")
+    target = data
+    for part in parts[:-1]:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {text!r}: {part!r} is a value, not a section")
+    target[parts[-1]] = _toml_value(value.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _faults(error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        found = "" if fault["type"] == "missing" else f" (got {fault['input']!r})"
+        lines.append(f"  {where}: {fault['msg']}{found}")
+    return "\n".join(lines)
