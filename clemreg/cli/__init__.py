@@ -1,8 +1,19 @@
-"""The command line."""
+"""The command ``clemreg``: parse, log, exit codes; the work is done by the library."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 
-def main() -> None:
-    """Run the command ``clemreg``."""
-    raise SystemExit(2)
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 ok, 1 expected failure, 2 usage, 130 interrupted.
+
+    Parameters
+    ----------
+    arguments
+        Command-line arguments; default: those of the process.
+    """
+    from clemreg.cli.app import run_app
+
+    sys.exit(run_app(list(sys.argv[1:] if arguments is None else arguments)))

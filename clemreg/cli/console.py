@@ -1,0 +1,126 @@
+"""What every command shares: progress on stderr, JSON files, tables, options typed by a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Progress = Callable[[int, int, str], None]
+
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the figures to this JSON file.")
+]
+
+
+def say(text: str) -> None:
+    """Write a line for people on stderr; stdout stays free for results."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def result(text: str) -> None:
+    """Write a line of the answer on stdout."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """Show progress with rate and time left on stderr.
+
+    On a terminal this is a live bar. Elsewhere (a log, or Fiji) it is at most one line every two
+    seconds: ``PROGRESS done/total message``.
+    """
+    with _live_bar(title) if _is_live() else _plain_lines(title) as report:
+        yield report
+
+
+def _is_live() -> bool:
+    return sys.stderr.isatty() and os.environ.get("CLEMREG_PROGRESS") != "lines"
+
+
+@contextmanager
+def _live_bar(title: str) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as RichProgress
+
+    columns = (
+        TextColumn("{task.fields[title]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with RichProgress(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task("", total=None, title=title)
+
+        def report(done: int, total: int, message: str) -> None:
+            bars.update(task, completed=done, total=total, description=message)
+
+        yield report
+
+
+@contextmanager
+def _plain_lines(title: str) -> Iterator[Progress]:
+    start = last = time.monotonic()
+
+    def report(done: int, total: int, message: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < 2 and done < total:
+            return
+        last = now
+        left = (now - start) / max(done, 1) * (total - done)
+        remaining = f", {left:.0f} s left" if done < total else ""
+        say(f"PROGRESS {done}/{total} {title}: {message}{remaining}")
+
+    yield report
+
+
+def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
+    """Write a report for scripts, if a path was given."""
+    if path is not None:
+        from clemreg.io.atomic import atomic_write_json
+
+        atomic_write_json(path, report)
+        say(f"wrote {path}")
+
+
+def table(rows: Mapping[str, Any]) -> None:
+    """Print names and values, aligned; nested mappings are indented."""
+    result("\n".join(_table_lines(rows, 0)))
+
+
+def _table_lines(rows: Mapping[str, Any], depth: int) -> Iterator[str]:
+    width = max((len(str(key)) for key in rows), default=0)
+    for key, value in rows.items():
+        if isinstance(value, Mapping):
+            yield "  " * depth + f"{key}"
+            yield from _table_lines(value, depth + 1)
+        else:
+            yield "  " * depth + f"{key!s:<{width}}  {format_value(value)}"
+
+
+def format_value(value: Any) -> str:
+    """Write a number with four digits, a list of numbers likewise."""
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.1f}"
+    if isinstance(value, (list, tuple)) and value and not isinstance(value[0], (list, tuple)):
+        return ", ".join(format_value(v) for v in value)
+    return str(value)

@@ -1,0 +1,150 @@
+"""``clemreg evaluate``: how accurate a transform is, whoever made it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clemreg.cli.console import JsonOption, table, write_json
+
+app = typer.Typer(
+    no_args_is_help=True, help="Measure a transform: landmarks, Jacobian, against another."
+)
+
+TransformOption = Annotated[
+    str,
+    typer.Option(
+        "--transform",
+        help="transform.json, elastix TransformParameters*.txt, ITK .h5/.tfm, or BigWarp landmarks.",
+    ),
+]
+MaskOption = Annotated[
+    Path | None, typer.Option("--mask", help="Image on the LM grid; only where it is not 0.")
+]
+VoxelSizeOption = Annotated[
+    str | None,
+    typer.Option("--spacing", help='Voxel size of the mask, "x, y, z unit", if it has none.'),
+]
+GridOption = Annotated[
+    Path | None, typer.Option("--grid-of", help="Evaluate over the grid of this LM image.")
+]
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Attach the command group."""
+    parent.add_typer(app, name="evaluate")
+
+
+@app.command()
+def landmarks(
+    transform: TransformOption,
+    landmarks: Annotated[Path, typer.Option(help="Landmark table (COSEM, BigWarp or clemreg).")],
+    fixed_offset: Annotated[
+        str | None,
+        typer.Option(help="x,y,z added to the LM coordinates; um unless a unit is given."),
+    ] = None,
+    raters: Annotated[
+        str | None, typer.Option(help="Raters to report, comma separated; default all.")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Target registration error on landmarks, by rater, beside the human-human distance."""
+    from clemreg.evaluate.landmarks import evaluate_landmarks
+    from clemreg.io.points import read_landmarks
+    from clemreg.io.transforms import read_transform
+
+    report = evaluate_landmarks(
+        read_transform(transform),
+        read_landmarks(landmarks),
+        raters=tuple(r.strip() for r in raters.split(",")) if raters else (),
+        fixed_offset_nm=_offset_nm(fixed_offset),
+    )
+    _answer({"landmarks": report.to_json()}, json)
+
+
+@app.command()
+def jacobian(
+    transform: TransformOption,
+    mask: MaskOption = None,
+    spacing: VoxelSizeOption = None,
+    grid_of: GridOption = None,
+    remove_affine: Annotated[
+        bool, typer.Option(help="Print only the deformation, after the best affine.")
+    ] = False,
+    json: JsonOption = None,
+) -> None:
+    """Jacobian determinant: local volume change and folds, with and without the affine part."""
+    from clemreg.evaluate.jacobian import evaluate_jacobian
+    from clemreg.io.transforms import read_transform
+
+    grid, inside = _where([transform], mask, spacing, grid_of)
+    report = evaluate_jacobian(read_transform(transform), grid, inside).to_json()
+    shown = {"without_affine": report["without_affine"]} if remove_affine else report
+    table({"jacobian": shown})
+    write_json(json, {"jacobian": report})
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="T1", help="A transform file.")],
+    second: Annotated[str, typer.Argument(metavar="T2", help="Another transform file.")],
+    mask: MaskOption = None,
+    spacing: VoxelSizeOption = None,
+    grid_of: GridOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Distance between two transforms at the same LM points, in nm of the EM frame."""
+    from clemreg.evaluate.compare import compare_transforms
+    from clemreg.io.transforms import read_transform
+
+    grid, inside = _where([first, second], mask, spacing, grid_of)
+    report = compare_transforms(read_transform(first), read_transform(second), grid, inside)
+    _answer({"compare": report.to_json()}, json)
+
+
+def _answer(report: dict[str, Any], json: Path | None) -> None:
+    table(report)
+    write_json(json, report)
+
+
+def _offset_nm(text: str | None) -> tuple[float, float, float]:
+    from clemreg.units import parse_xyz_nm
+
+    if text is None:
+        return (0.0, 0.0, 0.0)
+    return parse_xyz_nm(text if text.strip()[-1].isalpha() else f"{text} um")
+
+
+def _where(
+    transforms: list[str], mask: Path | None, spacing: str | None, grid_of: Path | None
+) -> tuple[Any, Any]:
+    """Return the LM grid to evaluate on, and a boolean mask on it or None."""
+    from clemreg.errors import ClemregError, ConfigError
+    from clemreg.io.transforms import read_fixed_grid
+    from clemreg.io.volumes import open_volume
+    from clemreg.units import parse_xyz_nm
+
+    override = parse_xyz_nm(spacing) if spacing else None
+    if grid_of is not None:
+        grid = open_volume(grid_of, frame="lm").grid
+    else:
+        grid = next((g for g in map(read_fixed_grid, transforms) if g is not None), None)
+    if mask is None:
+        if grid is None:
+            raise ConfigError(
+                "this transform file does not say which grid it belongs to",
+                hint="add --grid-of LM_IMAGE or --mask IMAGE",
+            )
+        return grid, None
+    try:
+        volume = open_volume(mask, frame="lm", spacing_nm=override)
+    except ClemregError:
+        if grid is None:
+            raise
+        # A mask without voxel size on the transform's own grid: its shape is the proof.
+        volume = open_volume(mask, frame="lm", spacing_nm=grid.spacing_nm)
+        if volume.shape != grid.shape:
+            raise
+    return volume.grid, volume.read() != 0

@@ -1,0 +1,70 @@
+"""``clemreg segment``, ``train`` and ``model``: the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+
+models = typer.Typer(no_args_is_help=True, help="Bundled networks: list them, look at one.")
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Attach the commands."""
+    parent.command()(segment)
+    parent.command()(train)
+    parent.add_typer(models, name="model")
+
+
+def segment(
+    em: Annotated[str, typer.Argument(help="EM volume.")],
+    out: Annotated[Path, typer.Option(help="Output OME-Zarr: uint8 signed distance.")],
+    model: Annotated[
+        str, typer.Option(help='Bundled name, .safetensors file, or "auto" for the nearest voxels.')
+    ] = "auto",
+    spacing: Annotated[
+        str | None, typer.Option(help='EM voxel size "x, y, z unit", if the file has none.')
+    ] = None,
+    block: Annotated[int, typer.Option(help="Output voxels per block along each axis.")] = 96,
+) -> None:
+    """Predict mitochondria and their membrane; killed runs go on where they stopped."""
+    from clemreg.pipeline.segment import segment_file
+
+    with progress_bar("segment") as progress:
+        segment_file(em, out, model=model, spacing=spacing, block=block, progress=progress)
+    result(f"wrote {out}")
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML training configuration.")],
+    data: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of a training volume; repeat.")
+    ] = None,
+) -> None:
+    """Train a network; a second start goes on from the last checkpoint."""
+    from clemreg.pipeline.train import train_from_config
+
+    with progress_bar("train") as progress:
+        path = train_from_config(config, tuple(data or ()), progress=progress)
+    result(f"wrote {path}")
+
+
+@models.command("list")
+def list_models(json: JsonOption = None) -> None:
+    """List the bundled networks."""
+    from clemreg.segment.models import bundled_models
+
+    rows = {model.name: model.to_json() for model in bundled_models()}
+    table(rows)
+    write_json(json, rows)
+
+
+@models.command("info")
+def info(name: Annotated[str, typer.Argument(help="Bundled name or file.")]) -> None:
+    """Show what a network predicts, at which voxel size, and its model card."""
+    from clemreg.segment.models import model_info
+
+    table({name: model_info(name).to_json()})

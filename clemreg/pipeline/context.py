@@ -1,0 +1,110 @@
+"""What every step of a run knows: the configuration, where files are, and what made them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from clemreg import __version__
+from clemreg.blocks.run import Progress
+from clemreg.config import RunConfig, resolve
+from clemreg.pipeline.steps import input_fingerprint
+from clemreg.units import parse_xyz_nm
+from clemreg.volume import Volume
+
+ENGINES = ("numpy", "scipy", "zarr", "torch", "itk-elastix", "SimpleITK", "scikit-image")
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run: its configuration, folders and progress display.
+
+    Attributes
+    ----------
+    config
+        Validated configuration.
+    base
+        Folder that the configuration's relative paths start from.
+    progress
+        Opens a progress display with a title.
+    """
+
+    config: RunConfig
+    base: Path
+    progress: Callable[[str], AbstractContextManager[Progress]]
+
+    @property
+    def folder(self) -> Path:
+        """Where everything is written."""
+        return Path(resolve(self.config.output.dir, self.base))
+
+    def path(self, *parts: str) -> Path:
+        """Return a path inside the run folder."""
+        return self.folder.joinpath(*parts)
+
+    def input(self, path: str | None) -> str | None:
+        """Resolve an input path of the configuration."""
+        return None if path is None else resolve(path, self.base)
+
+    def open_em(self) -> Volume:
+        """Open the EM, frame ``"em"``; its first channel if it has several."""
+        em = self.config.em
+        volume = _open(resolve(em.path, self.base), em.voxel_size, "em")
+        return volume.channel(0) if volume.channels else volume
+
+    def open_lm(self) -> Volume:
+        """Open the light volume with all its channels, frame ``"lm"``."""
+        lm = self.config.lm
+        return _open(resolve(lm.path, self.base), lm.voxel_size, "lm")
+
+    def open_output(self, name: str, frame: str) -> Volume:
+        """Open a volume that an earlier step wrote."""
+        return _open(str(self.path(name)), None, frame)
+
+    def inputs(self) -> dict[str, str | None]:
+        """Fingerprints of every input file."""
+        config = self.config
+        paths = {
+            "em": config.em.path,
+            "prediction": config.em.prediction,
+            "lm": config.lm.path,
+            "landmarks": config.proof.landmarks,
+            "truth": config.proof.truth,
+        }
+        return {name: input_fingerprint(self.input(path)) for name, path in paths.items()}
+
+    def provenance(self) -> dict[str, Any]:
+        """Return command, resolved configuration, versions, inputs, seed and threads."""
+        return {
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "config": self.config.model_dump(mode="json", by_alias=True),
+            "versions": versions(),
+            "inputs": self.inputs(),
+            "seed": self.config.register_.seed,
+            "threads": self.config.register_.threads or os.cpu_count(),
+        }
+
+
+def versions() -> Mapping[str, str]:
+    """Versions of clemreg, Python and the engines that are installed."""
+    found = {"clemreg": __version__, "python": platform.python_version()}
+    for name in ENGINES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _open(uri: str, voxel_size: str | None, frame: str) -> Volume:
+    from clemreg.io.volumes import open_volume
+
+    spacing = parse_xyz_nm(voxel_size) if voxel_size else None
+    return open_volume(uri, spacing_nm=spacing, frame=frame)

@@ -1,0 +1,183 @@
+"""Resumable steps: what is finished, with which inputs, is on disk; nothing else is trusted.
+
+A step's marker ``steps/<name>.json`` is removed before the step starts and written, whole, after
+its outputs are in place. It holds a fingerprint of everything the step depended on. So after
+Ctrl-C, `kill -9` or a full disk, the same command does again just what is not finished, and after
+a change of configuration just what that change touches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clemreg.errors import ConfigError, StorageError
+from clemreg.io.atomic import atomic_write_json
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One verb of a run.
+
+    Attributes
+    ----------
+    name
+        As in ``--from NAME`` and in the marker file.
+    action
+        Does the work; called without arguments; its outputs appear whole or not at all.
+    inputs
+        Plain values and fingerprints that the outcome depends on, besides the steps before it.
+    after
+        Names of the steps whose outputs it reads.
+    outputs
+        Paths that must exist for the step to count as finished.
+    """
+
+    name: str
+    action: Callable[[], None]
+    inputs: Mapping[str, Any]
+    after: tuple[str, ...] = ()
+    outputs: tuple[Path, ...] = ()
+
+
+def run_steps(
+    steps: Sequence[Step],
+    folder: Path,
+    *,
+    start: str | None = None,
+    announce: Callable[[str, str], None] | None = None,
+) -> dict[str, float]:
+    """Run what is not finished, in order.
+
+    Parameters
+    ----------
+    steps
+        All steps, each after the ones it reads from.
+    folder
+        Where markers are kept (``folder/steps``).
+    start
+        Do this step and all later ones again even if finished.
+    announce
+        Told ``(step name, "running" | "finished" | "up to date")``.
+
+    Returns
+    -------
+    dict
+        Seconds that each step took when it last ran.
+
+    Raises
+    ------
+    ConfigError
+        `start` names no step.
+    """
+    names = [step.name for step in steps]
+    if start is not None and start not in names:
+        raise ConfigError(f"there is no step {start!r}", hint=f"steps: {', '.join(names)}")
+    forced = set(names[names.index(start) :]) if start else set()
+    tell = announce or (lambda _name, _state: None)
+    fingerprints: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for step in steps:
+        fingerprint = _fingerprint(step, fingerprints)
+        fingerprints[step.name] = fingerprint
+        done = None if step.name in forced else finished(folder, step, fingerprint)
+        if done is None:
+            tell(step.name, "running")
+            done = _do(folder, step, fingerprint)
+            tell(step.name, "finished")
+        else:
+            tell(step.name, "up to date")
+        seconds[step.name] = done
+    return seconds
+
+
+def finished(folder: Path, step: Step, fingerprint: str) -> float | None:
+    """Seconds that `step` took, if it is finished with just this fingerprint; else None."""
+    marker = _marker(folder, step.name)
+    try:
+        record = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if record.get("fingerprint") != fingerprint or not all(p.exists() for p in step.outputs):
+        return None
+    return float(record["seconds"])
+
+
+def _do(folder: Path, step: Step, fingerprint: str) -> float:
+    marker = _marker(folder, step.name)
+    marker.unlink(missing_ok=True)
+    begin = time.monotonic()
+    step.action()
+    seconds = time.monotonic() - begin
+    atomic_write_json(marker, {"fingerprint": fingerprint, "seconds": round(seconds, 3)})
+    log.info("step %s took %.1f s", step.name, seconds)
+    return seconds
+
+
+def _marker(folder: Path, name: str) -> Path:
+    (folder / "steps").mkdir(parents=True, exist_ok=True)
+    return folder / "steps" / f"{name}.json"
+
+
+def _fingerprint(step: Step, earlier: Mapping[str, str]) -> str:
+    record = {"step": step.name, "inputs": step.inputs, "after": [earlier[n] for n in step.after]}
+    text = json.dumps(record, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def input_fingerprint(path: str | Path | None) -> str | None:
+    """Identify the content of an input cheaply: size and time of a file, metadata of a container.
+
+    A zarr or N5 folder is known by its metadata files and the times of its upper two folders, so
+    that a million chunks need not be listed.
+    """
+    if path is None:
+        return None
+    target = Path(str(path).partition("::")[0])
+    if target.is_file():
+        stat = target.stat()
+        return f"{target}:{stat.st_size}:{stat.st_mtime_ns}"
+    if not target.is_dir():
+        return f"{target}:absent"
+    parts = [str(target)]
+    for child in sorted([*target.glob("*"), *target.glob("*/*")]):
+        stat = child.stat()
+        parts.append(f"{child.name}:{stat.st_mtime_ns}:{stat.st_size if child.is_file() else ''}")
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@contextmanager
+def one_run_at_a_time(folder: Path) -> Iterator[None]:
+    """Hold ``folder/.lock`` so that two runs do not write the same outputs.
+
+    The operating system frees the lock when its process ends, however it ends.
+
+    Raises
+    ------
+    StorageError
+        Another live process holds it.
+    """
+    import filelock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise StorageError(
+            f"{folder} is being written by another clemreg run",
+            hint="wait for it, or choose another output folder",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from clemreg.errors import ConfigError, StorageError
+from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
+
+
+def _steps(tmp_path: Path, calls: list[str], **changed: object) -> list[Step]:
+    def write(name: str):
+        def action() -> None:
+            calls.append(name)
+            (tmp_path / name).write_text(name)
+
+        return action
+
+    return [
+        Step("a", write("a"), {"x": changed.get("x", 1)}, outputs=(tmp_path / "a",)),
+        Step("b", write("b"), {"y": changed.get("y", 1)}, after=("a",), outputs=(tmp_path / "b",)),
+        Step("c", write("c"), {}, outputs=(tmp_path / "c",)),
+    ]
+
+
+def test_a_second_run_does_nothing(tmp_path):
+    calls: list[str] = []
+    run_steps(_steps(tmp_path, calls), tmp_path)
+    run_steps(_steps(tmp_path, calls), tmp_path)
+    assert calls == ["a", "b", "c"]
+
+
+def test_a_change_redoes_the_step_and_what_reads_it_but_nothing_else(tmp_path):
+    calls: list[str] = []
+    run_steps(_steps(tmp_path, calls), tmp_path)
+    run_steps(_steps(tmp_path, calls, x=2), tmp_path)
+    assert calls == ["a", "b", "c", "a", "b"]
+    run_steps(_steps(tmp_path, calls, x=2, y=2), tmp_path)
+    assert calls[5:] == ["b"]
+
+
+def test_a_missing_output_is_made_again(tmp_path):
+    calls: list[str] = []
+    run_steps(_steps(tmp_path, calls), tmp_path)
+    (tmp_path / "b").unlink()
+    run_steps(_steps(tmp_path, calls), tmp_path)
+    assert calls[3:] == ["b"]
+
+
+def test_start_forces_the_step_and_the_later_ones(tmp_path):
+    calls: list[str] = []
+    run_steps(_steps(tmp_path, calls), tmp_path)
+    run_steps(_steps(tmp_path, calls), tmp_path, start="b")
+    assert calls[3:] == ["b", "c"]
+
+
+def test_an_unknown_start_lists_the_steps(tmp_path):
+    with pytest.raises(ConfigError, match="a, b, c"):
+        run_steps(_steps(tmp_path, []), tmp_path, start="z")
+
+
+def test_a_step_that_fails_is_not_finished_and_the_one_before_is(tmp_path):
+    calls: list[str] = []
+    steps = _steps(tmp_path, calls)
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    broken = [steps[0], Step("b", fail, {"y": 1}, after=("a",))]
+    with pytest.raises(ValueError, match="no"):
+        run_steps(broken, tmp_path)
+    assert not (tmp_path / "steps" / "b.json").exists()
+    run_steps(steps, tmp_path)
+    assert calls == ["a", "b", "c"]
+
+
+def test_a_torn_marker_counts_for_nothing(tmp_path):
+    calls: list[str] = []
+    run_steps(_steps(tmp_path, calls), tmp_path)
+    marker = tmp_path / "steps" / "a.json"
+    marker.write_text(marker.read_text()[:10])
+    run_steps(_steps(tmp_path, calls), tmp_path)
+    assert calls[3:] == ["a"]
+
+
+def test_markers_say_how_long_a_step_took(tmp_path):
+    seconds = run_steps([Step("nap", lambda: time.sleep(0.05), {})], tmp_path)
+    assert 0.05 <= seconds["nap"] < 5
+    assert json.loads((tmp_path / "steps" / "nap.json").read_text())["seconds"] >= 0.05
+
+
+def test_kill_leaves_no_marker_and_no_lock(tmp_path):
+    code = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from clemreg.pipeline.steps import Step, one_run_at_a_time, run_steps
+        folder = Path({str(tmp_path)!r})
+        def slow():
+            (folder / "started").touch()
+            time.sleep(60)
+        with one_run_at_a_time(folder):
+            run_steps([Step("slow", slow, {{}})], folder)
+    """)
+    child = subprocess.Popen([sys.executable, "-c", code])
+    for _ in range(400):
+        if (tmp_path / "started").exists():
+            break
+        time.sleep(0.05)
+    with pytest.raises(StorageError, match="another clemreg run"), one_run_at_a_time(tmp_path):
+        pass
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "steps" / "slow.json").exists()
+    with one_run_at_a_time(tmp_path):
+        pass
+
+
+def test_input_fingerprints_follow_content(tmp_path):
+    file = tmp_path / "a.tif"
+    file.write_bytes(b"1")
+    before = input_fingerprint(file)
+    assert input_fingerprint(file) == before
+    file.write_bytes(b"22")
+    assert input_fingerprint(file) != before
+    folder = tmp_path / "a.zarr"
+    (folder / "0").mkdir(parents=True)
+    empty = input_fingerprint(folder)
+    (folder / "0" / "zarr.json").write_text("{}")
+    assert input_fingerprint(f"{folder}::0") == input_fingerprint(folder) != empty
+    assert input_fingerprint(None) is None
