@@ -5,32 +5,23 @@ import sys
 
 import pytest
 
-HEAVY = (
-    "torch",
-    "itk",
-    "dask",
-    "distributed",
-    "jpype",
-    "scyjava",
-    "imagej",
-    "matplotlib",
-    "pandas",
+HEAVY = ("torch", "itk", "dask", "distributed", "jpype", "scyjava", "imagej", "matplotlib", "pandas")
+PROBE = """
+import atexit, sys
+heavy = {heavy!r}
+atexit.register(
+    lambda: sys.stderr.write("LOADED " + " ".join(m for m in heavy if m in sys.modules))
 )
+{code}
+"""
 
 
 @pytest.mark.parametrize(
     "code", ["import clemreg", "import clemreg.cli; clemreg.cli.main(['--help'])"]
 )
 def test_start_up_loads_no_engine(code):
-    probe = (
-        "import sys, atexit\n"
-        f"heavy = {HEAVY!r}\n"
-        "atexit.register(lambda: sys.stderr.write('LOADED ' + ' '.join(m for m in heavy if m in sys.modules)))\n"
-        f"{code}\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
-    )
+    probe = PROBE.format(heavy=HEAVY, code=code)
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip().endswith("LOADED"), done.stderr
     if "--help" in code:

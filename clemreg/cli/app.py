@@ -41,7 +41,7 @@ def _version(value: bool) -> None:
 def _options(
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Log what is done."),
     debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
-    version: bool = typer.Option(
+    _show_version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:

@@ -1,0 +1,121 @@
+"""Write a first configuration, after looking at both volumes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from clemreg.errors import ClemregError, StorageError, VoxelSizeError
+from clemreg.io.atomic import atomic_write_text
+from clemreg.io.volumes import open_volume
+from clemreg.pipeline.doctor import EM_VOXEL_NM, LM_VOXEL_NM, Finding, check_fields, check_voxels
+from clemreg.units import parse_xyz_nm
+from clemreg.volume import Volume
+
+MITO_NAMES = ("mito", "tom20", "tomm20", "halo", "jf525", "mitotracker", "cox8")
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """What ``clemreg init`` was told.
+
+    Attributes
+    ----------
+    em, lm
+        Volumes.
+    channel
+        Mitochondria channel of the LM, or None to look for one by name.
+    em_spacing, lm_spacing
+        ``"x, y, z unit"`` overrides.
+    landmarks
+        Held-out landmark table.
+    """
+
+    em: str
+    lm: str
+    channel: str | None = None
+    em_spacing: str | None = None
+    lm_spacing: str | None = None
+    landmarks: Path | None = None
+
+
+def write_config(folder: Path, options: InitOptions) -> tuple[Path, list[str]]:
+    """Write ``folder/clemreg.toml`` and return its path and what a user should know.
+
+    Raises
+    ------
+    StorageError
+        There is a configuration already.
+    VoxelSizeError
+        A voxel size is missing or cannot be right.
+    """
+    path = folder / "clemreg.toml"
+    if path.exists():
+        raise StorageError(f"{path} exists already", hint="edit it, or choose another folder")
+    em = _open(options.em, options.em_spacing, "em")
+    lm = _open(options.lm, options.lm_spacing, "lm")
+    findings = [
+        check_voxels("EM", em, EM_VOXEL_NM),
+        check_voxels("LM", lm, LM_VOXEL_NM),
+        check_fields(em, lm),
+    ]
+    _refuse_errors(findings)
+    channel, note = _mito_channel(lm, options.channel)
+    notes = [f"{f.subject}: {f.text}" + (f" ({f.hint})" if f.hint else "") for f in findings]
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(path, tomli_w.dumps(_as_toml(folder, options, channel)))
+    return path, notes + ([note] if note else [])
+
+
+def _open(uri: str, spacing: str | None, frame: str) -> Volume:
+    return open_volume(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame=frame)
+
+
+def _refuse_errors(findings: list[Finding]) -> None:
+    for finding in findings:
+        if finding.status == "error":
+            raise VoxelSizeError(f"{finding.subject}: {finding.text}", hint=finding.hint)
+
+
+def _mito_channel(lm: Volume, wanted: str | None) -> tuple[str | int, str]:
+    if wanted is not None:
+        which: str | int = int(wanted) if wanted.isdigit() else wanted
+        lm.channel(which)
+        return which, ""
+    if not lm.channels:
+        return 0, ""
+    for name in lm.channels:
+        if any(key in name.lower() for key in MITO_NAMES):
+            return name, f"mitochondria channel: {name!r}, by its name"
+    raise ClemregError(
+        f"which channel of the LM shows mitochondria? It has {list(lm.channels)}",
+        hint="add --channel NAME",
+    )
+
+
+def _as_toml(folder: Path, options: InitOptions, channel: str | int) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "em": {"path": _relative(options.em, folder)},
+        "lm": {"path": _relative(options.lm, folder), "channel": channel},
+        "register": {"psf": "palm", "seed": 0},
+        "output": {"dir": "run"},
+    }
+    for section, spacing in (("em", options.em_spacing), ("lm", options.lm_spacing)):
+        if spacing:
+            config[section]["voxel_size"] = spacing
+    if options.landmarks:
+        config["proof"] = {"landmarks": _relative(str(options.landmarks), folder)}
+    return config
+
+
+def _relative(uri: str, folder: Path) -> str:
+    container, separator, inner = uri.partition("::")
+    try:
+        path = os.path.relpath(Path(container).resolve(), folder.resolve())
+    except ValueError:  # another drive on Windows
+        path = str(Path(container).resolve())
+    return path.replace(os.sep, "/") + separator + inner
