@@ -1,0 +1,123 @@
+"""Outputs that appear whole or not at all: written beside, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from clemreg.errors import StorageError
+
+
+def partial_path(path: Path) -> Path:
+    """Return the sibling under which `path` is written until it is whole."""
+    return path.with_name(f".{path.name}.partial")
+
+
+@contextmanager
+def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Yield a sibling path to write a file or folder to; rename it to `path` on success.
+
+    On an exception the sibling is removed and `path` is as it was.
+
+    Parameters
+    ----------
+    path
+        Where the finished output will be; its folder is made if needed.
+    overwrite
+        Whether an output that exists is replaced.
+
+    Raises
+    ------
+    StorageError
+        The target exists and must not be replaced, the disk is full, or permission is missing.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path} exists already", hint="choose another name or remove it")
+    partial = partial_path(path)
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
+    try:
+        with storage_errors(path):
+            yield partial
+            put_in_place(partial, path)
+    except BaseException:
+        remove(partial)
+        raise
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the system's write errors into a StorageError that says what to do."""
+    hints = {
+        errno.ENOSPC: "the disk is full: free some space and run the same command again",
+        errno.EDQUOT: "the disk quota is used up: free some space and run the same command again",
+        errno.EFBIG: "the file size limit is reached (ulimit -f)",
+        errno.EACCES: "no permission to write there: choose another output folder",
+        errno.EPERM: "no permission to write there: choose another output folder",
+        errno.EROFS: "the file system is read-only: choose another output folder",
+    }
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in hints or isinstance(error, StorageError):
+            raise
+        message = f"cannot write {path}: {error.strerror or error}"
+        raise StorageError(message, hint=hints[error.errno]) from error
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Rename a finished sibling to its final name, replacing what is there."""
+    if path.is_dir() and not path.is_symlink():
+        old = path.with_name(f".{path.name}.old")
+        remove(old)
+        path.rename(old)
+        partial.rename(path)
+        remove(old)
+    else:
+        partial.replace(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all, and flush it to the disk."""
+    with atomic_path(path) as partial, partial.open("w", encoding="utf-8", newline="\n") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def atomic_write_json(path: str | Path, content: Any) -> None:
+    """Write JSON, whole or not at all; numpy scalars become numbers, NaN and infinity null."""
+    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def plain(value: Any) -> Any:
+    """Make a value fit for JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "tolist"):  # numpy scalar or array
+        return plain(value.tolist())
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return value
