@@ -6,7 +6,9 @@ applies its *last* member first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from clemreg.errors import FormatError, MissingError
 from clemreg.io.atomic import atomic_path
+from clemreg.io.tables import read_text
 from clemreg.io.xyz import FloatArray, flip, flip_matrix
 from clemreg.space.bspline import BSpline
 from clemreg.space.field import DisplacementField
@@ -55,9 +58,10 @@ def read_itk(
 
     if not Path(path).is_file():
         raise MissingError(f"transform file {path} is not there", hint="check the path")
+    _check(Path(path))
     try:
         read = sitk.ReadTransform(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         reason = next((s for s in reversed(str(error).splitlines()) if s.strip()), "")
         raise FormatError(f"{path} is no transform file that ITK can read: {reason}") from error
     members = _applied_in_order(read)
@@ -67,6 +71,73 @@ def read_itk(
         for i, member in enumerate(members)
     ]
     return parts[0] if len(parts) == 1 else Chain(tuple(parts))
+
+
+@dataclass(frozen=True, eq=False)
+class _Member:
+    """One transform as it stands in a file."""
+
+    kind: str
+    fixed: FloatArray
+    parameters: FloatArray
+
+
+def _check(path: Path) -> None:
+    """Raise FormatError for what ITK would take without a word, or never come back from.
+
+    Of several transforms side by side ITK reads the first and drops the rest, and a damaged size of
+    a lattice can keep it busy for ever.
+    """
+    try:
+        members = list(_members(path))
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError) as error:
+        raise FormatError(f"{path} is no transform file that ITK can read: {error}") from error
+    if len(members) > 1 and not members[0].kind.startswith("CompositeTransform"):
+        raise FormatError(
+            f"{path} holds {len(members)} transforms side by side; it is not said how to chain them",
+            hint="write them as one CompositeTransform",
+        )
+    for member in members:
+        if not (np.isfinite(member.fixed).all() and np.isfinite(member.parameters).all()):
+            raise FormatError(f"{path}: the {member.kind} holds NaN or infinity")
+        if member.kind.startswith(("BSpline", "DisplacementField")):
+            n = int(member.kind.split("_")[2])
+            sizes = member.fixed[:n]
+            whole = len(sizes) == n and (sizes >= 1).all() and (sizes == np.round(sizes)).all()
+            if not whole or math.prod(map(int, sizes)) * n != len(member.parameters):
+                raise FormatError(
+                    f"{path}: the {member.kind} has {len(member.parameters)} parameters, which do "
+                    f"not fit its lattice of {sizes.tolist()}"
+                )
+
+
+def _members(path: Path) -> Iterator[_Member]:
+    """Transforms of an HDF5 or text file; none for ITK's other formats."""
+    if path.suffix.lower() in (".h5", ".hdf5"):
+        import h5py
+
+        with h5py.File(path) as file:
+            groups = file["TransformGroup"]
+            for key in sorted(groups, key=int):
+                kind = groups[key]["TransformType"].asstr()[0]
+                empty = np.empty(0)
+                numbers = [
+                    np.asarray(groups[key].get(name, empty), dtype=np.float64)
+                    for name in ("TransformFixedParameters", "TransformParameters")
+                ]
+                yield _Member(kind, *numbers)
+    elif path.suffix.lower() in (".tfm", ".txt"):
+        kinds: list[str] = []
+        lines: dict[str, list[FloatArray]] = {"Parameters": [], "FixedParameters": []}
+        for line in read_text(path, "ITK transform file").splitlines():
+            key, _, value = line.partition(":")
+            if key == "Transform":
+                kinds.append(value.strip())
+                for numbers in lines.values():
+                    numbers.append(np.empty(0))
+            elif key in lines:
+                lines[key][-1] = np.array(value.split(), dtype=np.float64)
+        yield from map(_Member, kinds, lines["FixedParameters"], lines["Parameters"])
 
 
 def _applied_in_order(transform: Any) -> list[Any]:

@@ -125,7 +125,7 @@ def grid_from_json(record: Mapping[str, Any]) -> Grid:
             tuple(record["origin_nm"]),
             str(record["frame"]),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise FormatError(f"a grid is damaged: {type(error).__name__}: {error}") from error
 
 

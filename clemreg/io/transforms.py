@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clemreg.errors import ClemregError, DataError, FormatError, MissingError
+from clemreg.errors import ClemregError, DataError, FormatError, GridError, MissingError
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.bigwarp import BigWarpFile, read_bigwarp
 from clemreg.io.elastix_files import (
@@ -107,10 +107,13 @@ def read_fixed_grid(path: str | Path, *, frame: str = "lm", unit: str = "um") ->
         As `read_transform`.
     """
     kind = _kind(Path(path))
-    if kind == "elastix":
-        return read_elastix_grid(path, frame=frame, unit=unit)
-    record = _load_json(Path(path)).get("fixed_grid") if kind == "json" else None
-    return None if record is None else grid_from_json(record)
+    try:
+        if kind == "elastix":
+            return read_elastix_grid(path, frame=frame, unit=unit)
+        record = _load_json(Path(path)).get("fixed_grid") if kind == "json" else None
+        return None if record is None else grid_from_json(record)
+    except GridError as error:
+        raise FormatError(f"{path}: the fixed grid is wrong: {error.message}") from error
 
 
 def write_transform(

@@ -1,0 +1,144 @@
+"""What a format module hands over: pixels still on disk, with their geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clemreg.errors import FormatError
+from clemreg.volume import LazyArray
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """One resolution of a volume.
+
+    Attributes
+    ----------
+    data
+        Array-like with axes (c,) z, y, x.
+    spacing_nm
+        Voxel size zyx, or None where the file does not say.
+    origin_nm
+        Centre of voxel (0, 0, 0), zyx.
+    """
+
+    data: LazyArray
+    spacing_nm: tuple[float, float, float] | None
+    origin_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A volume as a format module found it.
+
+    Attributes
+    ----------
+    format
+        Name of the format.
+    levels
+        Resolutions, finest first.
+    channels
+        Names; empty without a channel axis.
+    unit
+        Unit as written in the file.
+    notes
+        What a user should know.
+    """
+
+    format: str
+    levels: tuple[Level, ...]
+    channels: tuple[str, ...] = ()
+    unit: str = ""
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class AxesView:
+    """An array whose axes are named and may stand in any order, seen as (c,) z, y, x.
+
+    Parameters
+    ----------
+    array
+        Anything that can be indexed with slices.
+    axes
+        One letter an axis of `array`; axes other than c, z, y, x are fixed at 0.
+    name
+        For messages.
+    """
+
+    array: Any
+    axes: str
+    name: str
+
+    @property
+    def wanted(self) -> str:
+        """Axes of the view, in order."""
+        return "".join(a for a in "czyx" if a in self.axes)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Size along the view's axes."""
+        sizes = dict(zip(self.axes, self.array.shape, strict=True))
+        return tuple(int(sizes[a]) for a in self.wanted)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Pixel type."""
+        dtype = self.array.dtype
+        return np.dtype(getattr(dtype, "numpy_dtype", dtype))
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """Read a block.
+
+        Raises
+        ------
+        FormatError
+            A chunk cannot be read or decoded.
+        """
+        key = key if isinstance(key, tuple) else (key,)
+        key = key + (slice(None),) * (len(self.wanted) - len(key))
+        of = dict(zip(self.wanted, key, strict=True))
+        try:
+            block = np.asarray(self.array[tuple(of.get(a, 0) for a in self.axes)])
+        except (OSError, ValueError, RuntimeError, TypeError) as error:
+            raise FormatError(
+                f"cannot read {self.name} at {_words(self.wanted, key)}: {error}",
+                hint="a chunk is damaged or missing; copy the file again",
+            ) from error
+        left = [a for a in self.axes if isinstance(of.get(a, 0), slice)]
+        order = [left.index(a) for a in self.wanted if a in left]
+        return block.transpose(order)
+
+
+def _words(axes: str, key: Sequence[Any]) -> str:
+    return ", ".join(
+        f"{a} {k.start or 0}:{'' if k.stop is None else k.stop}"
+        if isinstance(k, slice)
+        else f"{a} {k}"
+        for a, k in zip(axes, key, strict=True)
+    )
+
+
+def require_spatial(axes: str, shape: Sequence[int], name: str) -> None:
+    """Check that z, y and x are there and that nothing but channels is longer than one.
+
+    Raises
+    ------
+    FormatError
+        An axis is missing (a 2-D image), or there are several time points.
+    """
+    if not set("zyx") <= set(axes) or len(set(axes)) != len(axes):
+        raise FormatError(
+            f"{name} has axes {axes!r} of sizes {tuple(shape)}; z, y and x are needed",
+            hint="clemreg works on volumes, not on single images",
+        )
+    for axis, size in zip(axes, shape, strict=True):
+        if axis not in "czyx" and size != 1:
+            raise FormatError(
+                f"{name} has {size} positions along axis {axis!r}; one is expected",
+                hint="export one time point",
+            )

@@ -1,0 +1,249 @@
+"""TIFF, OME-TIFF and ImageJ hyperstacks, plane by plane; gzip-compressed ones in memory."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import struct
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.errors import FormatError
+from clemreg.io.atomic import atomic_path
+from clemreg.io.source import AxesView, Level, Source, require_spatial
+from clemreg.units import nm_per
+from clemreg.volume import Volume
+
+SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".ome.tif", ".tif.gz", ".tiff.gz")
+_RESOLUTION_UNIT = {2: "inch", 3: "cm"}
+Triple = tuple[float, float, float]
+
+
+def matches(path: Path) -> bool:
+    """Tell whether a file is a TIFF by its name."""
+    return path.is_file() and path.name.lower().endswith(SUFFIXES)
+
+
+def open_source(path: Path, inner: str = "") -> Source:
+    """Open the first image series.
+
+    Raises
+    ------
+    FormatError
+        The file is truncated or not a TIFF, or it is not a volume.
+    """
+    import tifffile
+
+    if inner:
+        raise FormatError(f"{path} is a TIFF; it has no inner dataset {inner!r}")
+    try:
+        data: Any = io.BytesIO(gzip.decompress(path.read_bytes())) if path.suffix == ".gz" else path
+        tiff = tifffile.TiffFile(data)
+    except (tifffile.TiffFileError, OSError, EOFError, ValueError, struct.error) as error:
+        raise _unreadable(path, error) from error
+    try:
+        return _series_source(tiff, path)
+    except FormatError:
+        tiff.close()
+        raise
+    except (OSError, EOFError, ValueError, LookupError, TypeError, struct.error) as error:
+        tiff.close()
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> FormatError:
+    return FormatError(
+        f"{path} is not a readable TIFF: {error}", hint="copy it again; it may be truncated"
+    )
+
+
+def _series_source(tiff: Any, path: Path) -> Source:
+    series = tiff.series[0]
+    axes = _axes(series.axes, series.shape)
+    shape = [n for n, a in zip(series.shape, series.axes, strict=True) if a != "S" or n > 1]
+    require_spatial(axes, shape, str(path))
+    planes = _Planes(tiff, series, tuple(shape), path)
+    spacing, unit = _voxel_size(tiff)
+    count = dict(zip(axes, shape, strict=True)).get("c", 0)
+    names = _channel_names(tiff, count)
+    level = Level(AxesView(planes, axes, str(path)), spacing)
+    return Source(_format_name(tiff), (level,), names, unit)
+
+
+def _axes(axes: str, shape: tuple[int, ...]) -> str:
+    """Lower-case axis letters; a plain stack of pages is z."""
+    letters = [a for a, n in zip(axes, shape, strict=True) if a != "S" or n > 1]
+    text = "".join(letters).lower()
+    if "z" not in text:
+        for page_axis in ("i", "q", "t"):
+            if page_axis in text:
+                return text.replace(page_axis, "z", 1)
+    return text.replace("s", "c") if "c" not in text else text
+
+
+def _format_name(tiff: Any) -> str:
+    return "OME-TIFF" if tiff.is_ome else "ImageJ TIFF" if tiff.is_imagej else "TIFF"
+
+
+class _Planes:
+    """Pages of a TIFF series as one array; only the pages asked for are decoded."""
+
+    def __init__(self, tiff: Any, series: Any, shape: tuple[int, ...], path: Path) -> None:
+        self._tiff = tiff
+        weakref.finalize(self, tiff.close)
+        self._series = series
+        self._path = path
+        self.shape = shape
+        self.dtype = series.dtype
+        self._mapped = self._map()
+        if self._mapped is None:
+            self._check_offsets()
+
+    def _map(self) -> NDArray[Any] | None:
+        """Memory map of a file without compression, in its own byte order."""
+        offset = self._series.dataoffset
+        if offset is None or not self._path.suffix.lower().startswith((".tif", ".btf", ".tf8")):
+            return None
+        size = offset + int(np.prod(self.shape)) * self.dtype.itemsize
+        self._require(size)
+        dtype = np.dtype(self.dtype).newbyteorder(self._tiff.byteorder)
+        return np.memmap(self._path, dtype, "r", offset, self.shape)
+
+    def _check_offsets(self) -> None:
+        pages = self._series.pages
+        ends = [
+            max(map(sum, zip(p.dataoffsets, p.databytecounts, strict=True))) for p in pages if p
+        ]
+        self._require(max(ends))
+
+    def _require(self, size: int) -> None:
+        actual = self._tiff.filehandle.size
+        if actual < size:
+            raise FormatError(
+                f"{self._path} is truncated: {actual} bytes, at least {size} expected",
+                hint="copy it again",
+            )
+
+    def __getitem__(self, key: tuple[Any, ...], /) -> Any:
+        if self._mapped is not None:
+            return np.asarray(self._mapped[key])
+        lead = self.shape[:-2]
+        pages = np.arange(int(np.prod(lead, dtype=int))).reshape(lead)[key[:-2]]
+        first = self._series.pages
+        images = [first[int(i)].asarray().reshape(self.shape[-2:])[key[-2:]] for i in pages.flat]
+        return np.stack(images).reshape(*pages.shape, *images[0].shape)
+
+
+def _voxel_size(tiff: Any) -> tuple[Triple | None, str]:
+    if tiff.is_ome:
+        return _ome_voxel_size(tiff.ome_metadata or "")
+    page = tiff.pages[0]
+    description = tiff.imagej_metadata or {}
+    unit = _plain_unit(str(description.get("unit", "")))
+    x, y = (_pixel_size(page, name) for name in ("XResolution", "YResolution"))
+    if tiff.is_imagej and unit and unit not in {"pixel", "pixels"} and x and y:
+        z = float(description.get("spacing", 0.0) or 0.0)
+        if z <= 0:
+            return None, unit
+        factor = nm_per(unit)
+        return (abs(z) * factor, y * factor, x * factor), unit
+    return None, unit
+
+
+def _plain_unit(text: str) -> str:
+    """Undo ImageJ's escape of the micro sign."""
+    return text.replace("\\u00B5", "µ").replace("\\u00b5", "µ").strip()
+
+
+def _pixel_size(page: Any, tag: str) -> float:
+    value = page.tags.get(tag)
+    if value is None:
+        return 0.0
+    top, bottom = value.value
+    return float(bottom) / float(top) if top else 0.0
+
+
+_PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
+_PHYSICAL = re.compile(r'PhysicalSize([XYZ])(Unit)?\s*=\s*"([^"]*)"')
+_CHANNEL = re.compile(r'<(?:\w+:)?Channel\b[^>]*\bName\s*=\s*"([^"]*)"')
+
+
+def _ome_voxel_size(xml: str) -> tuple[Triple | None, str]:
+    """Read the physical sizes from the first Pixels element.
+
+    Attributes of one element are all that is needed, so no XML parser runs on a file from
+    elsewhere, and no entity in it is expanded.
+    """
+    pixels = _PIXELS.search(xml)
+    if pixels is None:
+        return None, ""
+    sizes: dict[str, float] = {}
+    units = dict.fromkeys("XYZ", "µm")  # the default of the OME schema
+    for axis, is_unit, text in _PHYSICAL.findall(pixels.group(0)):
+        if is_unit:
+            units[axis] = text.replace("&#181;", "µ").replace("&#xB5;", "µ")
+        else:
+            sizes[axis] = float(text)
+    if set(sizes) != set("XYZ"):
+        return None, units["X"]
+    z, y, x = (sizes[a] * nm_per(units[a]) for a in "ZYX")
+    return (z, y, x), units["X"]
+
+
+def _channel_names(tiff: Any, count: int) -> tuple[str, ...]:
+    if not count:
+        return ()
+    names = _CHANNEL.findall(tiff.ome_metadata or "") if tiff.is_ome else []
+    if tiff.is_imagej:
+        labels = (tiff.imagej_metadata or {}).get("ChannelNames") or _info_channels(tiff)
+        names = list(labels)
+    if len(names) == count and len(set(names)) == count:
+        return tuple(names)
+    return tuple(f"channel {i}" for i in range(count))
+
+
+def _info_channels(tiff: Any) -> list[str]:
+    info = str((tiff.imagej_metadata or {}).get("Info", ""))
+    for line in info.splitlines():
+        if line.startswith("channels="):
+            return [name.strip() for name in line.partition("=")[2].split(",")]
+    return []
+
+
+def write_tiff(path: str | Path, volume: Volume) -> None:
+    """Write an ImageJ hyperstack with voxel size, unit, channels and display ranges.
+
+    The origin is not written: ImageJ and BigWarp disagree on what it means. uint8, uint16 and
+    float32 are kept; other types become float32.
+    """
+    import tifffile
+
+    data = volume.read()
+    if data.dtype not in (np.uint8, np.uint16, np.float32):
+        data = data.astype(np.float32)
+    planes = np.moveaxis(data, 0, 1) if volume.channels else data[:, None]
+    z, y, x = (s / 1e3 for s in volume.grid.spacing_nm)
+    ranges = [float(v) for c in range(planes.shape[1]) for v in _limits(planes[:, c])]
+    metadata: Mapping[str, Any] = {
+        "axes": "ZCYX",
+        "unit": "um",
+        "spacing": z,
+        "mode": "composite" if planes.shape[1] > 1 else "grayscale",
+        "Ranges": tuple(ranges),
+        "Info": "channels=" + ", ".join(volume.channels),
+    }
+    with atomic_path(path) as partial:
+        tifffile.imwrite(
+            partial, planes, imagej=True, resolution=(1 / x, 1 / y), metadata=dict(metadata)
+        )
+
+
+def _limits(plane: NDArray[Any]) -> tuple[float, float]:
+    low, high = float(plane.min()), float(plane.max())
+    return low, high if high > low else low + 1

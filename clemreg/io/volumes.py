@@ -1,0 +1,234 @@
+"""Open any volume, say what is in it. Writing is in `clemreg.io.writer`, re-exported here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from clemreg.errors import FormatError, VoxelSizeError
+from clemreg.io import hdf5, itk_images, mrc, n5, ngff, tiff
+from clemreg.io.source import Source
+from clemreg.io.tiff import write_tiff
+from clemreg.io.writer import VolumeWriter, WriteOptions, create_volume, write_volume
+from clemreg.space.grid import Grid
+from clemreg.units import format_length
+from clemreg.volume import Labels, Volume
+
+__all__ = [
+    "VolumeInfo",
+    "VolumeWriter",
+    "WriteOptions",
+    "check_voxel_size",
+    "create_volume",
+    "describe",
+    "open_labels",
+    "open_volume",
+    "write_tiff",
+    "write_volume",
+]
+
+FOLDERS = (ngff, n5)
+FILES = (tiff, hdf5, itk_images, mrc)
+PLAUSIBLE_NM = (0.3, 50_000.0)
+MAX_ANISOTROPY = 30.0
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class VolumeInfo:
+    """What a file says of its volume.
+
+    Attributes
+    ----------
+    uri, format, unit
+        Where, which format, unit as written.
+    shape, dtype, channels
+        Of the finest level; shape zyx.
+    spacing_nm, origin_nm
+        zyx; None where the file does not say.
+    levels
+        Shape and voxel size of each resolution.
+    notes
+        What a user should know or mend.
+    """
+
+    uri: str
+    format: str
+    shape: tuple[int, ...]
+    dtype: str
+    channels: tuple[str, ...]
+    spacing_nm: Triple | None
+    origin_nm: Triple
+    unit: str
+    levels: tuple[dict[str, Any], ...]
+    notes: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+def open_volume(
+    uri: str | Path,
+    *,
+    spacing_nm: Triple | None = None,
+    frame: str = "world",
+    channel: str | int | None = None,
+) -> Volume:
+    """Open a volume lazily: only the blocks that are read leave the disk.
+
+    Parameters
+    ----------
+    uri
+        Path of an OME-Zarr, N5, TIFF, HDF5, NRRD, MetaImage, NIfTI or MRC; what is inside a
+        container follows as part of the path (zarr, N5) or after ``::``.
+    spacing_nm
+        Voxel size zyx that overrides the file's.
+    frame
+        Name of the world frame.
+    channel
+        Return just this channel, by name or number.
+
+    Raises
+    ------
+    MissingError
+        There is nothing at that path.
+    FormatError
+        The file is damaged, or not a volume.
+    VoxelSizeError
+        The voxel size is missing or cannot be right, and was not given.
+    """
+    source = _open_source(str(uri))
+    volume = _build(source, str(uri), spacing_nm, frame, Volume)
+    return volume if channel is None else volume.channel(channel)
+
+
+def open_labels(
+    uri: str | Path, *, spacing_nm: Triple | None = None, frame: str = "world"
+) -> Labels:
+    """Open ids: as `open_volume`, but never averaged when resampled.
+
+    Raises
+    ------
+    FormatError
+        The pixels are not integers.
+    """
+    volume = _build(_open_source(str(uri)), str(uri), spacing_nm, frame, Labels)
+    if volume.dtype.kind not in "iub":
+        raise FormatError(f"{uri} holds {volume.dtype}, labels are integers")
+    return volume
+
+
+def describe(uri: str | Path) -> VolumeInfo:
+    """Say what is in a file, also where the voxel size is missing."""
+    source = _open_source(str(uri))
+    first = source.levels[0]
+    notes = list(source.notes)
+    z, y, x = first.data.shape[-3:]
+    shape = (z, y, x)
+    if first.spacing_nm is None:
+        notes.append(ngff.missing_voxel_size(str(uri)).message)
+    else:
+        try:
+            check_voxel_size(Grid(shape, first.spacing_nm), str(uri))
+        except VoxelSizeError as error:
+            notes.append(error.message)
+    if min(shape) == 1:
+        notes.append("one voxel thick: it cannot be registered as a volume")
+    levels = tuple(
+        {"shape": list(level.data.shape[-3:]), "spacing_nm": level.spacing_nm}
+        for level in source.levels
+    )
+    return VolumeInfo(
+        str(uri),
+        source.format,
+        shape,
+        str(first.data.dtype),
+        source.channels,
+        first.spacing_nm,
+        first.origin_nm,
+        source.unit,
+        levels,
+        tuple(notes),
+    )
+
+
+def check_voxel_size(grid: Grid, name: str) -> None:
+    """Refuse voxel sizes that no microscope has.
+
+    Raises
+    ------
+    VoxelSizeError
+        Outside 0.3 nm to 50 um, or more than 30 times longer along one axis.
+    """
+    low, high = min(grid.spacing_nm), max(grid.spacing_nm)
+    sizes = " x ".join(format_length(s) for s in grid.spacing_nm[::-1])
+    fix = 'the unit may be wrong; give the voxel size: --spacing "x, y, z nm"'
+    if low < PLAUSIBLE_NM[0] or high > PLAUSIBLE_NM[1]:
+        raise VoxelSizeError(f"{name}: voxels of {sizes} (x, y, z) cannot be right", hint=fix)
+    if high / low > MAX_ANISOTROPY:
+        raise VoxelSizeError(
+            f"{name}: voxels of {sizes} (x, y, z) are {high / low:.0f} times longer than wide",
+            hint=fix,
+        )
+
+
+def _open_source(uri: str) -> Source:
+    path, inner = _split(uri)
+    for module in FOLDERS if path.is_dir() else FILES:
+        if module.matches(path):
+            return module.open_source(path, inner)
+    if path.is_dir():
+        raise FormatError(
+            f"{path} is a folder, but neither zarr nor N5", hint="name the volume inside it"
+        )
+    raise FormatError(
+        f"{path.name}: format not known",
+        hint="zarr, N5, TIFF, HDF5, NRRD, MHA, NIfTI and MRC are read",
+    )
+
+
+def _split(uri: str) -> tuple[Path, str]:
+    container, _, inner = uri.partition("::")
+    path = Path(container)
+    if not path.exists():
+        raise ngff.missing_path(path)
+    return path, inner.strip("/")
+
+
+def _build(
+    source: Source, name: str, spacing_nm: Triple | None, frame: str, kind: type[Any]
+) -> Any:
+    first = source.levels[0]
+    finest = spacing_nm or first.spacing_nm
+    if finest is None:
+        raise ngff.missing_voxel_size(name)
+    volumes = []
+    for level in source.levels:
+        own = level.spacing_nm
+        origin = level.origin_nm
+        if spacing_nm is not None or own is None:
+            own, origin = _rescaled(
+                level.data.shape[-3:], first.data.shape[-3:], finest, own, first
+            )
+        z, y, x = level.data.shape[-3:]
+        grid = Grid((z, y, x), own, origin, frame)
+        if spacing_nm is None:
+            check_voxel_size(grid, name)
+        volumes.append(kind(level.data, grid, source.channels, name=Path(name).name))
+    top, *coarser = volumes
+    return kind(top.data, top.grid, top.channels, tuple(coarser), top.name)
+
+
+def _rescaled(
+    shape: Any, full: Any, finest: Triple, own: Triple | None, first: Any
+) -> tuple[Triple, Triple]:
+    """Geometry of a level when the voxel size of the finest is given by the user."""
+    if own is not None and first.spacing_nm is not None:
+        factor = [round(a / b) for a, b in zip(own, first.spacing_nm, strict=True)]
+    else:
+        factor = [max(1, round(n / m)) for n, m in zip(full, shape, strict=True)]
+    z, y, x = (s * f for s, f in zip(finest, factor, strict=True))
+    oz, oy, ox = ((f - 1) / 2 * s for s, f in zip(finest, factor, strict=True))
+    return (z, y, x), (oz, oy, ox)

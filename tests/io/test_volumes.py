@@ -1,0 +1,489 @@
+from __future__ import annotations
+
+import json
+
+import h5py
+import mrcfile
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import tensorstore
+import tifffile
+import zarr
+
+from clemreg.errors import DataError, FormatError, GridError, MissingError, VoxelSizeError
+from clemreg.io.volumes import (
+    WriteOptions,
+    create_volume,
+    describe,
+    open_labels,
+    open_volume,
+    write_tiff,
+    write_volume,
+)
+from clemreg.space import Box, Grid
+from clemreg.testing import hostile_grid
+from clemreg.volume import Labels, Volume
+
+GRID = hostile_grid("em")
+RNG = np.random.default_rng(3)
+PIXELS = RNG.integers(1, 250, GRID.shape).astype(np.uint8)
+
+
+def same_place(volume, grid=GRID):
+    np.testing.assert_allclose(volume.grid.spacing_nm, grid.spacing_nm, rtol=1e-6)
+    np.testing.assert_allclose(volume.grid.origin_nm, grid.origin_nm, atol=1e-6)
+
+
+@pytest.mark.parametrize("format_", ["zarr", "zarr2", "n5"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.uint64])
+def test_what_is_written_comes_back_in_place(tmp_path, format_, dtype):
+    pixels = PIXELS.astype(dtype) * (2**40 if dtype == np.uint64 else 1)
+    path = tmp_path / f"v.{format_}"
+    with create_volume(path, GRID, dtype, format=format_, options=WriteOptions((8, 8, 8))) as w:
+        for box in GRID.box.tiles((8, 8, 8)):
+            w[box] = pixels[box.slices]
+    back = open_volume(path, frame="em")
+    assert back.dtype == dtype
+    same_place(back)
+    np.testing.assert_array_equal(back.read(), pixels)
+    box = Box((2, 3, 5), (9, 4, 22))
+    np.testing.assert_array_equal(back.read(box), pixels[2:9, 3:4, 5:22])
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize(
+    ("format_", "driver"), [("zarr", "zarr3"), ("zarr2", "zarr"), ("n5", "n5")]
+)
+def test_tensorstore_reads_the_same_voxels(tmp_path, format_, driver):
+    path = tmp_path / "v"
+    write_volume(path, Volume(PIXELS, GRID), format=format_, options=WriteOptions((8, 8, 8)))
+    spec = {"driver": driver, "kvstore": {"driver": "file", "path": str(path / "s0")}}
+    array = tensorstore.open(spec, read=True).result().read().result()
+    assert (
+        np.asarray(array)[(22, 16, 10) if format_ == "n5" else (10, 16, 22)] == PIXELS[10, 16, 22]
+    )
+    np.testing.assert_array_equal(array.T if format_ == "n5" else array, PIXELS)
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("format_", ["zarr", "zarr2"])
+@pytest.mark.parametrize("channels", [(), ("mito", "er")])
+def test_ome_zarr_models_accepts_it(tmp_path, format_, channels):
+    import ome_zarr_models
+
+    data = np.stack([PIXELS] * len(channels)) if channels else PIXELS
+    volume = Volume(data, GRID, channels)
+    write_volume(tmp_path / "v.zarr", volume, format=format_, options=WriteOptions((8, 8, 8)))
+    group = zarr.open_group(str(tmp_path / "v.zarr"), mode="r")
+    image = ome_zarr_models.open_ome_zarr(group)
+    attributes = image.attributes.model_dump()
+    multiscale = (attributes.get("ome") or attributes)["multiscales"][0]
+    scale, shift = multiscale["datasets"][0]["coordinateTransformations"]
+    assert list(scale["scale"][-3:]) == list(GRID.spacing_nm)
+    assert list(shift["translation"][-3:]) == list(GRID.origin_nm)
+    assert {a["unit"] for a in multiscale["axes"] if a["type"] == "space"} == {"nanometer"}
+
+
+def test_pyramid_is_block_means_with_the_half_voxel(tmp_path):
+    grid = Grid((40, 70, 90), (12.0, 4.0, 4.0), (5.0, 6.0, 7.0), "em")
+    pixels = RNG.integers(0, 4000, grid.shape).astype(np.uint16)
+    write_volume(tmp_path / "v.zarr", Volume(pixels, grid), options=WriteOptions((16, 16, 16)))
+    back = open_volume(tmp_path / "v.zarr")
+    # Only y and x are halved while they are finer than z.
+    assert [v.shape for v in back.levels] == [(40, 70, 90), (40, 35, 45)]
+    coarse = back.levels[1]
+    assert coarse.grid.origin_nm == pytest.approx((5.0, 8.0, 9.0))
+    expected = pixels.reshape(40, 35, 2, 45, 2).mean(axis=(2, 4))
+    np.testing.assert_array_equal(coarse.read(), np.rint(expected))
+
+
+def test_pyramid_of_labels_never_invents_an_id(tmp_path):
+    grid = Grid((70, 70, 70), (4.0, 4.0, 4.0))
+    ids = (RNG.integers(0, 3, (14, 14, 14)).repeat(5, 0).repeat(5, 1).repeat(5, 2)) * 70_001
+    write_volume(tmp_path / "l.zarr", Labels(ids.astype(np.uint64), grid))
+    back = open_labels(tmp_path / "l.zarr")
+    assert isinstance(back.levels[1], Labels)
+    assert set(np.unique(back.levels[1].read())) <= {0, 70_001, 140_002}
+
+
+def test_shards_and_several_channels(tmp_path):
+    data = np.stack([PIXELS, 255 - PIXELS])
+    options = WriteOptions((4, 8, 8), shard=(8, 16, 16), colours=("#FF00FF", "00FF00"))
+    write_volume(tmp_path / "v.zarr", Volume(data, GRID, ("mito", "er")), options=options)
+    back = open_volume(tmp_path / "v.zarr")
+    assert back.channels == ("mito", "er")
+    np.testing.assert_array_equal(back.channel("er").read(), 255 - PIXELS)
+    files = [p for p in (tmp_path / "v.zarr" / "s0").rglob("*") if p.is_file()]
+    assert len(files) < 30
+    omero = zarr.open_group(str(tmp_path / "v.zarr"), mode="r").attrs["ome"]["omero"]
+    assert [c["color"] for c in omero["channels"]] == ["FF00FF", "00FF00"]
+
+
+def test_an_error_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), create_volume(tmp_path / "v.zarr", GRID, "u1"):
+        1 / 0  # noqa: B018
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_goes_on_with_what_was_written(tmp_path):
+    path, options = tmp_path / "v.zarr", WriteOptions((8, 8, 8), resume=True)
+    with pytest.raises(ZeroDivisionError), create_volume(path, GRID, "u1", options=options) as w:
+        w[Box((0, 0, 0), (8, 8, 8))] = PIXELS[:8, :8, :8]
+        1 / 0  # noqa: B018
+    assert not path.exists()
+    with create_volume(path, GRID, "u1", options=options) as w:
+        w[Box((8, 0, 0), (11, 17, 23))] = PIXELS[8:]
+    assert [p.name for p in tmp_path.iterdir()] == ["v.zarr"]
+    back = open_volume(path).read()
+    np.testing.assert_array_equal(back[:8, :8, :8], PIXELS[:8, :8, :8])
+    np.testing.assert_array_equal(back[8:], PIXELS[8:])
+
+
+def test_opening_never_writes(tmp_path):
+    (tmp_path / "data.n5").mkdir()
+    with pytest.raises(FormatError):
+        open_volume(tmp_path / "data.n5")
+    assert list((tmp_path / "data.n5").iterdir()) == []
+
+
+# -- files of others ------------------------------------------------------------------------------
+
+
+def cosem_n5(folder, attributes, group):
+    spec = {
+        "driver": "n5",
+        "kvstore": {"driver": "file", "path": str(folder / "s0")},
+        "metadata": {
+            "dimensions": [23, 17, 11],
+            "blockSize": [8, 8, 8],
+            "dataType": "uint8",
+            "compression": {"type": "gzip"},
+        },
+    }
+    tensorstore.open(spec, create=True, open=True).result()[...].write(PIXELS.T).result()
+    own = folder / "s0" / "attributes.json"
+    own.write_text(json.dumps(json.loads(own.read_text()) | attributes))
+    (folder / "attributes.json").write_text(json.dumps(group))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "group", "origin"),
+    [
+        (
+            {
+                "transform": {
+                    "axes": ["z", "y", "x"],
+                    "scale": [5.24, 4.0, 4.0],
+                    "translate": [300.0, -200.0, 70.0],
+                    "units": ["nm"] * 3,
+                }
+            },
+            {"n5": "2.0.0"},
+            (300.0, -200.0, 70.0),
+        ),
+        (
+            {
+                "transform": {
+                    "axes": ["x", "y", "z"],
+                    "scale": [0.004, 0.004, 0.00524],
+                    "translate": [0.07, -0.2, 0.3],
+                    "units": ["um"] * 3,
+                }
+            },
+            {"n5": "2.0.0"},
+            (300.0, -200.0, 70.0),
+        ),
+        ({"resolution": [4.0, 4.0, 5.24], "offset": [70, -200, 300]}, {}, (300.0, -200.0, 70.0)),
+        ({"pixelResolution": {"dimensions": [4.0, 4.0, 5.24], "unit": "nm"}}, {}, (0, 0, 0)),
+        (
+            {},
+            {"resolution": [4.0, 4.0, 5.24], "units": ["nm"] * 3, "scales": [[1, 1, 1]]},
+            (0, 0, 0),
+        ),
+    ],
+    ids=["cosem zyx", "cosem xyz um", "resolution offset", "pixelResolution", "n5-viewer group"],
+)
+def test_every_n5_dialect_lands_in_the_same_place(tmp_path, attributes, group, origin):
+    cosem_n5(tmp_path / "a.n5", attributes, group)
+    for uri in (tmp_path / "a.n5", tmp_path / "a.n5" / "s0", f"{tmp_path / 'a.n5'}::s0"):
+        volume = open_volume(uri)
+        same_place(volume, Grid(GRID.shape, GRID.spacing_nm, origin))
+        np.testing.assert_array_equal(volume.read(), PIXELS)
+
+
+def test_an_ome_zarr_in_micrometres_with_time(tmp_path):
+    group = zarr.open_group(str(tmp_path / "v.zarr"), mode="w", zarr_format=2)
+    array = group.create_array("0", shape=(1, 2, *GRID.shape), dtype="u1", chunks=(1, 1, 8, 8, 8))
+    array[0, 1] = PIXELS
+    axes = [{"name": "t", "type": "time"}, {"name": "c", "type": "channel"}]
+    axes += [{"name": a, "type": "space", "unit": "micrometer"} for a in "zyx"]
+    transforms = [
+        {"type": "scale", "scale": [1, 1, 0.00524, 0.004, 0.004]},
+        {"type": "translation", "translation": [0, 0, 0.3, -0.2, 0.07]},
+    ]
+    dataset = {"path": "0", "coordinateTransformations": transforms}
+    group.attrs["multiscales"] = [{"version": "0.4", "axes": axes, "datasets": [dataset]}]
+    group.attrs["omero"] = {"channels": [{"label": "a"}, {"label": "Halo"}]}
+    volume = open_volume(tmp_path / "v.zarr", channel="Halo")
+    same_place(volume)
+    np.testing.assert_array_equal(volume.read(), PIXELS)
+    same_place(open_volume(tmp_path / "v.zarr" / "0"))
+
+
+def test_imagej_tiff_round_trip_keeps_size_and_channels(tmp_path):
+    data = np.stack([PIXELS, 255 - PIXELS]).astype(np.uint16)
+    volume = Volume(data, Grid(GRID.shape, GRID.spacing_nm), ("mito", "er"))
+    write_tiff(tmp_path / "v.tif", volume)
+    back = open_volume(tmp_path / "v.tif")
+    assert back.channels == ("mito", "er")
+    same_place(back, volume.grid)
+    np.testing.assert_array_equal(back.read(Box((3, 2, 1), (5, 9, 23))), data[:, 3:5, 2:9, 1:23])
+    with tifffile.TiffFile(tmp_path / "v.tif") as tiff:
+        assert tiff.series[0].axes == "ZCYX"
+        assert tiff.imagej_metadata["unit"] == "um"
+
+
+@pytest.mark.parametrize("unit", ["micron", "\\u00B5m", "nm"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_imagej_units(tmp_path, unit, compression):
+    k = 1e-3 if unit != "nm" else 1.0
+    tifffile.imwrite(
+        tmp_path / "v.tif",
+        PIXELS,
+        imagej=True,
+        resolution=(1 / (4 * k), 1 / (4 * k)),
+        metadata={"axes": "ZYX", "unit": unit, "spacing": 5.24 * k},
+        compression=compression,
+    )
+    volume = open_volume(tmp_path / "v.tif")
+    np.testing.assert_allclose(volume.grid.spacing_nm, GRID.spacing_nm, rtol=1e-5)
+    np.testing.assert_array_equal(volume.read(Box((2, 0, 3), (4, 17, 9))), PIXELS[2:4, :, 3:9])
+
+
+def test_ome_tiff_sizes_in_their_units(tmp_path):
+    tifffile.imwrite(
+        tmp_path / "v.ome.tif",
+        PIXELS,
+        metadata={
+            "axes": "ZYX",
+            "PhysicalSizeX": 4.0,
+            "PhysicalSizeXUnit": "nm",
+            "PhysicalSizeY": 0.004,
+            "PhysicalSizeYUnit": "µm",
+            "PhysicalSizeZ": 52.4,
+            "PhysicalSizeZUnit": "Å",
+        },
+    )
+    volume = open_volume(tmp_path / "v.ome.tif")
+    np.testing.assert_allclose(volume.grid.spacing_nm, GRID.spacing_nm)
+    np.testing.assert_array_equal(volume.read(), PIXELS)
+
+
+def test_gzipped_tiff(tmp_path, shared_data):
+    volume = open_volume(
+        shared_data / "cosem-clem" / "mask_bin.tif.gz", spacing_nm=(104.0, 52.0, 52.0)
+    )
+    assert volume.shape == (59, 1650, 1388)
+    assert 0.05 < float((volume.read(Box((29, 0, 0), (30, 1650, 1388))) != 0).mean()) < 0.12
+
+
+def test_hdf5_attributes_and_the_choice_of_datasets(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        data = file.create_dataset("volumes/raw", data=PIXELS)
+        data.attrs["resolution"], data.attrs["offset"] = GRID.spacing_nm, GRID.origin_nm
+        file.create_dataset("volumes/other", data=PIXELS)
+    volume = open_volume(f"{tmp_path / 'v.h5'}::volumes/raw")
+    same_place(volume)
+    np.testing.assert_array_equal(volume.read(Box((1, 2, 3), (4, 5, 6))), PIXELS[1:4, 2:5, 3:6])
+    with pytest.raises(FormatError, match="volumes/other"):
+        open_volume(tmp_path / "v.h5")
+    with pytest.raises(MissingError, match="volumes/raw"):
+        open_volume(f"{tmp_path / 'v.h5'}::nothing")
+
+
+def sitk_image():
+    image = sitk.GetImageFromArray(PIXELS)
+    image.SetSpacing((0.004, 0.004, 0.00524))
+    return image
+
+
+def test_nrrd_needs_a_unit_and_reads_regions(tmp_path):
+    sitk.WriteImage(sitk_image(), str(tmp_path / "v.nrrd"))
+    with pytest.raises(VoxelSizeError, match="--spacing"):
+        open_volume(tmp_path / "v.nrrd")
+    volume = open_volume(tmp_path / "v.nrrd", spacing_nm=GRID.spacing_nm)
+    np.testing.assert_array_equal(volume.read(Box((1, 2, 3), (4, 5, 6))), PIXELS[1:4, 2:5, 3:6])
+
+
+def test_nifti_is_in_millimetres(tmp_path):
+    image = sitk_image()
+    image.SetSpacing((4e-6, 4e-6, 5.24e-6))
+    sitk.WriteImage(image, str(tmp_path / "v.nii"))
+    volume = open_volume(tmp_path / "v.nii")
+    np.testing.assert_allclose(volume.grid.spacing_nm, GRID.spacing_nm, rtol=1e-5)
+    np.testing.assert_array_equal(volume.read(), PIXELS)
+
+
+def test_mha_region(tmp_path):
+    sitk.WriteImage(sitk_image(), str(tmp_path / "v.mha"))
+    volume = open_volume(tmp_path / "v.mha", spacing_nm=GRID.spacing_nm)
+    np.testing.assert_array_equal(volume.read(Box((0, 16, 3), (11, 17, 6))), PIXELS[:, 16:, 3:6])
+
+
+def test_mrc_in_angstrom(tmp_path):
+    with mrcfile.new(tmp_path / "v.mrc") as file:
+        file.set_data(PIXELS.astype(np.int16))
+        file.voxel_size = (40.0, 40.0, 52.4)
+    volume = open_volume(tmp_path / "v.mrc")
+    np.testing.assert_allclose(volume.grid.spacing_nm, GRID.spacing_nm, rtol=1e-6)
+    np.testing.assert_array_equal(volume.read(), PIXELS)
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def plain_tiff(path, **metadata):
+    tifffile.imwrite(path, PIXELS, imagej=True, metadata={"axes": "ZYX", **metadata})
+
+
+def test_a_missing_voxel_size_is_an_error_with_the_fix(tmp_path):
+    plain_tiff(tmp_path / "v.tif")
+    with pytest.raises(VoxelSizeError, match="--spacing"):
+        open_volume(tmp_path / "v.tif")
+    assert open_volume(tmp_path / "v.tif", spacing_nm=(5.24, 4, 4)).grid.spacing_nm == (5.24, 4, 4)
+    assert "voxel size" in describe(tmp_path / "v.tif").notes[0]
+
+
+@pytest.mark.parametrize("keep", [0.01, 0.3, 0.5])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_truncated_tiff_is_an_error_when_opened(tmp_path, keep, compression):
+    path = tmp_path / "v.tif"
+    tifffile.imwrite(path, PIXELS, imagej=True, metadata={"axes": "ZYX"}, compression=compression)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(FormatError, match=r"v\.tif"):
+        open_volume(path, spacing_nm=(4, 4, 4)).read()
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e6])
+def test_a_unit_error_is_named(tmp_path, factor):
+    write_volume(tmp_path / "v.zarr", Volume(PIXELS, Grid(GRID.shape, (8.0, 8.0, 8.0))))
+    path = tmp_path / "v.zarr" / "zarr.json"
+    meta = json.loads(path.read_text())
+    for dataset in meta["attributes"]["ome"]["multiscales"][0]["datasets"]:
+        for transform in dataset["coordinateTransformations"]:
+            if transform["type"] == "scale":
+                transform["scale"] = [s * factor for s in transform["scale"]]
+    path.write_text(json.dumps(meta))
+    with pytest.raises(VoxelSizeError, match="cannot be right"):
+        open_volume(tmp_path / "v.zarr")
+
+
+def test_zero_spacing_is_refused(tmp_path):
+    with pytest.raises(VoxelSizeError, match="positive"):
+        Grid((3, 3, 3), (0, 4, 4))
+    plain_tiff(tmp_path / "v.tif", unit="nm", spacing=0)
+    with pytest.raises(VoxelSizeError):
+        open_volume(tmp_path / "v.tif")
+
+
+def test_a_damaged_chunk_is_named(tmp_path):
+    write_volume(tmp_path / "v.zarr", Volume(PIXELS, GRID), options=WriteOptions((8, 8, 8)))
+    chunk = next(p for p in (tmp_path / "v.zarr" / "s0" / "c").rglob("*") if p.is_file())
+    chunk.write_bytes(b"garbage")
+    with pytest.raises(FormatError, match=r"v\.zarr/s0"):
+        open_volume(tmp_path / "v.zarr").read()
+
+
+def test_a_missing_level_is_named(tmp_path):
+    import shutil
+
+    write_volume(
+        tmp_path / "v.zarr", Volume(PIXELS, GRID), options=WriteOptions((8, 8, 8), levels=2)
+    )
+    shutil.rmtree(tmp_path / "v.zarr" / "s1")
+    with pytest.raises(FormatError, match="'s1'"):
+        open_volume(tmp_path / "v.zarr")
+
+
+@pytest.mark.parametrize("name", ["v.tif", "v.h5", "v.mrc", "v.nrrd", "v.nii"])
+def test_garbage_is_not_a_volume(tmp_path, name):
+    (tmp_path / name).write_bytes(b"this is not an image" * 100)
+    with pytest.raises(FormatError, match=name):
+        open_volume(tmp_path / name, spacing_nm=(4, 4, 4))
+
+
+def test_paths_that_are_not_there_name_what_is(tmp_path):
+    (tmp_path / "real.tif").touch()
+    with pytest.raises(MissingError, match=r"real\.tif"):
+        open_volume(tmp_path / "reel.tif")
+    (tmp_path / "x.docx").touch()
+    with pytest.raises(FormatError, match="format not known"):
+        open_volume(tmp_path / "x.docx")
+    with pytest.raises(FormatError, match="neither zarr nor N5"):
+        open_volume(tmp_path)
+
+
+def test_a_single_image_is_not_a_volume(tmp_path):
+    tifffile.imwrite(tmp_path / "v.tif", PIXELS[0])
+    with pytest.raises(FormatError, match="volumes"):
+        open_volume(tmp_path / "v.tif", spacing_nm=(4, 4, 4))
+
+
+def test_xml_with_entities_expands_nothing(tmp_path):
+    bomb = (
+        '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06">'
+        '<Image><Pixels SizeX="23" PhysicalSizeX="&b;"/></Image></OME>'
+    )
+    tifffile.imwrite(tmp_path / "v.ome.tif", PIXELS, description=bomb, metadata=None)
+    with pytest.raises((FormatError, VoxelSizeError)):
+        open_volume(tmp_path / "v.ome.tif")
+
+
+def test_boxes_outside_are_refused():
+    with pytest.raises(GridError, match="outside"):
+        Volume(PIXELS, GRID).read(Box((0, 0, 0), (12, 17, 23)))
+
+
+def test_float_labels_are_refused(tmp_path):
+    write_volume(tmp_path / "v.zarr", Volume(PIXELS.astype(np.float32), GRID))
+    with pytest.raises(FormatError, match="integers"):
+        open_labels(tmp_path / "v.zarr")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path):
+    """A file size limit in a child process stands in for the full disk."""
+    import subprocess
+    import sys
+    import textwrap
+
+    code = textwrap.dedent(f"""
+        import resource, signal, sys
+        import numpy as np
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        from clemreg.errors import StorageError
+        from clemreg.io.volumes import create_volume, WriteOptions
+        from clemreg.space import Grid
+        import zarr, tifffile
+        grid = Grid((64, 64, 64), (8.0, 8.0, 8.0))
+        noise = np.random.default_rng(0).integers(0, 255, grid.shape).astype("u1")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+        try:
+            with create_volume({str(tmp_path / "v.zarr")!r}, grid, "u1") as w:
+                w[grid.box] = noise
+        except StorageError as error:
+            sys.stdout.write(str(error))
+            sys.exit(7)
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 7, done.stderr
+    assert "cannot write" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_are_builtins_too():
+    assert issubclass(MissingError, FileNotFoundError)
+    assert issubclass(VoxelSizeError, ValueError)
+    assert issubclass(DataError, ValueError)
