@@ -1,1 +1,1 @@
-
+"""The network that finds mitochondria: training, models, blockwise prediction. torch lives here."""

@@ -1,0 +1,195 @@
+"""Training patches: cut from volumes in memory, turned, rescaled and changed in appearance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.errors import DataError
+
+FloatVolume = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingVolume:
+    """EM and the distance to the mitochondria's outer membrane, at one voxel size.
+
+    Attributes
+    ----------
+    em
+        Grey values (z, y, x), uint8 or float.
+    distance_nm
+        Signed distance, positive inside (z, y, x).
+    spacing_nm
+        Voxel size zyx.
+    weight
+        How often this volume is drawn, relative to the others.
+    name
+        For messages and the model card.
+    """
+
+    em: NDArray[np.generic]
+    distance_nm: FloatVolume
+    spacing_nm: tuple[float, float, float]
+    weight: float = 1.0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.em.shape != self.distance_nm.shape:
+            raise DataError(
+                f"{self.name}: EM {self.em.shape} and distance {self.distance_nm.shape} differ"
+            )
+
+
+@dataclass(frozen=True)
+class PatchOptions:
+    """Size and randomisation of patches.
+
+    Attributes
+    ----------
+    spacing_nm
+        Voxel size that the network sees (isotropic).
+    scale
+        Range of random magnification.
+    output
+        Output voxels along each axis.
+    halo
+        Extra input voxels on each side.
+    """
+
+    spacing_nm: float
+    output: int
+    halo: int
+    scale: tuple[float, float] = (0.8, 1.25)
+
+
+def contrast_limits(em: NDArray[np.generic]) -> tuple[float, float]:
+    """Grey values that become -1 and 1: the 0.5th and 99.5th percentile of a sample."""
+    sample = np.asarray(em[:: max(1, em.shape[0] // 32), ::4, ::4], dtype=np.float32)
+    low, high = np.percentile(sample, [0.5, 99.5])
+    return float(low), float(max(high, low + 1e-6))
+
+
+def normalise(em: NDArray[np.generic], limits: tuple[float, float]) -> FloatVolume:
+    """Map grey values so that `limits` become -1 and 1, clipped at 1.5 times that."""
+    low, high = limits
+    x = (em.astype(np.float32) - low) * (2 / (high - low)) - 1
+    return np.clip(x, -1.5, 1.5, out=x)
+
+
+class PatchSampler:
+    """Draws random patches: input (z, y, x) in about [-1, 1], distance and validity mask."""
+
+    def __init__(self, volumes: Sequence[TrainingVolume], options: PatchOptions) -> None:
+        if not volumes:
+            raise DataError("there is no training volume")
+        self.volumes = [(v, contrast_limits(v.em)) for v in volumes]
+        weights = np.array([v.weight for v in volumes], dtype=float)
+        self.probabilities = weights / weights.sum()
+        self.options = options
+
+    def draw(self, rng: np.random.Generator) -> tuple[FloatVolume, FloatVolume, NDArray[np.bool_]]:
+        """Return one patch: input with halo, distance without, and where it is known."""
+        volume, limits = self.volumes[rng.choice(len(self.volumes), p=self.probabilities)]
+        size = self.options.output + 2 * self.options.halo
+        step = self.options.spacing_nm * rng.uniform(*self.options.scale)
+        scale = step * rng.uniform(0.95, 1.05, 3) / np.asarray(volume.spacing_nm)
+        em, distance, known = self._cut(rng, volume, scale, size)
+        x = recolour(rng, normalise(em, limits))
+        turned = _turn(rng, x, distance, known)
+        return turned[0], turned[1], turned[2]
+
+    def _cut(
+        self,
+        rng: np.random.Generator,
+        volume: TrainingVolume,
+        scale: NDArray[np.float64],
+        size: int,
+    ) -> tuple[FloatVolume, FloatVolume, NDArray[np.bool_]]:
+        """Resample a cube of `size` voxels; beyond the volume it is mirrored and not known."""
+        shape = np.asarray(volume.em.shape)
+        span = self.options.output * scale
+        # The output cube lies inside the volume as far as it fits.
+        low = rng.uniform(np.minimum(0, shape - span), np.maximum(shape - span, 1e-6))
+        start = low - self.options.halo * scale
+        axes = [s + (np.arange(size) + 0.5) * k - 0.5 for s, k in zip(start, scale, strict=True)]
+        known_axes = [(a >= -0.5) & (a <= n - 0.5) for a, n in zip(axes, shape, strict=True)]
+        mirrored = [_mirror(a, n) for a, n in zip(axes, shape, strict=True)]
+        em = _separable(volume.em, mirrored, scale, smooth=True)
+        core = slice(self.options.halo, self.options.halo + self.options.output)
+        distance = _separable(volume.distance_nm, [a[core] for a in mirrored], scale, smooth=False)
+        # Distances in nm stretch with the magnification of this patch.
+        stretch = self.options.spacing_nm / float(np.mean(scale * np.asarray(volume.spacing_nm)))
+        kz, ky, kx = (k[core] for k in known_axes)
+        known = kz[:, None, None] & ky[:, None] & kx
+        return em, distance * np.float32(stretch), known
+
+
+def _mirror(position: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Reflect positions into 0 .. n - 1."""
+    if n == 1:
+        return np.zeros_like(position)
+    period = 2 * (n - 1)
+    folded = np.abs(position) % period
+    return np.where(folded > n - 1, period - folded, folded)
+
+
+def _separable(
+    array: NDArray[np.generic],
+    axes: Sequence[NDArray[np.float64]],
+    scale: NDArray[np.float64],
+    *,
+    smooth: bool,
+) -> FloatVolume:
+    """Interpolate linearly on the product of three axes; averages where voxels get coarser."""
+    low = [max(0, int(np.floor(a.min() - k))) for a, k in zip(axes, scale, strict=True)]
+    high = [
+        min(n, int(np.ceil(a.max() + k)) + 2)
+        for a, k, n in zip(axes, scale, array.shape, strict=True)
+    ]
+    part = array[low[0] : high[0], low[1] : high[1], low[2] : high[2]].astype(np.float32)
+    for axis in range(3):
+        matrix = _weights(axes[axis] - low[axis], part.shape[axis], scale[axis] if smooth else 1.0)
+        part = np.moveaxis(np.tensordot(matrix, part, axes=(1, axis)), 0, axis)
+    return np.ascontiguousarray(part, dtype=np.float32)
+
+
+def _weights(position: NDArray[np.float64], n: int, width: float) -> FloatVolume:
+    """Rows of triangle-filter weights of half width max(1, width) around each position."""
+    reach = max(1.0, float(width))
+    distance = np.abs(position[:, None] - np.arange(n)[None, :])
+    weight = np.clip(1 - distance / reach, 0, None)
+    weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-6)
+    return weight.astype(np.float32)
+
+
+def recolour(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
+    """Change contrast, brightness, gamma, noise, blur, slices; rarely invert."""
+    from scipy.ndimage import gaussian_filter
+
+    gamma = np.exp(rng.normal(scale=0.25))
+    x = 2 * np.clip((x + 1.5) / 3, 0, 1) ** np.float32(gamma)
+    x = (x - x.mean()) * np.float32(rng.uniform(0.7, 1.3) * 1.5) + np.float32(
+        rng.uniform(-0.25, 0.25)
+    )
+    if rng.random() < 0.3:
+        x = gaussian_filter(x, rng.uniform(0.3, 0.9, 3))
+    if rng.random() < 0.5:
+        strength = np.float32(rng.uniform(0, 0.2))
+        x = x + strength * rng.standard_normal(x.shape, dtype=np.float32)
+    if rng.random() < 0.3:
+        x = x + rng.normal(scale=0.06, size=(len(x), 1, 1)).astype(np.float32)
+    if rng.random() < 0.02:
+        x = -x
+    return np.clip(x, -1.5, 1.5).astype(np.float32)
+
+
+def _turn(rng: np.random.Generator, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+    """Mirror and permute the axes of all arrays alike."""
+    axes = tuple(rng.permutation(3))
+    flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
+    return tuple(np.ascontiguousarray(a.transpose(axes)[flips]) for a in arrays)

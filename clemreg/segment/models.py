@@ -1,0 +1,173 @@
+"""Networks on disk: safetensors with a header that says what they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from clemreg.errors import FormatError, MissingError
+from clemreg.io.atomic import atomic_path
+from clemreg.segment.network import NetworkOptions, UNet
+
+FORMAT = "clemreg-unet-1"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a user must know of a network.
+
+    Attributes
+    ----------
+    name
+        What it is called.
+    spacing_nm
+        Voxel size zyx that it was made for.
+    trained_on
+        Names of the data sets.
+    steps
+        Training steps.
+    """
+
+    name: str
+    spacing_nm: tuple[float, float, float]
+    trained_on: tuple[str, ...] = ()
+    steps: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A network ready to predict.
+
+    Attributes
+    ----------
+    card
+        Name, voxel size, data.
+    network
+        In evaluation mode.
+    path
+        Where it was read.
+    """
+
+    card: ModelCard
+    network: UNet
+    path: Path = field(default=Path())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return self.network.options.classes
+
+
+def save_model(network: UNet, card: ModelCard, path: Path) -> None:
+    """Write weights and header, whole or not at all."""
+    from safetensors.torch import save_file
+
+    header = {
+        "format": FORMAT,
+        "card": json.dumps(card.to_json()),
+        "network": json.dumps(network.options.to_json()),
+    }
+    tensors = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
+    with atomic_path(path) as partial:
+        save_file(tensors, partial, metadata=header)
+
+
+def load_model(name: str | Path) -> Model:
+    """Load a bundled network by name, or any file that `save_model` wrote.
+
+    Raises
+    ------
+    MissingError
+        There is no such model; the text lists the bundled ones.
+    FormatError
+        The file is not a clemreg network; nothing in it was executed.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = _find(name)
+    card, options = _header(path)
+    network = UNet(options)
+    try:
+        network.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise FormatError(f"{path} does not hold the network its header describes") from error
+    return Model(card, network.eval(), path)
+
+
+def model_info(name: str | Path) -> ModelCard:
+    """Read only the header of a network."""
+    return _header(_find(name))[0]
+
+
+def bundled_models() -> tuple[ModelCard, ...]:
+    """Cards of the networks that come with clemreg."""
+    return tuple(_header(path)[0] for path in _bundled_files().values())
+
+
+def choose_model(spacing_nm: tuple[float, float, float]) -> str:
+    """Name of the bundled network whose voxel size is nearest (in ratio) to a volume's.
+
+    Raises
+    ------
+    MissingError
+        No network is bundled.
+    """
+    import numpy as np
+
+    cards = bundled_models()
+    if not cards:
+        raise MissingError("no network is bundled", hint="reinstall clemreg, or give --model FILE")
+    wanted = np.log(np.prod(spacing_nm)) / 3
+    return min(cards, key=lambda c: abs(np.log(np.prod(c.spacing_nm)) / 3 - wanted)).name
+
+
+def _bundled_files() -> dict[str, Path]:
+    folder = Path(str(files("clemreg"))) / "segment" / "models"
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _find(name: str | Path) -> Path:
+    bundled = _bundled_files()
+    if str(name) in bundled:
+        return bundled[str(name)]
+    path = Path(name)
+    if not path.is_file():
+        raise MissingError(
+            f"no network {str(name)!r}", hint=f"bundled networks: {', '.join(bundled) or 'none'}"
+        )
+    return path
+
+
+def _header(path: Path) -> tuple[ModelCard, NetworkOptions]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as stream:
+            header = stream.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise FormatError(
+            f"{path} is not a safetensors file",
+            hint="clemreg networks are written by `clemreg train`; pickles are not opened",
+        ) from error
+    if header.get("format") != FORMAT:
+        raise FormatError(
+            f"{path} is not a clemreg network (format {header.get('format')!r}, wanted {FORMAT!r})"
+        )
+    try:
+        card, network = json.loads(header["card"]), json.loads(header["network"])
+        return (
+            ModelCard(
+                card["name"], tuple(card["spacing_nm"]), tuple(card["trained_on"]), card["steps"]
+            ),
+            NetworkOptions(tuple(network["classes"]), tuple(network["widths"])),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{path} has a broken header: {error}") from error
