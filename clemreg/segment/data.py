@@ -152,8 +152,27 @@ def _separable(
         for a, k, n in zip(axes, scale, array.shape, strict=True)
     ]
     part = array[low[0] : high[0], low[1] : high[1], low[2] : high[2]].astype(np.float32)
+    shifted = [a - b for a, b in zip(axes, low, strict=True)]
+    return separable_resample(part, shifted, scale if smooth else (1.0, 1.0, 1.0))
+
+
+def separable_resample(
+    part: FloatVolume, axes: Sequence[NDArray[np.float64]], widths: Sequence[float]
+) -> FloatVolume:
+    """Interpolate on the product of three axes of fractional voxel positions.
+
+    Parameters
+    ----------
+    part
+        Values (z, y, x).
+    axes
+        Positions along each axis, in voxels of `part`.
+    widths
+        New voxel size in voxels of `part`, per axis; above 1 a triangle of that half width
+        averages, so that coarser sampling does not alias.
+    """
     for axis in range(3):
-        matrix = _weights(axes[axis] - low[axis], part.shape[axis], scale[axis] if smooth else 1.0)
+        matrix = _weights(axes[axis], part.shape[axis], widths[axis])
         part = np.moveaxis(np.tensordot(matrix, part, axes=(1, axis)), 0, axis)
     return np.ascontiguousarray(part, dtype=np.float32)
 

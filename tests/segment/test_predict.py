@@ -1,0 +1,244 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from clemreg.errors import DataError, FormatError, MissingError  # noqa: E402
+from clemreg.io.quantise import quantise  # noqa: E402
+from clemreg.segment.data import (  # noqa: E402
+    PatchOptions,
+    PatchSampler,
+    TrainingVolume,
+    contrast_limits,
+    normalise,
+)
+from clemreg.segment.models import Model, ModelCard, load_model, model_info, save_model  # noqa: E402
+from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
+from clemreg.segment.predict import PredictOptions, predict  # noqa: E402
+from clemreg.segment.targets import mito_targets, signed_distance_nm  # noqa: E402
+from clemreg.segment.training import TrainOptions, balanced_loss, train  # noqa: E402
+from clemreg.space import Grid  # noqa: E402
+from clemreg.volume import Volume  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
+SPACING = (16.0, 16.0, 16.0)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = UNet(NetworkOptions(widths=(4, 6, 8))).eval()
+    with torch.no_grad():
+        network.head.weight *= 6  # so that outputs spread over many grey levels
+    return Model(ModelCard("tiny", SPACING), network)
+
+
+@pytest.fixture
+def em():
+    rng = np.random.default_rng(2)
+    return Volume(rng.integers(0, 255, (21, 34, 45)).astype(np.uint8), Grid((21, 34, 45), SPACING))
+
+
+def whole(em, model):
+    """The network on the whole mirrored volume at once, written independently."""
+    x = normalise(em.read(), contrast_limits(em.read()))
+    halo, step = model.network.halo, model.network.step
+    up = [-n % step for n in x.shape]
+    padded = np.pad(x, [(halo, halo + u) for u in up], mode="reflect")
+    with torch.inference_mode():
+        out = model.network(torch.from_numpy(padded)[None, None])[0].numpy()
+    z, y, x_ = em.shape
+    return quantise(out[:, :z, :y, :x_])
+
+
+@pytest.mark.parametrize("block", [8, 20, 24, 64])
+def test_blocks_give_the_whole(tmp_path, em, model, block):
+    limits = contrast_limits(em.read())
+    options = PredictOptions(block=block, precise=True, limits=limits)
+    found = predict(em, model, tmp_path / "p.zarr", options=options).read()
+    assert len(np.unique(found)) > 20
+    np.testing.assert_array_equal(found, whole(em, model))
+
+
+def test_a_stopped_prediction_goes_on_and_gives_the_same(tmp_path, em, model):
+    options = PredictOptions(block=16, precise=True)
+    straight = predict(em, model, tmp_path / "a.zarr", options=options).read()
+    calls = []
+
+    def stop(done, _total, _message):
+        calls.append(done)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(em, model, tmp_path / "b.zarr", options=options, progress=stop)
+    assert not (tmp_path / "b.zarr").exists()
+    seen = []
+    again = predict(
+        em, model, tmp_path / "b.zarr", options=options, progress=lambda d, _t, _m: seen.append(d)
+    )
+    assert seen[0] == 6
+    np.testing.assert_array_equal(again.read(), straight)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "b.zarr"]
+
+
+def test_other_voxel_sizes_are_resampled_in_place(tmp_path, model, caplog):
+    """A step edge stays where it is in nm."""
+    fine = Grid((60, 64, 68), (8.0, 8.0, 8.0), (100.0, -50.0, 30.0), "em")
+    pixels = np.full(fine.shape, 40, np.uint8)
+    pixels[:, :, 34:] = 200
+    volume = Volume(pixels, fine)
+    found = predict(volume, model, tmp_path / "p.zarr", options=PredictOptions(precise=True))
+    assert "resampled" in caplog.text
+    assert found.grid.spacing_nm == SPACING
+    edge = np.asarray(fine.origin_nm) - 4
+    np.testing.assert_allclose(np.asarray(found.grid.origin_nm) - 8, edge)
+    rows = found.read()[0, 15, 16].astype(float)
+    change = np.abs(np.diff(rows[6:-6])).argmax() + 6
+    edge_nm = fine.origin_nm[2] + 33.5 * 8
+    assert abs(found.grid.to_world([0, 0, change + 0.5])[2] - edge_nm) < 3 * 16
+
+
+def test_inputs_that_cannot_be_segmented(tmp_path, model):
+    def run(pixels):
+        volume = Volume(pixels, Grid(pixels.shape, SPACING))
+        predict(volume, model, tmp_path / "p.zarr")
+
+    with pytest.raises(DataError, match="volume is needed"):
+        run(np.zeros((1, 40, 40), np.uint8))
+    with pytest.raises(DataError, match="same grey value"):
+        run(np.full((12, 12, 12), 9, np.uint8))
+    with pytest.raises(DataError, match="NaN"):
+        run(np.full((12, 12, 12), np.nan, np.float32))
+    assert not (tmp_path / "p.zarr").exists()
+
+
+def test_moving_the_input_moves_the_output(model):
+    network = model.network
+    x = torch.randn(1, 1, *[network.input_size(16)] * 3)
+    shifted = torch.roll(x, network.step, dims=4)
+    with torch.inference_mode():
+        a, b = network(x), network(shifted)
+    torch.testing.assert_close(a[..., : -network.step], b[..., network.step :])
+
+
+def test_halo_is_the_receptive_field(model):
+    network = model.network
+    x = torch.randn(1, 1, *[network.input_size(4)] * 3, requires_grad=True)
+    network(x)[0, 0, 0, 0, 0].backward()
+    touched = (x.grad[0, 0] != 0).nonzero()
+    assert int(touched.min()) >= 0
+    assert int(touched.max()) <= 2 * network.halo + network.step - 1
+
+
+def test_model_files_round_trip_and_foreign_ones_are_refused(tmp_path, model):
+    from safetensors.torch import save_file
+
+    save_model(model.network, model.card, tmp_path / "m.safetensors")
+    back = load_model(tmp_path / "m.safetensors")
+    assert (back.card, back.classes) == (model.card, ("mito", "mito_mem"))
+    for key, value in model.network.state_dict().items():
+        torch.testing.assert_close(back.network.state_dict()[key], value)
+    save_file({"x": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(FormatError, match="not a clemreg network"):
+        load_model(tmp_path / "foreign.safetensors")
+    torch.save({"x": 1}, tmp_path / "pickle.pt")
+    with pytest.raises(FormatError, match="not a safetensors"):
+        load_model(tmp_path / "pickle.pt")
+    with pytest.raises(MissingError, match="bundled"):
+        model_info("no-such-network")
+
+
+# -- targets and training -------------------------------------------------------------------------
+
+
+def test_signed_distance_is_brute_force():
+    from scipy.spatial import cKDTree
+
+    rng = np.random.default_rng(0)
+    spacing = np.array([5.24, 4.0, 4.0])
+    mask = rng.random((7, 8, 9)) < 0.4
+    found = signed_distance_nm(mask, spacing)
+    points = np.argwhere(np.ones_like(mask)) * spacing
+    inside, outside = points[mask.ravel()], points[~mask.ravel()]
+    expected = np.where(
+        mask.ravel(), cKDTree(outside).query(points)[0] - 2, 2 - cKDTree(inside).query(points)[0]
+    )
+    np.testing.assert_allclose(found.ravel(), expected, rtol=1e-5)
+
+
+def test_membrane_target_peaks_inside_the_surface():
+    distance = np.array([-30.0, 0.0, 12.0, 24.0, 60.0], np.float32)[None, None]
+    mito, membrane = mito_targets(distance)
+    assert np.argmax(membrane) == 2
+    np.testing.assert_allclose(membrane[0, 0, [1, 3]], 0, atol=1e-7)
+    np.testing.assert_allclose(mito[0, 0], np.tanh(distance[0, 0] / 50), rtol=1e-6)
+
+
+def test_loss_counts_both_sides_alike_and_leaves_out_the_unknown():
+    target = torch.full((1, 2, 1, 1, 10), -0.5)
+    target[..., 0] = 0.5
+    known = torch.ones(1, 1, 1, 1, 10, dtype=torch.bool)
+    wrong_positive, wrong_negative = target.clone(), target.clone()
+    wrong_positive[..., 0] -= 1
+    wrong_negative[..., 1:] += 1
+    torch.testing.assert_close(
+        balanced_loss(wrong_positive, target, known), balanced_loss(wrong_negative, target, known)
+    )
+    known[..., 5] = False
+    elsewhere = target.clone()
+    elsewhere[..., 5] = 100
+    assert float(balanced_loss(elsewhere, target, known)) == 0
+
+
+def ball_volume(rng):
+    grid = np.stack(np.meshgrid(*[np.arange(48) * 16.0] * 3, indexing="ij"), -1)
+    distance = 150 - np.linalg.norm(grid - 376, axis=-1)
+    em = np.where(distance > 0, 90, 170) + rng.normal(scale=8, size=distance.shape)
+    return TrainingVolume(em.clip(0, 255).astype(np.uint8), distance.astype(np.float32), SPACING)
+
+
+def test_patches_keep_image_and_distance_together():
+    """After any turn and magnification the dark ball is where the distance is positive."""
+    volume = ball_volume(np.random.default_rng(0))
+    sampler = PatchSampler([volume], PatchOptions(16.0, 24, 6, scale=(0.8, 1.25)))
+    agree = []
+    for seed in range(12):
+        x, distance, known = sampler.draw(np.random.default_rng(seed))
+        assert x.shape == (36, 36, 36)
+        assert distance.shape == known.shape == (24, 24, 24)
+        core = x[6:-6, 6:-6, 6:-6]
+        inside, outside = distance > 25, distance < -25
+        if inside.sum() > 50 and outside.sum() > 50:
+            agree.append(abs(core[inside].mean() - core[outside].mean()) > 3 * core[outside].std())
+    assert len(agree) >= 6
+    assert np.mean(agree) > 0.8
+
+
+@pytest.mark.slow
+def test_training_learns_a_ball_and_resumes_alike(tmp_path):
+    volume = ball_volume(np.random.default_rng(0))
+    options = TrainOptions(
+        steps=60, batch=1, output=24, widths=(4, 8), learning_rate=3e-3, checkpoint_every=20
+    )
+    straight = train([volume], options, checkpoint=tmp_path / "a.ckpt")
+    assert np.mean(straight.losses[-15:]) < 0.75 * np.mean(straight.losses[:10])
+
+    class Stop(Exception):
+        pass
+
+    def stop(step, _total, _message):
+        if step == 50:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train([volume], options, checkpoint=tmp_path / "b.ckpt", progress=stop)
+    resumed = train([volume], options, checkpoint=tmp_path / "b.ckpt")
+    assert len(resumed.losses) == 20
+    for key, value in straight.network.state_dict().items():
+        torch.testing.assert_close(resumed.network.state_dict()[key], value)
+    other = TrainOptions(steps=61, batch=1, output=24, widths=(4, 8), learning_rate=3e-3)
+    with pytest.raises(FormatError, match="steps"):
+        train([volume], other, checkpoint=tmp_path / "b.ckpt")
