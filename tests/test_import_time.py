@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "itk", "dask", "distributed", "jpype", "scyjava", "imagej", "matplotlib", "pandas")
+HEAVY = (
+    "torch",
+    "itk",
+    "dask",
+    "distributed",
+    "jpype",
+    "scyjava",
+    "imagej",
+    "matplotlib",
+    "pandas",
+)
 PROBE = """
 import atexit, sys
 heavy = {heavy!r}
@@ -21,7 +31,9 @@ atexit.register(
 )
 def test_start_up_loads_no_engine(code):
     probe = PROBE.format(heavy=HEAVY, code=code)
-    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip().endswith("LOADED"), done.stderr
     if "--help" in code:

@@ -94,7 +94,7 @@ def _check(path: Path) -> None:
         raise FormatError(f"{path} is no transform file that ITK can read: {error}") from error
     if len(members) > 1 and not members[0].kind.startswith("CompositeTransform"):
         raise FormatError(
-            f"{path} holds {len(members)} transforms side by side; it is not said how to chain them",
+            f"{path} holds {len(members)} transforms side by side, not said how to chain",
             hint="write them as one CompositeTransform",
         )
     for member in members:
@@ -112,7 +112,7 @@ def _check(path: Path) -> None:
 
 
 def _members(path: Path) -> Iterator[_Member]:
-    """Transforms of an HDF5 or text file; none for ITK's other formats."""
+    """Yield the transforms of an HDF5 or text file; none for ITK's other formats."""
     if path.suffix.lower() in (".h5", ".hdf5"):
         import h5py
 

@@ -112,7 +112,7 @@ def train_from_config(
     trained = train(volumes, options, checkpoint=out.with_suffix(".checkpoint"), progress=progress)
     card = ModelCard(
         name=config.name,
-        spacing_nm=(options.spacing_nm,) * 3,
+        spacing_nm=(float(options.spacing_nm),) * 3,
         trained_on=tuple(dict.fromkeys(v.name for v in volumes)),
         steps=trained.steps,
     )

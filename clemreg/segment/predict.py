@@ -158,7 +158,7 @@ class _Reader:
             log.warning(
                 "EM voxels of %s nm (z, y, x) are resampled to the network's %s nm",
                 volume.grid.spacing_nm,
-                tuple(wanted),
+                model.card.spacing_nm,
             )
 
     def read(self, box: Box) -> NDArray[np.float32]:

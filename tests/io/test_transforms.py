@@ -570,6 +570,35 @@ def test_unreadable_files(tmp_path, name, content, message):
         read_transform(tmp_path / name)
 
 
+def test_transforms_side_by_side_are_refused(tmp_path):
+    """SimpleITK would take the first, and only print a warning."""
+    sitk.WriteTransform(itk_affine(), str(tmp_path / "a.tfm"))
+    text = (tmp_path / "a.tfm").read_text()
+    (tmp_path / "b.tfm").write_text(text + text[text.index("#Transform") :])
+    with pytest.raises(FormatError, match="2 transforms side by side"):
+        read_transform(tmp_path / "b.tfm")
+
+
+def test_damaged_lattice_size_does_not_hang(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    write_transform(a_bspline(), tmp_path / "t.h5")
+    with h5py.File(tmp_path / "t.h5", "r+") as file:
+        file["TransformGroup/0/TransformFixedParameters"][1] = 1e18
+    with pytest.raises(FormatError, match="do not fit its lattice"):
+        read_transform(tmp_path / "t.h5")
+    with h5py.File(tmp_path / "t.h5", "r+") as file:
+        file["TransformGroup/0/TransformFixedParameters"][1] = np.nan
+    with pytest.raises(FormatError, match="NaN"):
+        read_transform(tmp_path / "t.h5")
+
+
+def test_fixed_grid_without_spacing(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text(elastix_text("TranslationTransform", SHIFT, Spacing="0 1 1"))
+    with pytest.raises(FormatError, match=r"t\.txt: the fixed grid is wrong"):
+        read_fixed_grid(path)
+
+
 def test_two_dimensional_and_quadratic_itk_transforms_are_refused(tmp_path):
     sitk.WriteTransform(sitk.AffineTransform(2), str(tmp_path / "t.tfm"))
     with pytest.raises(FormatError, match="2-D"):

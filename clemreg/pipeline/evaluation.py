@@ -1,0 +1,98 @@
+"""Step ``evaluate``: every number of the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.errors import ConvergenceError
+from clemreg.evaluate.compare import compare_transforms
+from clemreg.evaluate.jacobian import evaluate_jacobian
+from clemreg.evaluate.landmarks import LandmarkReport, evaluate_landmarks
+from clemreg.evaluate.stability import evaluate_stability
+from clemreg.io.atomic import atomic_write_json
+from clemreg.io.points import read_landmarks
+from clemreg.io.transforms import read_transform
+from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.registration import read_result
+from clemreg.space.grid import Grid
+from clemreg.space.inverse import round_trip_nm
+from clemreg.space.transform import FloatArray, Transform
+from clemreg.units import parse_xyz_nm
+
+
+def evaluate_run(context: RunContext) -> None:
+    """Write ``evaluation.json``: landmarks, Jacobian, round trip, stability, truth."""
+    transform = read_result(context)
+    grid, inside = evaluation_grid(context, transform)
+    points = grid.points_nm().reshape(-1, 3)[inside.ravel()]
+    parts: dict[str, Any] = {}
+    with context.progress("evaluate") as progress:
+        progress(0, 5, "landmarks")
+        landmarks = landmark_report(context, transform)
+        if landmarks is not None:
+            parts["landmarks"] = landmarks.to_json()
+        progress(1, 5, "Jacobian determinant")
+        parts["jacobian"] = evaluate_jacobian(transform, grid, inside).to_json()
+        progress(2, 5, "round trip")
+        parts["round_trip_nm"] = _round_trip(transform, points)
+        progress(3, 5, "stability")
+        parts["stability"] = _stability(context, transform, points)
+        progress(4, 5, "truth")
+        parts["truth"] = _truth(context, transform, grid, inside)
+        atomic_write_json(context.path("evaluation.json"), parts)
+        progress(5, 5, "done")
+
+
+def evaluation_grid(context: RunContext, transform: Transform) -> tuple[Grid, NDArray[np.bool_]]:
+    """Coarse LM grid (about 200 nm) and which of its voxels lie in the imaged EM."""
+    lm, em = context.open_lm().grid, context.open_em().grid
+    grid = lm.with_spacing(tuple(max(200.0, s) for s in lm.spacing_nm))
+    there = transform(grid.points_nm().reshape(-1, 3))
+    return grid, em.contains(there).reshape(grid.shape)
+
+
+def landmark_report(context: RunContext, transform: Transform) -> LandmarkReport | None:
+    """Evaluate the configured landmarks; None if there are none."""
+    proof = context.config.proof
+    path = context.input(proof.landmarks)
+    if path is None:
+        return None
+    offset = parse_xyz_nm(proof.fixed_offset) if proof.fixed_offset else (0.0, 0.0, 0.0)
+    return evaluate_landmarks(
+        transform, read_landmarks(path), raters=proof.raters, fixed_offset_nm=offset
+    )
+
+
+def _round_trip(transform: Transform, points: FloatArray) -> dict[str, float] | None:
+    sample = points[:: max(1, len(points) // 5000)]
+    try:
+        distance = round_trip_nm(transform, sample)
+    except ConvergenceError:
+        return None  # it folds; the Jacobian says where, and the verdict is "fail"
+    return {"mean": float(distance.mean()), "max": float(distance.max())}
+
+
+def _stability(
+    context: RunContext, transform: Transform, points: FloatArray
+) -> dict[str, Any] | None:
+    files = sorted(context.path("registration").glob("repeat-*.json"))
+    if not files:
+        return None
+    repeats = [read_transform(path) for path in files]
+    sample = points[:: max(1, len(points) // 20_000)]
+    return evaluate_stability([transform, *repeats], sample).to_json()
+
+
+def _truth(
+    context: RunContext, transform: Transform, grid: Grid, inside: NDArray[np.bool_]
+) -> dict[str, float] | None:
+    """Distance to the true transform everywhere in the imaged EM (simulated data only)."""
+    path = context.input(context.config.proof.truth)
+    if path is None:
+        return None
+    distance = compare_transforms(read_transform(path), transform, grid, inside).distance
+    keys = ("mean_nm", "median_nm", "p95_nm", "max_nm")
+    return {f"tre_{key}": float(getattr(distance, key)) for key in keys}

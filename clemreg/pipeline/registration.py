@@ -1,0 +1,77 @@
+"""Steps ``register`` and ``apply``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from clemreg.config import RegisterConfig
+from clemreg.io.atomic import atomic_path
+from clemreg.io.transforms import read_transform
+from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.features import open_prepared
+from clemreg.register.apply import apply_to_image, covering_box
+from clemreg.register.orientation import OrientationOptions
+from clemreg.register.registration import RegisterOptions, register
+from clemreg.register.stages import BSplineStage
+from clemreg.space.transform import Affine, Transform
+from clemreg.volume import Volume
+
+
+def register_options(config: RegisterConfig) -> RegisterOptions:
+    """Translate the configuration."""
+    bspline = BSplineStage()
+    if config.grid_spacing_um is not None:
+        bspline = replace(bspline, grid_spacing_um=(config.grid_spacing_um,) * 3)
+    return RegisterOptions(
+        orientation=OrientationOptions(search=config.search, allow_mirror=config.allow_mirror),
+        bspline=bspline,
+        seed=config.seed,
+        stability_seeds=config.stability_seeds,
+        threads=config.threads,
+    )
+
+
+def register_run(context: RunContext) -> None:
+    """Write ``registration/``."""
+    fixed, moving = open_prepared(context)
+    fixed = Volume(fixed.read(), fixed.grid, name="light volume")
+    moving = Volume(moving.read(), moving.grid, name="EM prediction")
+    with (
+        context.progress("register") as progress,
+        atomic_path(context.path("registration")) as folder,
+    ):
+        result = register(
+            fixed,
+            moving,
+            register_options(context.config.register_),
+            work_dir=folder / "elastix-runs",
+            progress=progress,
+        )
+        result.save(folder, fixed.grid)
+        for image in (folder / "elastix-runs").rglob("*.npy"):
+            image.unlink()  # the prepared images are kept once, as zarr
+
+
+def read_result(context: RunContext) -> Transform:
+    """Read the transform LM to EM of a run."""
+    return read_transform(context.path("registration", "transform.json"))
+
+
+def read_start(context: RunContext) -> Affine:
+    """Read the start pose LM to EM of a run."""
+    start = read_transform(context.path("registration", "orientation.json"))
+    assert isinstance(start, Affine)
+    return start
+
+
+def apply_run(context: RunContext) -> None:
+    """Write ``warped_em.zarr``: the EM on the part of the LM grid that it covers."""
+    transform = read_result(context)
+    em, lm = context.open_em(), context.open_lm()
+    onto = lm.grid.crop(covering_box(transform, em.grid, lm.grid))
+    level = em
+    for coarser in em.coarser:  # not finer than the LM, or the result would alias
+        if all(a <= b for a, b in zip(coarser.grid.spacing_nm, lm.grid.spacing_nm, strict=True)):
+            level = coarser
+    with context.progress("apply") as progress:
+        apply_to_image(transform, level, onto, context.path("warped_em.zarr"), progress=progress)

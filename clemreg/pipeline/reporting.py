@@ -1,0 +1,89 @@
+"""Step ``report``: figures from the volumes, numbers from the steps before."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from clemreg.evaluate.landmarks import LandmarkReport
+from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.evaluation import evaluation_grid, landmark_report
+from clemreg.pipeline.features import open_prepared
+from clemreg.pipeline.registration import read_result, read_start
+from clemreg.register.apply import covering_box, warp_block
+from clemreg.report.figures import Overlay, to_unit
+from clemreg.report.report import ReportInputs, write_report
+from clemreg.space.fits import best_affine
+from clemreg.space.grid import Grid
+from clemreg.space.transform import Transform
+from clemreg.volume import Volume
+
+
+def report_run(context: RunContext) -> None:
+    """Write ``report.html`` and ``report.json``."""
+    transform, start = read_result(context), read_start(context)
+    fixed, moving = open_prepared(context)
+    box = covering_box(transform, moving.grid, fixed.grid, margin_nm=500.0)
+    shown = Volume(fixed.read(box), fixed.grid.crop(box))
+    landmarks = landmark_report(context, transform)
+    grid, inside = evaluation_grid(context, transform)
+    points = grid.points_nm().reshape(-1, 3)[inside.ravel()]
+    affine = best_affine(transform, points)
+    scale = float(np.linalg.det(affine.linear))
+    with context.progress("report") as progress:
+        progress(0, 2, "figures")
+        inputs = ReportInputs(
+            title=context.config.output.title,
+            numbers=_numbers(context),
+            before=_overlay(start, shown, moving),
+            after=_overlay(transform, shown, moving),
+            transform=transform,
+            affine=affine,
+            grid=shown.grid,
+            point_errors_nm=None if landmarks is None else landmarks.points.error_nm,
+            determinants=transform.determinant(points) / scale,
+            determinant_plane=_determinant_plane(transform, shown.grid) / scale,
+            worst=_worst(landmarks),
+        )
+        progress(1, 2, "writing")
+        write_report(inputs, context.folder)
+        progress(2, 2, "done")
+
+
+def _numbers(context: RunContext) -> dict[str, Any]:
+    evaluation = json.loads(context.path("evaluation.json").read_text(encoding="utf-8"))
+    found = json.loads(
+        context.path("registration", "registration.json").read_text(encoding="utf-8")
+    )
+    timings = {f"register: {k}": v for k, v in found.pop("timings_s").items()}
+    for marker in sorted(context.path("steps").glob("*.json"), key=lambda p: p.stat().st_mtime):
+        record = json.loads(marker.read_text(encoding="utf-8"))
+        timings.setdefault(marker.stem, record["seconds"])
+    return {**evaluation, **found, "timings_s": timings, "provenance": context.provenance()}
+
+
+def _overlay(transform: Transform, shown: Volume, moving: Volume) -> Overlay:
+    em = warp_block(transform, moving, shown.grid)
+    return Overlay(to_unit(shown.read()), to_unit(em), shown.grid)
+
+
+def _determinant_plane(transform: Transform, grid: Grid) -> np.ndarray:
+    """Compute the determinant (y, x) in the middle plane, every fourth voxel."""
+    z = grid.shape[0] // 2
+    y, x = np.arange(0, grid.shape[1], 4), np.arange(0, grid.shape[2], 4)
+    index = np.stack(np.meshgrid([z], y, x, indexing="ij"), -1)
+    values = transform.determinant(grid.to_world(index).reshape(-1, 3))
+    return values.reshape(len(y), len(x))
+
+
+def _worst(landmarks: LandmarkReport | None, count: int = 5) -> tuple[tuple[Any, ...], ...]:
+    if landmarks is None:
+        return ()
+    points = landmarks.points
+    order = np.argsort(-points.error_nm)[:count]
+    return tuple(
+        (points.names[i], float(points.error_nm[i]), *map(float, points.difference_nm[i]))
+        for i in order
+    )

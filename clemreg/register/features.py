@@ -1,0 +1,325 @@
+"""Make the two images comparable: what the light microscope would show of the EM segmentation.
+
+The EM side follows Heinrich et al. 2021 (`cosem-lm-em-registration`): small components of the
+mitochondria dropped, holes filled, membrane kept within 16 nm of a mitochondrion, predictions
+ramped between 120 and 134. The result is blurred to the light microscope's point spread and
+averaged down to about its voxel size, so that both images show the same thing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from clemreg.errors import DataError
+from clemreg.io.quantise import SURFACE
+from clemreg.space.grid import Box, Grid, Triple
+from clemreg.space.resample import pool_mean
+from clemreg.volume import Volume
+
+log = logging.getLogger(__name__)
+
+Image = NDArray[np.float32]
+Kind = Literal["auto", "prediction", "probability", "mask"]
+
+_FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
+LARGEST = 10**8  # voxels that are worked on whole; larger input is averaged down while reading
+
+
+def sigma_from_fwhm(fwhm_nm: Sequence[float]) -> Triple:
+    """Gaussian sigma zyx of a full width at half maximum zyx, both in nm."""
+    z, y, x = (float(v) / _FWHM for v in fwhm_nm)
+    return z, y, x
+
+
+PSF_SIGMA_NM: dict[str, Triple] = {
+    # PALM: localisation precision about 20 nm laterally, 40 nm axially, label size and drift.
+    "palm": (50.0, 25.0, 25.0),
+    "sim": sigma_from_fwhm((300.0, 110.0, 110.0)),
+    "confocal": sigma_from_fwhm((600.0, 250.0, 250.0)),
+}
+
+
+@dataclass(frozen=True)
+class MovingOptions:
+    """How the EM segmentation is turned into what the light microscope would see.
+
+    Parameters
+    ----------
+    psf_sigma_nm
+        Gaussian sigma zyx of the light microscope.
+    kind
+        ``"prediction"``: uint8 signed distances (`clemreg.io.quantise`) with the channels ``mito``
+        and ``mito_mem``, or one of them; ``"probability"``: 0 to 1, or uint8 0 to 255; ``"mask"``:
+        not 0 is foreground; ``"auto"`` goes by channel names and values.
+    ramp
+        Stored values from which and up to which a prediction counts, linearly.
+    min_volume_nm3
+        Mitochondria smaller than this are dropped.
+    membrane_reach_nm
+        Membrane farther than this from a kept mitochondrion is dropped.
+    smooth_voxels
+        Gaussian sigma in LM voxels, to match the smoothing given to the LM.
+    """
+
+    psf_sigma_nm: Triple = PSF_SIGMA_NM["palm"]
+    kind: Kind = "auto"
+    ramp: tuple[float, float] = (120.0, 134.0)
+    min_volume_nm3: float = 2e7
+    membrane_reach_nm: float = 16.0
+    smooth_voxels: float = 0.6
+
+
+@dataclass(frozen=True)
+class FixedOptions:
+    """How the light image is brought to even contrast and noise.
+
+    Parameters
+    ----------
+    background_um
+        Background is what varies more slowly than this; 0 takes one level for the whole volume.
+    background_percentile
+        Percentile of a neighbourhood that counts as background.
+    white_percentile
+        Percentile of the signal that becomes 1.
+    clip
+        Brightest value kept.
+    smooth_voxels
+        Gaussian sigma in voxels before the square root.
+    """
+
+    background_um: float = 2.0
+    background_percentile: float = 20.0
+    white_percentile: float = 99.5
+    clip: float = 1.5
+    smooth_voxels: float = 0.6
+
+
+def prepare_moving(
+    prediction: Volume, lm_spacing_nm: Sequence[float], options: MovingOptions | None = None
+) -> Volume:
+    """EM segmentation as the light microscope would see it, float32 in [0, 1], near LM spacing.
+
+    Parameters
+    ----------
+    prediction
+        Prediction, mask or probability (see `MovingOptions.kind`).
+    lm_spacing_nm
+        LM voxel size zyx. The result's voxels are whole multiples of the EM's, at most about this.
+    options
+        Defaults if None.
+
+    Returns
+    -------
+    Volume
+        Square root of the blurred membrane density, on the EM's frame; pooling has shifted its
+        origin by half of what the voxels have grown.
+
+    Raises
+    ------
+    DataError
+        There is nothing in the segmentation, or it holds NaN.
+    """
+    options = MovingOptions() if options is None else options
+    volume = _affordable(prediction)
+    density, grid = _density(volume, options), volume.grid
+    if density.max() <= 0:
+        raise DataError(
+            f"{prediction.name or 'EM segmentation'}: nothing is left to register",
+            hint="no mitochondrion is larger than min_volume_nm3; was the right channel given?",
+        )
+    spacing = np.asarray(lm_spacing_nm, dtype=float)
+    smooth = options.smooth_voxels * spacing
+    sigma = np.hypot(np.asarray(options.psf_sigma_nm), smooth) / np.asarray(grid.spacing_nm)
+    blurred = ndimage.gaussian_filter(density, sigma, mode="nearest", truncate=3.0)
+    factor = _factor(grid, spacing)
+    pooled = np.asarray(pool_mean(blurred, factor), dtype=np.float32)
+    pooled /= max(float(np.percentile(pooled[pooled > 0.02 * pooled.max()], 99.5)), 1e-6)
+    image = np.sqrt(np.clip(pooled, 0, None))
+    return Volume(image, grid.downsample(factor), name="EM as seen by LM")
+
+
+def prepare_fixed(lm: Volume, options: FixedOptions | None = None) -> Volume:
+    """Light image with its background removed, scaled to about [0, 1], with even noise.
+
+    Parameters
+    ----------
+    lm
+        One channel (zyx).
+    options
+        Defaults if None.
+
+    Returns
+    -------
+    Volume
+        float32 on the same grid: the square root (variance of counts becomes constant) of the
+        smoothed signal above background over its `white_percentile`.
+
+    Raises
+    ------
+    DataError
+        The channel is empty, has fewer than 4 slices, or holds NaN.
+    """
+    options = FixedOptions() if options is None else options
+    name = lm.name or "LM"
+    if lm.channels:
+        raise DataError(
+            f"{name} has channels {list(lm.channels)}; registration takes one",
+            hint="choose the mitochondria channel, for example --channel mito",
+        )
+    image = np.array(lm.read(), dtype=np.float32)
+    _check_image(image, name)
+    smoothed = ndimage.gaussian_filter(image, options.smooth_voxels, mode="nearest", truncate=3.0)
+    signal = np.clip(smoothed - _background(smoothed, lm.grid, options), 0, None)
+    white = float(np.percentile(signal, options.white_percentile))
+    if white <= 0:
+        raise DataError(f"{name} has no signal above its background", hint="is it the channel?")
+    return Volume(np.sqrt(np.clip(signal / white, 0, options.clip)), lm.grid, name=name)
+
+
+def _check_image(image: Image, name: str) -> None:
+    if min(image.shape) < 4:
+        raise DataError(
+            f"{name}: shape {image.shape} is too thin for registration in 3-D",
+            hint="give a stack of at least 4 slices; a single slice cannot be placed in z",
+        )
+    if not np.isfinite(image).all():
+        bad = int((~np.isfinite(image)).sum())
+        raise DataError(f"{name} holds {bad} NaN or infinite voxels", hint="replace them first")
+    if np.ptp(image) == 0:
+        raise DataError(
+            f"{name} is {image.flat[0]:g} everywhere", hint="is it the right channel and level?"
+        )
+
+
+def _background(image: Image, grid: Grid, options: FixedOptions) -> Image | np.float32:
+    """Low percentile of the surroundings, smooth on the scale of `background_um`."""
+    level = np.float32(np.percentile(image, options.background_percentile))
+    if options.background_um <= 0:
+        return level
+    size = np.asarray(grid.spacing_nm)
+    step = np.maximum(1, np.round(options.background_um * 1e3 / 4 / size)).astype(int)
+    if (np.asarray(image.shape) < 2 * step).any():
+        return level
+    coarse = np.asarray(pool_mean(image, tuple(int(s) for s in step)), dtype=np.float32)
+    low = ndimage.percentile_filter(coarse, options.background_percentile, size=5, mode="nearest")
+    low = ndimage.gaussian_filter(low, 1.0, mode="nearest")
+    at = [(np.arange(n) - (s - 1) / 2) / s for n, s in zip(image.shape, step, strict=True)]
+    index = np.meshgrid(*at, indexing="ij", sparse=False)
+    spread = ndimage.map_coordinates(low, index, order=1, mode="nearest")
+    return np.asarray(spread, dtype=np.float32)
+
+
+def _factor(grid: Grid, lm_spacing_nm: NDArray[np.float64]) -> tuple[int, int, int]:
+    ratio = lm_spacing_nm / np.asarray(grid.spacing_nm)
+    z, y, x = (max(1, int(r + 0.2)) for r in ratio)
+    return z, y, x
+
+
+def _affordable(volume: Volume) -> Volume:
+    """Choose the finest level that fits in memory, or average the coarsest while reading."""
+    for level in volume.levels:
+        if level.grid.size <= LARGEST:
+            return level
+    coarsest = volume.levels[-1]
+    factor = math.ceil((coarsest.grid.size / LARGEST) ** (1 / 3))
+    log.info("%s is averaged by %d before cleaning", volume.name or "segmentation", factor)
+    return _pooled_while_reading(coarsest, factor)
+
+
+def _pooled_while_reading(volume: Volume, factor: int) -> Volume:
+    slabs = []
+    for start in range(0, volume.shape[0], factor):
+        stop = min(start + factor, volume.shape[0])
+        slab = volume.read(Box((start, 0, 0), (stop, *volume.shape[1:])))
+        parts = slab if volume.channels else slab[None]
+        slabs.append(np.stack([pool_mean(p, (factor,) * 3) for p in parts]))
+    array = np.concatenate(slabs, axis=1).astype(volume.dtype)
+    return Volume(
+        array if volume.channels else array[0],
+        volume.grid.downsample((factor,) * 3),
+        channels=volume.channels,
+        name=volume.name,
+    )
+
+
+def _density(volume: Volume, options: MovingOptions) -> Image:
+    """How much membrane (or organelle) is in each voxel, 0 to 1."""
+    kind = _kind(volume) if options.kind == "auto" else options.kind
+    if kind == "prediction":
+        return _density_of_prediction(volume, options)
+    image = volume.read()
+    if volume.channels:
+        image = image[0]
+    if not np.isfinite(image).all():
+        raise DataError(f"{volume.name or 'EM segmentation'} holds NaN or infinity")
+    if kind == "mask":
+        return _large_enough(image != 0, volume.grid, options).astype(np.float32)
+    scale = 255.0 if np.issubdtype(image.dtype, np.integer) else 1.0
+    return np.clip(image.astype(np.float32) / np.float32(scale), 0, 1)
+
+
+def _kind(volume: Volume) -> Kind:
+    if {"mito", "mito_mem"} & {*volume.channels, volume.name} and volume.dtype == np.uint8:
+        return "prediction"
+    if volume.dtype == bool or (volume.dtype.kind in "iu" and volume.dtype.itemsize > 1):
+        return "mask"
+    if volume.dtype.kind == "f":
+        return "probability"
+    sample = volume.read()
+    return "mask" if len(np.unique(sample)) <= 2 else "probability"
+
+
+def _density_of_prediction(volume: Volume, options: MovingOptions) -> Image:
+    names = volume.channels or (volume.name,)
+    stack = volume.read()
+    if not volume.channels:
+        stack = stack[None]
+    by_name: dict[str, NDArray[Any]] = dict(zip(names, stack, strict=True))
+    low, high = options.ramp
+    membrane = by_name.get("mito_mem", by_name.get("mito", stack[0]))
+    density = np.clip((membrane.astype(np.float32) - low) / np.float32(high - low), 0, 1)
+    if "mito" in by_name:
+        kept = _large_enough(by_name["mito"] >= SURFACE, volume.grid, options)
+        density[~_near(kept, volume.grid, options.membrane_reach_nm)] = 0
+    return density
+
+
+def _large_enough(mask: NDArray[np.bool_], grid: Grid, options: MovingOptions) -> NDArray[np.bool_]:
+    """Components of at least `min_volume_nm3`, with their holes filled."""
+    import cc3d
+
+    voxels = max(1, math.ceil(options.min_volume_nm3 / math.prod(grid.spacing_nm)))
+    kept = cc3d.dust(np.asfortranarray(mask), threshold=voxels, connectivity=6) > 0
+    outside = cc3d.connected_components(~kept, connectivity=6)
+    faces = [
+        outside[0],
+        outside[-1],
+        outside[:, 0],
+        outside[:, -1],
+        outside[..., 0],
+        outside[..., -1],
+    ]
+    open_ids = np.unique(np.concatenate([f.ravel() for f in faces]))
+    is_open = np.zeros(int(outside.max()) + 1, dtype=bool)
+    is_open[open_ids] = True
+    is_open[0] = False
+    filled: NDArray[np.bool_] = np.ascontiguousarray(~is_open[outside])
+    return filled
+
+
+def _near(mask: NDArray[np.bool_], grid: Grid, reach_nm: float) -> NDArray[np.bool_]:
+    import edt
+
+    if not mask.any():
+        return mask
+    distance = edt.edt(~mask, anisotropy=grid.spacing_nm, black_border=False, parallel=1)
+    near: NDArray[np.bool_] = distance <= reach_nm
+    return near
