@@ -61,7 +61,7 @@ def landmarks(
         raters=tuple(r.strip() for r in raters.split(",")) if raters else (),
         fixed_offset_nm=_offset_nm(fixed_offset),
     )
-    _answer({"landmarks": report.to_json()}, json)
+    _answer("landmarks", report.to_json(), json)
 
 
 @app.command()
@@ -101,12 +101,13 @@ def compare(
 
     grid, inside = _where([first, second], mask, spacing, grid_of)
     report = compare_transforms(read_transform(first), read_transform(second), grid, inside)
-    _answer({"compare": report.to_json()}, json)
+    _answer("compare", report.to_json(), json)
 
 
-def _answer(report: dict[str, Any], json: Path | None) -> None:
-    table(report)
-    write_json(json, report)
+def _answer(name: str, report: dict[str, Any], json: Path | None) -> None:
+    """Print the figures without the long lists; write all of them."""
+    table({name: {k: v for k, v in report.items() if k not in ("points", "histogram")}})
+    write_json(json, {name: report})
 
 
 def _offset_nm(text: str | None) -> tuple[float, float, float]:
@@ -127,10 +128,10 @@ def _where(
     from clemreg.units import parse_xyz_nm
 
     override = parse_xyz_nm(spacing) if spacing else None
+    grids = map(read_fixed_grid, transforms)
+    grid = next((g for g in grids if g is not None), None)
     if grid_of is not None:
         grid = open_volume(grid_of, frame="lm").grid
-    else:
-        grid = next((g for g in map(read_fixed_grid, transforms) if g is not None), None)
     if mask is None:
         if grid is None:
             raise ConfigError(

@@ -74,16 +74,10 @@ def apply(
     labels: Annotated[bool, typer.Option(help="Ids, not intensities: nearest neighbour.")] = False,
 ) -> None:
     """Resample an EM image onto an LM grid (or the reverse), or map a table of points."""
-    from clemreg.pipeline.apply import apply_file
+    from clemreg.pipeline.apply import ApplyCommand, apply_file
 
+    direction = "em-to-lm" if inverse else "lm-to-em"
+    command = ApplyCommand(transform, subject, out, onto, direction, labels)  # type: ignore[arg-type]
     with progress_bar("apply") as progress:
-        apply_file(
-            transform,
-            subject,
-            out,
-            onto=onto,
-            direction="em-to-lm" if inverse else "lm-to-em",
-            labels=labels,
-            progress=progress,
-        )
+        apply_file(command, progress)
     result(f"wrote {out}")

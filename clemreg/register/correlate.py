@@ -93,7 +93,7 @@ class MaskedCorrelator:
         variance_f = self._backward(ff * w) / count - mean_f**2
         variance_t = self._backward(one * tt) / count - mean_t**2
         smaller = min(self._count, int(mask.sum()))
-        overlap = np.clip(count / smaller, 0, 1)
+        overlap = np.clip(count / smaller, 0, 1).astype(np.float32)
         usable = (overlap >= self._min_overlap) & (variance_f > 1e-2) & (variance_t > 1e-2)
         scale = np.sqrt(np.where(usable, variance_f * variance_t, 1.0))
         ncc = np.where(usable, covariance / scale, 0.0).astype(np.float32)

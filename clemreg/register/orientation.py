@@ -85,7 +85,8 @@ class Orientation:
     score
         Normalised correlation of the coarse images in that pose.
     runner_up
-        The same for the best pose that differs by more than 15 degrees or 1 um; NaN if none.
+        The same for the best pose that differs by more than 15 degrees or 1 um; 0 if no other
+        pose correlates at all.
     margin
         `score` minus `runner_up`.
     mirrored
@@ -164,9 +165,9 @@ def _runner_up(
     apart = [c.pose for c in candidates if _differs(best, c.pose, moving)]
     for pose in apart[:4]:
         moved = refine_pose(pose, fixed, moving, rigid=True)
-        if _differs(best, moved, moving):
+        if math.isfinite(moved.score) and _differs(best, moved, moving):
             return moved.score
-    return apart[0].score if apart else math.nan
+    return max((p.score for p in apart if math.isfinite(p.score)), default=0.0)
 
 
 def _decide(best: Pose, runner_up: float, source: str, target: str, spacing: float) -> Orientation:
@@ -208,7 +209,7 @@ def _coarse(volume: Volume, spacing: float) -> Volume:
     smooth = ndimage.gaussian_filter(pooled, sigma, mode="nearest")
     shape = tuple(max(2, round(v)) for v in volume.grid.extent_nm / spacing)
     start = volume.grid.centre_nm - (np.asarray(shape) - 1) / 2 * spacing
-    target = Grid(shape, (spacing,) * 3, tuple(start), volume.grid.frame)  # type: ignore[arg-type]
+    target = Grid(shape, (spacing,) * 3, tuple(start), volume.grid.frame)
     points = target.points_nm().reshape(-1, 3)
     index = np.clip(grid.to_index(points), 0, np.asarray(grid.shape) - 1)
     values = sample_array(smooth, grid, grid.to_world(index)).reshape(shape)
@@ -234,9 +235,8 @@ def _tilted(poses: list[Pose], tilt_deg: float) -> list[FloatArray]:
         return []
     tilts = [
         _about("x", a) @ _about("y", b)
-        for a, b in itertools.product((-1, 0, 1), repeat=2)
-        for a, b in [(a * tilt_deg, b * tilt_deg)]
-        if (a, b) != (0, 0)
+        for a, b in itertools.product((-tilt_deg, 0.0, tilt_deg), repeat=2)
+        if (a, b) != (0.0, 0.0)
     ]
     return [t @ p.linear for p in poses for t in tilts]
 
@@ -265,7 +265,7 @@ class _Finder:
         self._correlate = MaskedCorrelator(
             image,
             np.ones(image.shape, dtype=bool),
-            largest,  # type: ignore[arg-type]
+            largest,
             min_overlap=options.min_overlap,
             workers=options.threads or os.cpu_count() or 1,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage, optimize
 from scipy.spatial.transform import Rotation
 
@@ -121,10 +122,10 @@ class _Objective:
             return np.asarray(Rotation.from_rotvec(parameters[:3]).as_matrix())
         return np.eye(3) + parameters[:9].reshape(3, 3)
 
-    def _sampled(self, parameters: FloatArray) -> tuple[FloatArray, FloatArray]:
+    def _sampled(self, parameters: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
         lm = self._points @ self._change(parameters).T + self._middle + parameters[-3:] * self._size
         index = self._grid.to_index(lm)
-        inside = ((index >= -0.5) & (index <= self._last + 0.5)).all(axis=1)
+        inside = np.asarray(((index >= -0.5) & (index <= self._last + 0.5)).all(axis=1))
         return ndimage.map_coordinates(self._image, index.T, order=1, mode="nearest"), inside
 
     def residuals(self, parameters: FloatArray) -> FloatArray:
@@ -149,7 +150,9 @@ class _Objective:
         forward[:3, :3] = self._change(self.parameters) @ self._linear
         shift = self._middle + self.parameters[-3:] * self._size
         forward[:3, 3] = shift - forward[:3, :3] @ self._centre
-        return Pose(np.linalg.inv(forward), score, float(inside.mean()))
+        return Pose(
+            np.asarray(np.linalg.inv(forward), dtype=np.float64), score, float(inside.mean())
+        )
 
 
 def _standard(values: FloatArray) -> FloatArray:

@@ -372,7 +372,7 @@ def _folder(work_dir: Path | None) -> AbstractContextManager[Path]:
 
 
 class _Temporary(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
-    def __enter__(self) -> Path:  # type: ignore[override]
+    def __enter__(self) -> Path:
         return Path(super().__enter__())
 
 

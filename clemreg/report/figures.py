@@ -16,6 +16,7 @@ from clemreg.space.transform import Affine, Transform
 FloatArray = NDArray[np.float64]
 Image = NDArray[np.float32]
 
+SLAB_NM = 300.0
 MAGENTA, GREEN, ORANGE, GREY = "#c2185b", "#2e7d32", "#e07b00", "#777777"
 
 
@@ -46,7 +47,7 @@ def to_unit(image: NDArray[Any], top_percentile: float = 99.7) -> Image:
 
 
 def overlay_figure(before: Overlay, after: Overlay) -> bytes:
-    """Draw LM (magenta) and EM (green) before and after, as xy and xz projections."""
+    """Draw LM (magenta) and EM (green) before and after, as xy and xz slabs."""
     figure, axes = _figure(2, 2, (10, _height(after.grid)), heights=_heights(after.grid))
     for column, (overlay, title) in enumerate(((before, "start pose"), (after, "registered"))):
         for row, axis in enumerate((0, 1)):
@@ -57,7 +58,7 @@ def overlay_figure(before: Overlay, after: Overlay) -> bytes:
 
 def checkerboard_figure(after: Overlay, tiles: int = 8) -> bytes:
     """Draw squares of LM and EM in turn: edges must run on across them."""
-    lm, em = after.lm.max(axis=0), after.em.max(axis=0)
+    lm, em = (project(image, after.grid, 0) for image in (after.lm, after.em))
     y, x = np.indices(lm.shape)
     step = max(4, max(lm.shape) // tiles)
     from_lm = ((y // step) + (x // step)) % 2 == 0
@@ -143,8 +144,19 @@ def jacobian_figure(determinants: FloatArray, plane: FloatArray, grid: Grid) -> 
 
 
 def _colours(overlay: Overlay, axis: int) -> Image:
-    lm, em = overlay.lm.max(axis=axis), overlay.em.max(axis=axis)
+    lm, em = (project(image, overlay.grid, axis) for image in (overlay.lm, overlay.em))
     return np.stack([lm, em, lm], axis=-1)
+
+
+def project(image: Image, grid: Grid, axis: int, thickness_nm: float = SLAB_NM) -> Image:
+    """Take the largest value along `axis` through a slab in the middle of the volume.
+
+    A projection of the whole depth would lay too many mitochondria over each other.
+    """
+    count = max(1, round(thickness_nm / grid.spacing_nm[axis]))
+    first = max(0, (grid.shape[axis] - count) // 2)
+    slab = np.take(image, range(first, min(grid.shape[axis], first + count)), axis=axis)
+    return np.asarray(slab.max(axis=axis))
 
 
 def _extent(grid: Grid, axis: int) -> tuple[float, float, float, float]:

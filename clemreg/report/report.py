@@ -79,7 +79,7 @@ def _figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> list[Figure]:
             Figure(
                 "Before and after",
                 "Light microscopy in magenta, EM prediction in green, white where both are; "
-                "largest value along z (above) and along y (below).",
+                "slabs of 0.3 um through the middle, seen along z (above) and along y (below).",
                 figures.overlay_figure(inputs.before, inputs.after),
             )
         )

@@ -157,7 +157,7 @@ def _separable(
 
 
 def separable_resample(
-    part: FloatVolume, axes: Sequence[NDArray[np.float64]], widths: Sequence[float]
+    part: FloatVolume, axes: Sequence[NDArray[Any]], widths: Sequence[float] | NDArray[Any]
 ) -> FloatVolume:
     """Interpolate on the product of three axes of fractional voxel positions.
 
@@ -191,10 +191,9 @@ def recolour(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
     from scipy.ndimage import gaussian_filter
 
     gamma = np.exp(rng.normal(scale=0.25))
-    x = 2 * np.clip((x + 1.5) / 3, 0, 1) ** np.float32(gamma)
-    x = (x - x.mean()) * np.float32(rng.uniform(0.7, 1.3) * 1.5) + np.float32(
-        rng.uniform(-0.25, 0.25)
-    )
+    gain, shift = rng.uniform(1.05, 1.95), rng.uniform(-0.25, 0.25)
+    toned = 2 * np.clip((x + 1.5) / 3, 0, 1) ** gamma
+    x = np.asarray((toned - toned.mean()) * gain + shift, dtype=np.float32)
     if rng.random() < 0.3:
         x = gaussian_filter(x, rng.uniform(0.3, 0.9, 3))
     if rng.random() < 0.5:

@@ -234,7 +234,8 @@ def _lm_grid(em: Grid, light: LightOptions) -> Grid:
     """LM field around the EM: its own frame, origin 0, a little larger than the EM block."""
     extent = em.extent_nm * 1.05 + 2 * np.asarray(MARGIN_NM) * [0.6, 1.2, 1.2]
     shape = np.ceil(extent / np.asarray(light.spacing_nm)).astype(int)
-    return Grid(tuple(int(n) for n in shape), light.spacing_nm, (0.0, 0.0, 0.0), "lm")
+    z, y, x = (int(n) for n in shape)
+    return Grid((z, y, x), light.spacing_nm, (0.0, 0.0, 0.0), "lm")
 
 
 def _true_transform(

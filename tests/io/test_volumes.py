@@ -6,7 +6,7 @@ import h5py
 import mrcfile
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813
+import SimpleITK as sitk
 import tensorstore
 import tifffile
 import zarr
@@ -280,7 +280,7 @@ def test_ome_tiff_sizes_in_their_units(tmp_path):
     np.testing.assert_array_equal(volume.read(), PIXELS)
 
 
-def test_gzipped_tiff(tmp_path, shared_data):
+def test_gzipped_tiff(shared_data):
     volume = open_volume(
         shared_data / "cosem-clem" / "mask_bin.tif.gz", spacing_nm=(104.0, 52.0, 52.0)
     )
@@ -381,8 +381,6 @@ def test_a_unit_error_is_named(tmp_path, factor):
 
 
 def test_zero_spacing_is_refused(tmp_path):
-    with pytest.raises(VoxelSizeError, match="positive"):
-        Grid((3, 3, 3), (0, 4, 4))
     plain_tiff(tmp_path / "v.tif", unit="nm", spacing=0)
     with pytest.raises(VoxelSizeError):
         open_volume(tmp_path / "v.tif")

@@ -1,4 +1,4 @@
-"""A small pair with known truth: curved tubes seen by an EM segmentation and by a light microscope."""
+"""A small pair with known truth: curved tubes seen by EM and by a light microscope."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _truth(options: PairOptions, em: Grid, rng: np.random.Generator) -> Transfor
     return affine.then(BSpline(noise, start, spacing, "em0", "em"))
 
 
-def _light(options, distance, world: Grid, truth: Transform, rng) -> Volume:  # noqa: ANN001
+def _light(options, distance, world: Grid, truth: Transform, rng) -> Volume:
     from scipy.ndimage import map_coordinates
 
     spacing = np.asarray(options.lm_spacing_nm)
@@ -129,7 +129,7 @@ def _light(options, distance, world: Grid, truth: Transform, rng) -> Volume:  # 
     return Volume(counts.astype(np.float32), grid, name="mito")
 
 
-def _prediction(distance, world: Grid, em: Grid) -> Volume:  # noqa: ANN001
+def _prediction(distance, world: Grid, em: Grid) -> Volume:
     from scipy.ndimage import map_coordinates
 
     at = world.to_index(em.points_nm().reshape(-1, 3))
@@ -154,3 +154,9 @@ def _inner_points(truth: Transform, em: Grid, rng: np.random.Generator) -> np.nd
 @pytest.fixture(scope="session")
 def pair() -> Pair:
     return make_pair(PairOptions(em_um=(2.0, 4.5, 4.5), em_spacing_nm=(16.0, 16.0, 16.0)))
+
+
+@pytest.fixture(scope="session")
+def pair_of():
+    """Make a pair from options: ``pair_of(seed=1, angle_deg=20)``."""
+    return lambda **options: make_pair(PairOptions(**options))

@@ -126,7 +126,7 @@ def test_a_report_without_landmarks_says_so(tmp_path):
 def test_overlays_show_the_blob_where_it_is():
     """Bright at small y (up) and large x (right); white where both images are alike."""
     lm = np.zeros(GRID.shape, np.float32)
-    lm[3:6, 2:8, 40:48] = 1
+    lm[3:9, 2:8, 40:48] = 1
     same = png_array(figures.overlay_figure(Overlay(lm, lm, GRID), Overlay(lm, lm, GRID)))
     empty = np.zeros_like(lm)
     only = png_array(figures.overlay_figure(Overlay(lm, empty, GRID), Overlay(lm, empty, GRID)))

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from clemreg.cli.app import app, run_app
+from clemreg.io.points import read_points
+from clemreg.io.transforms import read_transform, write_transform
+from clemreg.io.volumes import open_volume, write_volume
+from clemreg.space import Grid
+from clemreg.testing import hostile_grid, random_affine, random_bspline
+from clemreg.volume import Volume
+
+COMMANDS = [
+    "demo", "run", "init", "info", "doctor", "simulate clem", "segment", "train", "model list",
+    "model info", "register", "apply", "evaluate landmarks", "evaluate jacobian",
+    "evaluate compare", "report", "export bdv", "export bigwarp", "export elastix", "export itk",
+]  # fmt: skip
+LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (10.0, 20.0, 30.0), "lm")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    done = CliRunner().invoke(app, [*command.split(), "--help"])
+    assert done.exit_code == 0
+    assert "Usage" in done.output
+
+
+@pytest.fixture
+def files(tmp_path):
+    rng = np.random.default_rng(0)
+    transform = random_affine(rng, "lm", "lm").then(random_bspline(rng, LM, target="em"))
+    write_transform(transform, tmp_path / "t.json")
+    write_volume(tmp_path / "lm.zarr", Volume(rng.integers(1, 99, LM.shape).astype("u1"), LM))
+    em = hostile_grid("em")
+    write_volume(tmp_path / "em.zarr", Volume(rng.integers(1, 99, em.shape).astype("u1"), em))
+    return tmp_path, transform
+
+
+def test_info_prints_and_writes_the_voxel_size(files, capsys):
+    folder, _ = files
+    assert run_app(["info", str(folder / "em.zarr"), "--json", str(folder / "i.json")]) == 0
+    assert "5.24, 4, 4" in capsys.readouterr().out
+    assert json.loads((folder / "i.json").read_text())["spacing_nm"] == [5.24, 4.0, 4.0]
+
+
+def test_jacobian_and_compare_write_their_json(files):
+    folder, transform = files
+    t, lm = str(folder / "t.json"), str(folder / "lm.zarr")
+    out = str(folder / "j.json")
+    assert run_app(["evaluate", "jacobian", "--transform", t, "--grid-of", lm, "--json", out]) == 0
+    stats = json.loads((folder / "j.json").read_text())["jacobian"]["with_affine"]
+    voxels = LM.points_nm().reshape(-1, 3)
+    assert stats["mean"] == pytest.approx(transform.determinant(voxels).mean(), rel=1e-6)
+    assert run_app(["evaluate", "compare", t, t, "--grid-of", lm, "--json", out]) == 0
+    assert json.loads((folder / "j.json").read_text())["compare"]["max_nm"] == 0
+    assert run_app(["evaluate", "jacobian", "--transform", t, "--remove-affine", "--mask", lm]) == 0
+
+
+def test_a_transform_without_grid_asks_for_one(files, capsys):
+    folder, _ = files
+    assert run_app(["evaluate", "jacobian", "--transform", str(folder / "t.json")]) == 1
+    assert "--grid-of" in capsys.readouterr().err
+
+
+def test_points_there_and_back(files):
+    folder, transform = files
+    (folder / "p.csv").write_text("x-um,y-um,z-um\n0.5,0.6,0.3\n0.9,0.8,0.4\n")
+    t = str(folder / "t.json")
+    assert run_app(["apply", t, str(folder / "p.csv"), "--out", str(folder / "q.csv")]) == 0
+    given = read_points(folder / "p.csv")
+    assert given[0].tolist() == pytest.approx([300.0, 600.0, 500.0])
+    np.testing.assert_allclose(read_points(folder / "q.csv"), transform(given), atol=1e-6)
+    back = ["apply", t, str(folder / "q.csv"), "--out", str(folder / "r.csv"), "--inverse"]
+    assert run_app(back) == 0
+    np.testing.assert_allclose(read_points(folder / "r.csv"), given, atol=1e-3)
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".tif"])
+def test_an_image_needs_a_grid(files, capsys, suffix):
+    folder, _ = files
+    words = ["apply", str(folder / "t.json"), str(folder / "em.zarr")]
+    out = folder / f"w{suffix}"
+    assert run_app([*words, "--out", str(out)]) == 1
+    assert "--onto" in capsys.readouterr().err
+    assert run_app([*words, "--out", str(out), "--onto", str(folder / "lm.zarr")]) == 0
+    assert open_volume(out).shape == LM.shape
+
+
+def test_exports_of_a_transform(files, capsys):
+    folder, transform = files
+    t, lm = str(folder / "t.json"), str(folder / "lm.zarr")
+    assert run_app(["export", "elastix", t, "--grid-of", lm, "--out", str(folder / "e")]) == 0
+    assert run_app(["export", "itk", t, "--out", str(folder / "t.h5")]) == 0
+    bigwarp = ["export", "bigwarp", t, "--grid-of", lm, "--out", str(folder / "b.csv")]
+    assert run_app([*bigwarp, "--spacing", "0.3 um"]) == 0
+    assert "thin-plate spline" in capsys.readouterr().out
+    points = LM.points_nm().reshape(-1, 3)[::97]
+    last = sorted((folder / "e").glob("TransformParameters.*.txt"))[-1]
+    for path, error in ((last, 1e-3), (folder / "t.h5", 1e-3), (folder / "b.csv", 1.0)):
+        np.testing.assert_allclose(read_transform(path)(points), transform(points), atol=error)
+
+
+def test_exit_codes(tmp_path, capsys):
+    assert run_app(["info", str(tmp_path / "nothing.tif")]) == 1
+    assert "error: there is no" in capsys.readouterr().err
+    assert run_app(["nonsense"]) == 2
+    assert run_app(["info"]) == 2
+    assert run_app(["--version"]) == 0
+    assert run_app(["simulate", "clem", "--out", str(tmp_path), "--microscope", "x"]) == 1
+    assert "palm or sim" in capsys.readouterr().err
+
+
+def test_interruption_is_130(monkeypatch, capsys):
+    import clemreg.io.volumes
+
+    def interrupt(_uri):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(clemreg.io.volumes, "describe", interrupt)
+    assert run_app(["info", "x"]) == 130
+    assert "goes on where it stopped" in capsys.readouterr().err
+
+
+def test_init_looks_before_it_writes(files, capsys):
+    folder, _ = files
+    words = ["init", str(folder / "run"), "--em", str(folder / "em.zarr")]
+    words += ["--em-spacing", "40,40,52.4 nm"]
+    assert run_app([*words, "--lm", str(folder / "lm.zarr")]) == 0
+    assert (folder / "run" / "clemreg.toml").is_file()
+    assert run_app(["doctor", str(folder / "run" / "clemreg.toml")]) == 0
+    assert "voxel x, y, z = 40 nm, 40 nm, 52.4 nm" in capsys.readouterr().out
+    assert run_app([*words, "--lm", str(folder / "lm.zarr")]) == 1
+    wrong = ["init", str(folder / "other"), *words[2:4], "--lm", str(folder / "lm.zarr")]
+    assert run_app([*wrong, "--em-spacing", "8,8,8 um"]) == 1
+    assert "unit may be wrong" in capsys.readouterr().err
+    assert not (folder / "other").exists()
+
+
+def test_the_published_registration_from_the_command_line(shared_data, tmp_path):
+    data = shared_data / "cosem-clem"
+    words = ["evaluate", "landmarks", "--transform", str(data / "palm_def_TransformParameters.txt")]
+    words += ["--landmarks", str(data / "clem-landmarks.csv"), "--raters", "AW,JB"]
+    words += ["--fixed-offset", "43.94,21.84,4.42", "--json", str(tmp_path / "out.json")]
+    assert run_app(words) == 0
+    report = json.loads((tmp_path / "out.json").read_text())["landmarks"]
+    assert report["auto_reproduction"]["max_nm"] < 0.1
+    assert report["by_rater"]["AW"]["mean_nm"] == pytest.approx(110.8, abs=0.1)
+    assert report["by_rater"]["JB"]["mean_nm"] == pytest.approx(104.1, abs=0.1)
+    assert report["between_raters"]["mean_nm"] == pytest.approx(31.6, abs=0.1)
+    assert report["affine_only"]["mean_nm"] == pytest.approx(225, abs=1)
+    assert report["leave_one_out_affine"]["mean_nm"] == pytest.approx(56.5, abs=0.1)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from clemreg.cli.app import run_app
+from clemreg.io.transforms import read_transform
+from clemreg.io.volumes import open_volume
+
+pytestmark = [pytest.mark.slow, pytest.mark.elastix, pytest.mark.xdist_group("elastix")]
+
+QUICK = ["--set", "register.stability_seeds=1", "--set", "register.threads=2"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> Path:
+    """A small simulated pair; its true labels stand in for the prediction."""
+    folder = tmp_path_factory.mktemp("pair")
+    words = ["simulate", "clem", "--out", str(folder), "--seed", "3"]
+    assert run_app([*words, "--em-shape", "200,190,90", "--em-spacing", "26,26,26 nm"]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(pair) -> Path:
+    assert run_app(["run", str(pair / "config.toml"), *QUICK]) == 0
+    return pair / "run"
+
+
+def report(run):
+    return json.loads((run / "report.json").read_text())
+
+
+def test_the_whole_job_reaches_its_goal(run):
+    found = report(run)
+    assert found["verdict"]["status"] == "pass"
+    assert found["landmarks"]["median_nm"] < 60
+    assert found["truth"]["tre_median_nm"] < 60
+    assert found["jacobian"]["without_affine"]["fold_fraction"] == 0
+    assert set(found["timings_s"]) >= {"segment", "register", "export"}
+    assert found["provenance"]["config"]["register"]["stability_seeds"] == 1
+
+
+def test_every_output_is_there_and_agrees(run, pair):
+    transform = read_transform(run / "registration" / "transform.json")
+    lm = open_volume(pair / "lm.zarr", frame="lm")
+    points = lm.grid.points_nm()[::8, ::30, ::30].reshape(-1, 3)
+    elastix = read_transform(run / "export" / "elastix" / "TransformParameters.1.txt")
+    np.testing.assert_allclose(elastix(points), transform(points), atol=1e-3)
+    with h5py.File(run / "export" / "bdv.h5") as file:
+        assert len([k for k in file if k.startswith("s")]) == 6
+        np.testing.assert_array_equal(file["t00000/s03/0/cells"][:], lm.channel("mito").read())
+    warped = open_volume(run / "warped_em.zarr", frame="lm")
+    assert (warped.read() > 0).mean() > 0.3
+    assert "data:image/png" in (run / "report.html").read_text()
+
+
+def test_a_second_run_is_up_to_date_and_a_changed_key_redoes_its_step(run, pair, capsys):
+    words = ["run", str(pair / "config.toml"), *QUICK]
+    assert run_app(words) == 0
+    states = capsys.readouterr().err
+    assert states.count("up to date") == 7
+    assert run_app([*words, "--set", "output.title=Other"]) == 0
+    states = capsys.readouterr().err
+    assert "evaluate: up to date" in states
+    assert "report: running" in states
+    assert "<title>Other</title>" in (run / "report.html").read_text()
+
+
+def test_report_can_be_written_again(run):
+    (run / "report.html").unlink()
+    assert run_app(["report", str(run)]) == 0
+    assert (run / "report.html").is_file()
+
+
+@pytest.mark.parametrize("step", ["segment", "prepare", "register", "export"])
+def test_kill_in_a_step_and_go_on(run, pair, tmp_path, step):
+    """Kill the run as soon as the step has begun; the next run must finish, with nothing torn."""
+    config = pair / "config.toml"
+    words = [sys.executable, "-m", "clemreg", "run", str(config), *QUICK, "--from", step]
+    child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    for line in child.stderr:
+        if line.startswith(f"{step}: running"):
+            break
+    time.sleep(0.7)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    child.stderr.close()
+    assert not (run / "steps" / f"{step}.json").exists()
+    if step in ("prepare", "export"):  # the quick ones: finish, too
+        assert run_app(["run", str(config), *QUICK]) == 0
+        assert report(run)["landmarks"]["median_nm"] < 60
+    del tmp_path
+
+
+def test_after_all_the_kills_the_run_still_ends_well(run, pair):
+    assert run_app(["run", str(pair / "config.toml"), *QUICK]) == 0
+    assert report(run)["verdict"]["status"] == "pass"
+    leftovers = [p.name for p in run.rglob("*.partial*")] + [p.name for p in run.rglob("*.old")]
+    assert leftovers == []
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def refused(pair, capsys, *words):
+    out = ["--set", f'output.dir="{pair / "refused"}"']
+    code = run_app(["run", str(pair / "config.toml"), *QUICK, *out, *words])
+    text = capsys.readouterr().err
+    assert code == 1, text
+    assert "Traceback" not in text
+    return text
+
+
+def test_a_missing_channel_lists_those_there_are(pair, capsys):
+    text = refused(
+        pair, capsys, "--set", "lm.channel=nucleus",
+        "--set", f'em.prediction="{pair / "em_labels.zarr"}"',
+    )  # fmt: skip
+    assert "mito, er" in text
+
+
+def test_an_empty_mask_is_named(pair, capsys, tmp_path):
+    from clemreg.io.volumes import write_volume
+    from clemreg.volume import Volume
+
+    em = open_volume(pair / "em.zarr")
+    write_volume(tmp_path / "empty.zarr", Volume(np.zeros(em.shape, np.uint8), em.grid))
+    text = refused(pair, capsys, "--set", f'em.prediction="{tmp_path / "empty.zarr"}"')
+    assert "nothing is left to register" in text
+
+
+def test_a_thousandfold_voxel_size_is_named(pair, capsys):
+    text = refused(pair, capsys, "--set", 'em.voxel_size="26,26,26 mm"')
+    assert "hint" in text

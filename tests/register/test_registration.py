@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from clemreg.errors import ConfigError, DataError, FrameError, RegistrationError
+from clemreg.io.volumes import open_volume
+from clemreg.register.apply import apply_to_image, covering_box, warp_block
+from clemreg.register.elastix import ElastixJob, run_elastix
+from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
+from clemreg.register.orientation import OrientationOptions, search_orientation
+from clemreg.register.registration import (
+    RegisterOptions,
+    affine_of,
+    correlation,
+    register,
+    scale_warnings,
+)
+from clemreg.register.stages import AffineStage, affine_parameters
+from clemreg.space import Affine, Grid
+from clemreg.space.resample import sample_array
+from clemreg.testing import hostile_grid, random_affine, random_bspline
+from clemreg.volume import Labels, Volume
+
+pytestmark = [pytest.mark.elastix, pytest.mark.xdist_group("elastix")]
+
+
+def prepared(pair):
+    moving = prepare_moving(pair.prediction, pair.lm.grid.spacing_nm, MovingOptions())
+    return prepare_fixed(pair.lm), moving
+
+
+# -- apply ----------------------------------------------------------------------------------------
+
+
+def test_blocks_of_any_size_give_whole_volume_resampling(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    em = hostile_grid("em")
+    onto = Grid((9, 14, 16), (6.0, 5.0, 5.5), (290.0, -190.0, 75.0), "lm")
+    back = random_bspline(rng, onto, amplitude_nm=3, target="em")
+    pixels = rng.integers(0, 4000, em.shape).astype(np.uint16)
+    points = back(onto.points_nm().reshape(-1, 3))
+    expected = np.rint(sample_array(pixels, em, points)).reshape(onto.shape)
+    assert (expected > 0).mean() > 0.3
+    for block in ((64, 128, 128), (4, 5, 7)):
+        monkeypatch.setattr("clemreg.register.apply.BLOCK", block)
+        out = apply_to_image(back, Volume(pixels, em), onto, tmp_path / f"{block[0]}.zarr")
+        np.testing.assert_array_equal(out.read(), expected)
+        assert out.grid == onto
+
+
+def test_labels_keep_their_ids_and_scipy_agrees():
+    from scipy.ndimage import map_coordinates
+
+    rng = np.random.default_rng(1)
+    em = hostile_grid("em")
+    ids = (rng.integers(0, 9, em.shape) * 70_001).astype(np.uint64)
+    onto = replace(em, frame="lm")
+    move = Affine.translation([7.0, -3.0, 2.5], "lm", "em")
+    found = warp_block(move, Labels(ids, em), onto)
+    assert set(np.unique(found)) <= set(np.unique(ids))
+    index = em.to_index(move(onto.points_nm().reshape(-1, 3))).T
+    nearest = map_coordinates(ids // 70_001, np.floor(index + 0.5), order=0, cval=0)
+    np.testing.assert_array_equal(found.ravel() // 70_001, nearest)
+
+
+def test_the_wrong_direction_is_refused():
+    em = Volume(np.ones(hostile_grid("em").shape, np.uint8), hostile_grid("em"))
+    with pytest.raises(FrameError, match="inverse"):
+        warp_block(Affine.identity("em", "lm"), em, hostile_grid("lm"))
+
+
+def test_the_covered_box_holds_the_em_and_little_more():
+    move = random_affine(np.random.default_rng(2), "lm", "em")
+    em = hostile_grid("em")
+    lm = Grid(
+        (60, 60, 60), (20.0, 20.0, 20.0), tuple(move.inverse()(em.centre_nm[None])[0] - 590), "lm"
+    )
+    box = covering_box(move, em, lm)
+    covered = em.contains(move(lm.points_nm().reshape(-1, 3))).reshape(lm.shape)
+    where = np.argwhere(covered)
+    assert (where.min(axis=0) >= box.start).all()
+    assert (where.max(axis=0) < box.stop).all()
+    assert box.size < 40 * covered.sum()
+
+
+# -- parts of the registration --------------------------------------------------------------------
+
+
+def test_a_scale_that_hides_a_voxel_size_error_is_named():
+    assert scale_warnings(Affine.from_linear(np.diag([1.1, 0.95, 1]), [0] * 3, "lm", "em")) == []
+    warning = scale_warnings(Affine.from_linear(np.diag([1.5, 1, 1]), [0] * 3, "lm", "em"))[0]
+    assert "stretches z" in warning
+    assert "0.67 times" in warning
+
+
+def test_the_affine_part_of_a_chain():
+    rng = np.random.default_rng(3)
+    first, second = random_affine(rng, "lm", "lm"), random_affine(rng, "lm", "em")
+    chain = first.then(second).then(random_bspline(rng, hostile_grid("em")))
+    np.testing.assert_allclose(affine_of(chain).matrix, second.matrix @ first.matrix)
+
+
+def test_empty_and_flat_inputs_are_refused():
+    grid = Grid((20, 40, 40), (16.0, 16.0, 16.0), frame="em")
+    with pytest.raises(DataError, match="nothing is left"):
+        prepare_moving(Volume(np.zeros(grid.shape, np.uint8), grid), (104.0, 52.0, 52.0))
+    lm = Grid((20, 40, 40), (104.0, 52.0, 52.0), frame="lm")
+    broken = np.ones(lm.shape, np.float32)
+    with pytest.raises(DataError):
+        prepare_fixed(Volume(broken, lm))
+    broken[3, 4, 5] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        prepare_fixed(Volume(broken, lm))
+    thin = Volume(np.random.default_rng(0).random((1, 40, 40)), Grid((1, 40, 40), (104, 52, 52)))
+    with pytest.raises(DataError):
+        prepare_fixed(thin)
+
+
+def noise_job(**changes):
+    rng = np.random.default_rng(0)
+    lm = Grid((12, 20, 20), (104.0, 52.0, 52.0), frame="lm")
+    em = Grid((12, 20, 20), (104.0, 52.0, 52.0), frame="em")
+    values = {
+        "fixed": Volume(rng.random(lm.shape).astype("f4"), lm),
+        "moving": Volume(rng.random(em.shape).astype("f4"), em),
+        "parameters": (affine_parameters(AffineStage(), lm.spacing_nm, 0),),
+    }
+    return ElastixJob(**{**values, **changes})
+
+
+def test_misspelt_keys_are_refused_before_anything_runs(tmp_path):
+    parameters = {**noise_job().parameters[0], "NumberOfResolution": ("3",)}
+    with pytest.raises(ConfigError, match="NumberOfResolution"):
+        run_elastix(noise_job(parameters=(parameters,)), tmp_path)
+
+
+@pytest.mark.slow
+def test_elastix_own_reason_reaches_the_user(tmp_path):
+    far = Affine.translation([0.0, 9e6, 0.0], "lm", "em")
+    with pytest.raises(RegistrationError) as error:
+        run_elastix(noise_job(initial=far), tmp_path)
+    assert "outside" in str(error.value).lower() or "overlap" in str(error.value).lower()
+
+
+@pytest.mark.slow
+def test_a_killed_parent_takes_the_child_along(tmp_path):
+    code = (
+        "import sys, numpy as np; sys.path.insert(0, sys.argv[2])\n"
+        "from pathlib import Path\n"
+        "from clemreg.register.elastix import *; from clemreg.register.stages import *\n"
+        "from clemreg.space import Grid; from clemreg.volume import Volume\n"
+        "g = [Grid((30, 90, 90), (104.0, 52.0, 52.0), frame=f) for f in ('lm', 'em')]\n"
+        "r = np.random.default_rng(0)\n"
+        "v = [Volume(r.random(x.shape).astype('f4'), x) for x in g]\n"
+        "s = AffineStage(iterations=(200000, 200000, 200000))\n"
+        "job = ElastixJob(*v, (affine_parameters(s, g[0].spacing_nm, 0),))\n"
+        "run_elastix(job, Path(sys.argv[1]))"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), "."])
+    import psutil
+
+    children = []
+    for _ in range(300):
+        children = psutil.Process(parent.pid).children()
+        if children:
+            break
+        time.sleep(0.1)
+    time.sleep(1)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert gone
+    assert not alive
+
+
+# -- the whole ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("angle", [130.0])
+def test_any_rotation_is_found(pair_of, angle):
+    pair = pair_of(angle_deg=angle, seed=int(angle))
+    found = search_orientation(*prepared(pair))
+    assert pair.tre(found.affine).mean() < 600
+    assert found.margin > 0.1
+    assert not found.mirrored
+
+
+@pytest.mark.slow
+def test_a_mirrored_pair_is_flagged_only_when_it_may_be(pair_of):
+    fixed, moving = prepared(pair_of(mirror=True, seed=4))
+    allowed = search_orientation(fixed, moving, OrientationOptions(allow_mirror=True))
+    assert allowed.mirrored
+    forbidden = search_orientation(fixed, moving)
+    assert not forbidden.mirrored
+    assert forbidden.score < allowed.score - 0.1
+
+
+@pytest.mark.slow
+def test_the_registration_finds_affine_and_deformation(pair_of, tmp_path):
+    pair = pair_of(seed=1)
+    fixed, moving = prepared(pair)
+    result = register(fixed, moving, RegisterOptions(stability_seeds=1, threads=2))
+    error = pair.tre(result.transform)
+    assert np.median(error) < pair.lm.grid.spacing_nm[2]  # within one light pixel
+    assert np.median(error) < 0.6 * np.median(pair.tre(result.affine))
+    assert result.scores["final"] > result.scores["start"]
+    assert result.scores["final"] == pytest.approx(
+        correlation(fixed, moving, result.transform), abs=1e-9
+    )
+    assert pair.tre(result.repeats[0]).mean() < 60
+    result.save(tmp_path / "r", fixed.grid)
+    from clemreg.io.transforms import read_transform
+
+    for name in ("transform.json", "elastix/TransformParameters.1.txt"):
+        again = read_transform(tmp_path / "r" / name)
+        np.testing.assert_allclose(
+            again(pair.points_lm_nm), result.transform(pair.points_lm_nm), atol=1e-3
+        )
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_result_and_another_another(pair, tmp_path):
+    fixed, moving = prepared(pair)
+    start = affine_of(pair.truth)
+    points = pair.points_lm_nm
+
+    def found(seed, folder):
+        stage = AffineStage(iterations=(60, 60, 60))
+        parameters = (affine_parameters(stage, fixed.grid.spacing_nm, seed),)
+        job = ElastixJob(fixed, moving, parameters, initial=start)
+        return run_elastix(job, tmp_path / folder, threads=1).transform(points)
+
+    first = found(1, "a")
+    np.testing.assert_array_equal(first, found(1, "b"))
+    assert np.abs(first - found(2, "c")).max() > 1e-3
+
+
+def test_opening_what_apply_wrote_keeps_the_frame(tmp_path):
+    em = hostile_grid("em")
+    onto = replace(em, frame="lm")
+    image = Volume(np.ones(em.shape, np.uint8), em)
+    apply_to_image(Affine.identity("lm", "em"), image, onto, tmp_path / "o.zarr")
+    assert open_volume(tmp_path / "o.zarr", frame="lm").grid == onto
