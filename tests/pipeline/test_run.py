@@ -18,7 +18,7 @@ from clemreg.io.volumes import open_volume
 
 pytestmark = [pytest.mark.slow, pytest.mark.elastix, pytest.mark.xdist_group("elastix")]
 
-QUICK = ["--set", "register.stability_seeds=1", "--set", "register.threads=2"]
+QUICK = ["--set", "register.stability_seeds=0", "--set", "register.threads=2"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def pair(tmp_path_factory) -> Path:
     """A small simulated pair; its true labels stand in for the prediction."""
     folder = tmp_path_factory.mktemp("pair")
     words = ["simulate", "clem", "--out", str(folder), "--seed", "3"]
-    assert run_app([*words, "--em-shape", "200,190,90", "--em-spacing", "26,26,26 nm"]) == 0
+    assert run_app([*words, "--em-shape", "160,150,72", "--em-spacing", "26,26,26 nm"]) == 0
     return folder
 
 
@@ -47,7 +47,7 @@ def test_the_whole_job_reaches_its_goal(run):
     assert found["truth"]["tre_median_nm"] < 60
     assert found["jacobian"]["without_affine"]["fold_fraction"] == 0
     assert set(found["timings_s"]) >= {"segment", "register", "export"}
-    assert found["provenance"]["config"]["register"]["stability_seeds"] == 1
+    assert found["provenance"]["config"]["register"]["stability_seeds"] == 0
 
 
 def test_every_output_is_there_and_agrees(run, pair):
@@ -82,9 +82,9 @@ def test_report_can_be_written_again(run):
     assert (run / "report.html").is_file()
 
 
-@pytest.mark.parametrize("step", ["segment", "prepare", "register", "export"])
-def test_kill_in_a_step_and_go_on(run, pair, tmp_path, step):
-    """Kill the run as soon as the step has begun; the next run must finish, with nothing torn."""
+@pytest.mark.parametrize("step", ["prepare", "register", "export"])
+def test_a_killed_step_is_not_finished(run, pair, step):
+    """Kill the run as soon as the step has begun; `test_after_all_the_kills` goes on from there."""
     config = pair / "config.toml"
     words = [sys.executable, "-m", "clemreg", "run", str(config), *QUICK, "--from", step]
     child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
@@ -96,10 +96,6 @@ def test_kill_in_a_step_and_go_on(run, pair, tmp_path, step):
     child.wait()
     child.stderr.close()
     assert not (run / "steps" / f"{step}.json").exists()
-    if step in ("prepare", "export"):  # the quick ones: finish, too
-        assert run_app(["run", str(config), *QUICK]) == 0
-        assert report(run)["landmarks"]["median_nm"] < 60
-    del tmp_path
 
 
 def test_after_all_the_kills_the_run_still_ends_well(run, pair):
