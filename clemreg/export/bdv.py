@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import DataError, FrameError, StorageError
+from clemreg.errors import DataError, FrameError
 from clemreg.export.bdv_xml import SetupXml, dataset_xml, settings_xml
-from clemreg.io.atomic import atomic_path, atomic_write_text
+from clemreg.io.atomic import atomic_path
 from clemreg.io.writer import pooling_factor, pyramid_grids
 from clemreg.space.grid import Box, Grid
 from clemreg.space.resample import pool_mean, pool_mode
@@ -23,7 +23,12 @@ from clemreg.volume import Labels, Volume
 FLIP = np.eye(4)[[2, 1, 0, 3]]
 NM_PER = {"nm": 1.0, "um": 1e3}
 CHUNK = (32, 64, 64)
-DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32")
+# Blocks are whole chunks; a pooled block needs eight times its voxels of the level before.
+BLOCK = (64, 256, 256)
+POOLED_BLOCK = (32, 128, 128)
+DTYPES = (
+    "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +38,8 @@ class BdvSetup:
     Attributes
     ----------
     volume
-        (z, y, x) without channels.
+        (z, y, x) without channels. `Labels` are pooled by the most frequent id and stored in
+        their own integer type, 64 bits included.
     name
         Shown in the viewer.
     to_world
@@ -42,6 +48,8 @@ class BdvSetup:
         Red, green, blue, 0 to 255.
     window
         Grey values shown as black and as full colour.
+    visible
+        Whether it is switched on when the dataset is opened.
     """
 
     volume: Volume
@@ -49,6 +57,7 @@ class BdvSetup:
     to_world: Affine | None = None
     colour: tuple[int, int, int] = (255, 255, 255)
     window: tuple[float, float] = (0.0, 255.0)
+    visible: bool = True
 
 
 def write_bdv(
@@ -59,43 +68,50 @@ def write_bdv(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write ``NAME.xml``, ``NAME.h5`` and ``NAME.settings.xml``.
+    """Write ``NAME.xml``, ``NAME.h5`` and ``NAME.settings.xml``, all three or none.
 
     Parameters
     ----------
     path
-        The XML file.
+        The XML file; its name ends in ``.xml``.
     setups
         Volumes; all must end in the same world frame.
     unit
         ``"um"`` or ``"nm"``: unit of the world in the XML.
     overwrite
         Whether files of that name are replaced.
+    progress
+        Told of every block.
 
     Raises
     ------
     StorageError
-        The files exist and must not be replaced.
+        The files exist and must not be replaced, or cannot be written.
     FrameError
         The volumes are not brought to one frame.
     DataError
-        A volume has channels, or a pixel type that BigDataViewer does not know.
+        There is no volume, one has channels, a display range that is not finite, or a pixel type
+        that BigDataViewer does not know; or the name does not end in ``.xml``.
 
     Notes
     -----
     HDF5 layout, transforms (last listed is applied first) and block-mean mipmaps as in
-    bigdataviewer-core 10; ``dataType`` is written, so any type is shown as it is.
+    bigdataviewer-core 10; ``dataType`` is written, so any type is shown as it is. Each mipmap is
+    pooled from the one before, a block of at most 4 million voxels at a time.
     """
     path = Path(path)
-    data = path.with_suffix(".h5")
-    if not overwrite and (path.exists() or data.exists()):
-        raise StorageError(f"{path} exists already", hint="choose another name")
-    _check(setups)
-    with atomic_path(data) as partial:
-        _write_hdf5(partial, setups, progress)
+    _check(path, setups)
     entries = [_setup_xml(setup, unit) for setup in setups]
-    atomic_write_text(path.with_suffix(".settings.xml"), settings_xml(entries))
-    atomic_write_text(path, dataset_xml(entries, data.name, unit))
+    data, settings = path.with_suffix(".h5"), path.with_suffix(".settings.xml")
+    # Left in reverse: the XML, which is what people open, appears last.
+    with (
+        atomic_path(path, overwrite=overwrite) as xml_file,
+        atomic_path(settings, overwrite=overwrite) as settings_file,
+        atomic_path(data, overwrite=overwrite) as data_file,
+    ):
+        xml_file.write_text(dataset_xml(entries, data.name, unit), encoding="utf-8")
+        settings_file.write_text(settings_xml(entries), encoding="utf-8")
+        _write_hdf5(data_file, setups, progress)
     return path
 
 
@@ -114,22 +130,40 @@ def voxel_to_world(setup: BdvSetup, unit: str = "um") -> tuple[NDArray[Any], NDA
     return registration, calibration
 
 
-def _check(setups: Sequence[BdvSetup]) -> None:
-    frames = set()
-    for setup in setups:
-        volume, move = setup.volume, setup.to_world
-        if volume.channels:
-            raise DataError(f"{setup.name} has channels", hint="give each its own setup")
-        if volume.dtype.name not in DTYPES:
-            raise DataError(f"{setup.name}: BigDataViewer does not know {volume.dtype}")
-        if move is not None and move.source != volume.grid.frame:
-            raise FrameError(
-                f"{setup.name} lies in {volume.grid.frame!r}, its placement starts in "
-                f"{move.source!r}"
-            )
-        frames.add(volume.grid.frame if move is None else move.target)
+def _check(path: Path, setups: Sequence[BdvSetup]) -> None:
+    if path.suffix != ".xml":
+        raise DataError(f"{path} must end in .xml", hint="the pixels go to .h5 of the same name")
+    if not setups:
+        raise DataError(f"{path}: there is no volume to write")
+    frames = {_checked_frame(setup) for setup in setups}
     if len(frames) > 1:
-        raise FrameError(f"the volumes end in different frames: {sorted(frames)}")
+        raise FrameError(
+            f"the volumes end in different frames: {sorted(frames)}",
+            hint="give each a transform to the common frame (to_world)",
+        )
+
+
+def _checked_frame(setup: BdvSetup) -> str:
+    """Return the frame that a setup ends in, if it can be written."""
+    volume, move = setup.volume, setup.to_world
+    if volume.channels:
+        raise DataError(
+            f"{setup.name} has channels {list(volume.channels)}", hint="give each its own setup"
+        )
+    if volume.dtype.name not in DTYPES:
+        raise DataError(
+            f"{setup.name}: BigDataViewer does not know {volume.dtype}",
+            hint="convert it, for example a mask to uint8",
+        )
+    if not np.isfinite(setup.window).all():
+        raise DataError(f"{setup.name}: display range {setup.window} is not finite")
+    if move is None:
+        return volume.grid.frame
+    if move.source != volume.grid.frame:
+        raise FrameError(
+            f"{setup.name} lies in {volume.grid.frame!r}, its placement starts in {move.source!r}"
+        )
+    return move.target
 
 
 def _setup_xml(setup: BdvSetup, unit: str) -> SetupXml:
@@ -141,69 +175,81 @@ def _setup_xml(setup: BdvSetup, unit: str) -> SetupXml:
         (registration, calibration),
         setup.colour,
         setup.window,
+        setup.visible,
     )
 
 
 def _write_hdf5(path: Path, setups: Sequence[BdvSetup], progress: Progress | None) -> None:
     import h5py
 
-    total = sum(-(-s.volume.grid.size // (2 * np.prod(CHUNK) * 4)) for s in setups)
+    pyramids = [pyramid_grids(setup.volume.grid, None) for setup in setups]
+    total = sum(len(_tiles(grids, level)) for grids in pyramids for level in range(len(grids)))
     done = 0
-
-    def tick(name: str) -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(min(done, int(total)), int(total), name)
-
     with h5py.File(path, "w", libver=("earliest", "v110")) as file:
-        for number, setup in enumerate(setups):
-            grids = pyramid_grids(setup.volume.grid, None)
+        for number, (setup, grids) in enumerate(zip(setups, pyramids, strict=True)):
             _write_header(file, number, setup.volume, grids)
-            for level, grid in enumerate(grids):
-                _write_level(file, (number, level), setup.volume, grids, grid)
-                tick(setup.name)
+            for _ in _write_blocks(file, number, setup.volume, grids):
+                done += 1
+                if progress is not None:
+                    progress(done, total, setup.name)
 
 
-def _factors(grids: Sequence[Grid]) -> NDArray[np.float64]:
-    return np.array([pooling_factor(grids[0], g)[::-1] for g in grids], dtype=np.float64)
+def _tiles(grids: Sequence[Grid], level: int) -> list[Box]:
+    return list(grids[level].box.tiles(POOLED_BLOCK if level else BLOCK))
+
+
+def _chunk(grid: Grid) -> tuple[int, ...]:
+    return tuple(min(c, n) for c, n in zip(CHUNK, grid.shape, strict=True))
 
 
 def _write_header(file: Any, number: int, volume: Volume, grids: Sequence[Grid]) -> None:
+    """Write the factors and chunk sizes of all levels, x, y, z, and make their arrays."""
     group = file.create_group(f"s{number:02d}")
     group.attrs["dataType"] = volume.dtype.name
-    group["resolutions"] = _factors(grids)
-    chunks = [[min(c, n) for c, n in zip(CHUNK, g.shape, strict=True)][::-1] for g in grids]
-    group["subdivisions"] = np.array(chunks, dtype=np.int32)
+    factors = [pooling_factor(grids[0], grid)[::-1] for grid in grids]
+    group["resolutions"] = np.array(factors, dtype=np.float64)
+    group["subdivisions"] = np.array([_chunk(grid)[::-1] for grid in grids], dtype=np.int32)
+    for level, grid in enumerate(grids):
+        file.create_dataset(
+            _cells(number, level),
+            shape=grid.shape,
+            dtype=volume.dtype.newbyteorder("="),
+            chunks=_chunk(grid),
+            compression="gzip",
+            compression_opts=1,
+            shuffle=True,
+        )
 
 
-def _write_level(
-    file: Any, where: tuple[int, int], volume: Volume, grids: Sequence[Grid], grid: Grid
-) -> None:
-    """Write one resolution slab by slab: level 0 from the volume, others from the level before."""
-    number, level = where
-    cells = file.create_dataset(
-        f"t00000/s{number:02d}/{level}/cells",
-        shape=grid.shape,
-        dtype=volume.dtype,
-        chunks=tuple(min(c, n) for c, n in zip(CHUNK, grid.shape, strict=True)),
-        compression="gzip",
-        compression_opts=1,
-        shuffle=True,
+def _cells(number: int, level: int) -> str:
+    return f"t00000/s{number:02d}/{level}/cells"
+
+
+def _write_blocks(
+    file: Any, number: int, volume: Volume, grids: Sequence[Grid]
+) -> Iterator[tuple[int, Box]]:
+    """Write block by block: level 0 from the volume, others from the level before; yield each."""
+    for box in _tiles(grids, 0):
+        file[_cells(number, 0)][box.slices] = volume.read(box)
+        yield 0, box
+    for level in range(1, len(grids)):
+        before = file[_cells(number, level - 1)]
+        factor = pooling_factor(grids[level - 1], grids[level])
+        for box in _tiles(grids, level):
+            fine = before[_finer(box, factor).clip(before.shape).slices]
+            file[_cells(number, level)][box.slices] = _pool(fine, factor, volume)
+            yield level, box
+
+
+def _finer(box: Box, factor: tuple[int, int, int]) -> Box:
+    start, stop = (
+        [a * f for a, f in zip(ends, factor, strict=True)] for ends in (box.start, box.stop)
     )
-    slab = (CHUNK[0], 8 * CHUNK[1], 8 * CHUNK[2])
-    if level == 0:
-        for box in grid.box.tiles(slab):
-            cells[box.slices] = volume.read(box)
-        return
-    before = file[f"t00000/s{number:02d}/{level - 1}/cells"]
-    factor = pooling_factor(grids[level - 1], grid)
-    pool = pool_mode if isinstance(volume, Labels) else pool_mean
-    for box in grid.box.tiles(slab):
-        source = Box(
-            tuple(a * f for a, f in zip(box.start, factor, strict=True)),  # type: ignore[arg-type]
-            tuple(b * f for b, f in zip(box.stop, factor, strict=True)),  # type: ignore[arg-type]
-        ).clip(before.shape)
-        pooled = pool(before[source.slices], factor)
-        whole = volume.dtype.kind in "iu" and not isinstance(volume, Labels)
-        cells[box.slices] = np.rint(pooled) if whole else pooled
+    return Box(start, stop)  # type: ignore[arg-type]
+
+
+def _pool(fine: NDArray[Any], factor: tuple[int, int, int], volume: Volume) -> NDArray[Any]:
+    if isinstance(volume, Labels):
+        return pool_mode(fine, factor)
+    mean = pool_mean(fine, factor)
+    return np.rint(mean) if volume.dtype.kind in "iu" else mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Characters that XML 1.0 cannot hold, escaped or not.
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,7 @@ class SetupXml:
         In the unit of the file.
     transforms
         Registration and calibration, 4 x 4; the last is applied first.
-    colour, window
+    colour, window, visible
         Display.
     """
 
@@ -35,6 +39,7 @@ class SetupXml:
     transforms: tuple[NDArray[np.float64], NDArray[np.float64]]
     colour: tuple[int, int, int]
     window: tuple[float, float]
+    visible: bool = True
 
 
 def dataset_xml(setups: Sequence[SetupXml], data_name: str, unit: str) -> str:
@@ -89,9 +94,10 @@ def settings_xml(setups: Sequence[SetupXml]) -> str:
     sources = _add(state, "Sources")
     groups = _add(state, "SourceGroups")
     for number, setup in enumerate(setups):
-        _add(_add(sources, "Source"), "active", "true")
+        active = "true" if setup.visible else "false"
+        _add(_add(sources, "Source"), "active", active)
         group = _add(groups, "SourceGroup")
-        for tag, text in (("active", "true"), ("name", setup.name), ("id", str(number))):
+        for tag, text in (("active", active), ("name", setup.name), ("id", str(number))):
             _add(group, tag, text)
     for tag, text in (
         ("DisplayMode", "fs"),
@@ -130,7 +136,7 @@ def _display(converters: Any, minmax: Any, number: int, setup: SetupXml) -> None
         ("id", str(number)),
         ("fullRangeMin", "-2.147483648E9"),
         ("fullRangeMax", "2.147483647E9"),
-        ("rangeMin", "0.0"),
+        ("rangeMin", repr(min(float(setup.window[0]), 0.0))),
         ("rangeMax", repr(max(float(setup.window[1]), 255.0))),
         ("currentMin", low),
         ("currentMax", high),
@@ -152,7 +158,7 @@ def _row(values: Any) -> str:
 
 def _add(parent: Any, tag: str, text: str | None = None, **attributes: str) -> Any:
     element = ET.SubElement(parent, tag, attributes)
-    element.text = text
+    element.text = None if text is None else _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
     return element
 
 

@@ -48,7 +48,7 @@ def write_sampled_landmarks(
     transform
         LM to EM.
     grid
-        LM grid; its corners get landmarks too.
+        LM grid; the lattice reaches to the outer faces of its voxels.
     spacing_nm
         Distance between landmarks, widened so that there are at most 1500.
 
@@ -59,7 +59,8 @@ def write_sampled_landmarks(
     """
     if not spacing_nm > 0:
         raise DataError(f"landmark spacing must be positive, got {spacing_nm} nm")
-    low, high = grid.corners_nm()[[0, -1]]
+    half_voxel = np.asarray(grid.spacing_nm) / 2
+    low, high = grid.corners_nm()[[0, -1]] + [-half_voxel, half_voxel]
     counts = np.maximum(2, np.ceil((high - low) / spacing_nm).astype(int) + 1)
     while counts.prod() > MOST_LANDMARKS:
         counts[np.argmax(counts)] -= 1
