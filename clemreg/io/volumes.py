@@ -214,8 +214,7 @@ def _build(
             )
         z, y, x = level.data.shape[-3:]
         grid = Grid((z, y, x), own, origin, frame)
-        if spacing_nm is None:
-            check_voxel_size(grid, name)
+        check_voxel_size(grid, name)
         volumes.append(kind(level.data, grid, source.channels, name=Path(name).name))
     top, *coarser = volumes
     return kind(top.data, top.grid, top.channels, tuple(coarser), top.name)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clemreg.config import RunConfig, load_run_config
-from clemreg.errors import ClemregError
+from clemreg.errors import ClemregError, DataError
 from clemreg.pipeline.context import RunContext
 from clemreg.units import format_length
 from clemreg.volume import Volume
@@ -78,6 +78,19 @@ def check_config(path: Path) -> tuple[Finding, ...]:
     """
     config = load_run_config(path)
     return tuple(_check_inputs(config, path.resolve().parent))
+
+
+def refuse_impossible(config: RunConfig, base: Path) -> None:
+    """Stop before anything is computed if a voxel size, channel or field cannot be right.
+
+    Raises
+    ------
+    ClemregError
+        The first thing that is wrong.
+    """
+    for finding in _check_inputs(config, base):
+        if finding.status == "error":
+            raise DataError(f"{finding.subject}: {finding.text}", hint=finding.hint)
 
 
 def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:

@@ -15,6 +15,7 @@ from clemreg.errors import MissingError
 from clemreg.io.atomic import atomic_path, atomic_write_json
 from clemreg.pipeline import evaluation, features, registration, reporting
 from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.doctor import refuse_impossible
 from clemreg.pipeline.export import export_run
 from clemreg.pipeline.segment import segment_volume
 from clemreg.pipeline.steps import Step, one_run_at_a_time, run_steps
@@ -74,6 +75,7 @@ def run_pipeline(
         Told ``(step, state)``.
     """
     context = RunContext(config, base, progress or _silent)
+    refuse_impossible(config, base)
     with one_run_at_a_time(context.folder):
         atomic_write_json(context.path("run.json"), {"base": str(base), **_record(config)})
         seconds = run_steps(plan(context), context.folder, start=start, announce=announce)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Ledger, Progress, run
-from clemreg.errors import DataError
+from clemreg.errors import DataError, VoxelSizeError
 from clemreg.io.atomic import partial_path, remove
 from clemreg.io.quantise import quantise
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # A voxel size within this ratio of the network's is taken as it is: training covers it.
 TOLERATED_RATIO = 1.25
+# Finer than this in volume and the resampled EM would be mostly invention.
+MOST_UPSAMPLING = 30.0
 COLOURS = ("FF00FF", "00FF00", "00FFFF")
 
 
@@ -151,6 +153,12 @@ class _Reader:
         wanted = np.asarray(model.card.spacing_nm)
         volume = _nearest_level(volume, wanted)
         ratio = np.asarray(volume.grid.spacing_nm) / wanted
+        if np.prod(ratio) > MOST_UPSAMPLING:
+            raise VoxelSizeError(
+                f"EM voxels of {volume.grid.spacing_nm} nm (z, y, x) are too coarse for a network "
+                f"made for {model.card.spacing_nm} nm",
+                hint="is the unit right? Otherwise use a network for coarser EM",
+            )
         self.volume = volume
         self.same = bool((np.maximum(ratio, 1 / ratio) <= TOLERATED_RATIO).all())
         self.grid = volume.grid if self.same else volume.grid.with_spacing(tuple(wanted))

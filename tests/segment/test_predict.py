@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clemreg.errors import DataError, FormatError, MissingError  # noqa: E402
+from clemreg.errors import DataError, FormatError, MissingError, VoxelSizeError  # noqa: E402
 from clemreg.io.quantise import quantise  # noqa: E402
 from clemreg.segment.data import (  # noqa: E402
     PatchOptions,
@@ -112,6 +112,11 @@ def test_inputs_that_cannot_be_segmented(tmp_path, model):
         run(np.full((12, 12, 12), 9, np.uint8))
     with pytest.raises(DataError, match="NaN"):
         run(np.full((12, 12, 12), np.nan, np.float32))
+    coarse = Volume(
+        np.arange(64000, dtype=np.uint16).reshape(40, 40, 40), Grid((40,) * 3, (26e3,) * 3)
+    )
+    with pytest.raises(VoxelSizeError, match="too coarse"):
+        predict(coarse, model, tmp_path / "p.zarr")
     assert not (tmp_path / "p.zarr").exists()
 
 
