@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.report import canvas
+from clemreg.report.canvas import BLUE, GREEN, INK, MAGENTA, ORANGE, SOFT
 from clemreg.space.grid import Grid
 from clemreg.space.transform import Affine, Transform
 
@@ -17,7 +18,7 @@ FloatArray = NDArray[np.float64]
 Image = NDArray[np.float32]
 
 SLAB_NM = 300.0
-MAGENTA, GREEN, ORANGE, GREY = "#c2185b", "#2e7d32", "#e07b00", "#777777"
+RATER_COLOURS = (MAGENTA, BLUE, ORANGE, GREEN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +39,9 @@ class Overlay:
 
 
 def to_unit(image: NDArray[Any], top_percentile: float = 99.7) -> Image:
-    """Scale an image to 0 .. 1 between its median and a high percentile."""
+    """Scale an image to 0 .. 1 between its median and a high percentile; NaN becomes 0."""
     values = np.asarray(image, dtype=np.float32)
+    values = np.where(np.isfinite(values), values, np.float32(0))
     low, high = np.percentile(values, [50.0, top_percentile])
     if high <= low:
         low, high = float(values.min()), float(values.max())
@@ -48,76 +50,144 @@ def to_unit(image: NDArray[Any], top_percentile: float = 99.7) -> Image:
 
 def overlay_figure(before: Overlay, after: Overlay) -> bytes:
     """Draw LM (magenta) and EM (green) before and after, as xy and xz slabs."""
-    figure, axes = _figure(2, 2, (10, _height(after.grid)), heights=_heights(after.grid))
+    figure, axes = canvas.planes_above(after.grid, 2)
     for column, (overlay, title) in enumerate(((before, "start pose"), (after, "registered"))):
         for row, axis in enumerate((0, 1)):
-            _show(axes[row][column], _colours(overlay, axis), overlay.grid, axis)
-        axes[0][column].set_title(title)
-    return _png(figure)
+            picture = _colours(overlay, axis)
+            canvas.show_picture(axes[row][column], picture, overlay.grid, axis)
+            _mark_slab(axes[row][column], overlay.grid, across=1 - axis)
+            canvas.scale_bar(axes[row][column])
+        axes[0][column].set_title(title, fontsize=11, color=INK)
+    return canvas.png(figure)
 
 
 def checkerboard_figure(after: Overlay, tiles: int = 8) -> bytes:
-    """Draw squares of LM and EM in turn: edges must run on across them."""
+    """Draw squares of LM and EM in turn, and the middle enlarged: edges must run on across them."""
     lm, em = (project(image, after.grid, 0) for image in (after.lm, after.em))
     y, x = np.indices(lm.shape)
-    step = max(4, max(lm.shape) // tiles)
+    step = max(2, max(lm.shape) // tiles)
     from_lm = ((y // step) + (x // step)) % 2 == 0
     picture = np.zeros((*lm.shape, 3), np.float32)
     picture[..., 0] = picture[..., 2] = np.where(from_lm, lm, 0)
     picture[..., 1] = np.where(from_lm, 0, em)
-    figure, axes = _figure(1, 1, (6, 6 * lm.shape[0] / lm.shape[1] + 0.4))
-    _show(axes[0][0], picture, after.grid, 0)
-    return _png(figure)
+    height, width = after.grid.extent_nm[1:]
+    figure, axes = canvas.new_figure(1, 2, (10, 4.3 * height / width + 0.8))
+    for each in axes[0]:
+        canvas.show_picture(each, picture, after.grid, 0)
+    left, right, bottom, top = canvas.extent_um(after.grid, 0)
+    axes[0][1].set_xlim(left + 0.3 * (right - left), left + 0.7 * (right - left))
+    axes[0][1].set_ylim(top + 0.7 * (bottom - top), top + 0.3 * (bottom - top))
+    for each in axes[0]:
+        canvas.scale_bar(each)
+    return canvas.png(figure)
 
 
-def landmark_figure(landmarks: Mapping[str, Any], errors_nm: FloatArray) -> bytes:
-    """Draw every landmark's error, sorted, beside what people differ by; and a histogram."""
-    figure, axes = _figure(1, 2, (10, 3.6))
+def landmark_figure(
+    landmarks: Mapping[str, Any],
+    errors_nm: FloatArray,
+    by_rater: Mapping[str, FloatArray] | None = None,
+) -> bytes:
+    """Draw every landmark's error, sorted, beside what people differ by; and a histogram.
+
+    Parameters
+    ----------
+    landmarks
+        The ``landmarks`` object of ``report.json``.
+    errors_nm
+        (N,) against the mean of the people.
+    by_rater
+        The same against each person.
+    """
+    figure, axes = canvas.new_figure(1, 2, (10, 3.7), widths=(3, 2))
     line, bars = axes[0]
-    ordered = np.sort(errors_nm)
-    line.plot(np.arange(1, len(ordered) + 1), ordered, "o-", color=MAGENTA, ms=3, lw=1)
-    line.set_xlabel("landmark, by error")
-    line.set_ylabel("error in the EM frame (nm)")
-    bars.hist(errors_nm, bins=min(20, max(5, len(errors_nm) // 2)), color=MAGENTA, alpha=0.75)
-    bars.set_xlabel("error (nm)")
-    bars.set_ylabel("landmarks")
-    between = (landmarks.get("between_raters") or {}).get("mean_nm")
-    levels = [(landmarks["median_nm"], "median", MAGENTA, "-")]
-    if between is not None:
-        levels.append((between, "person to person, mean", GREEN, "--"))
-    affine = (landmarks.get("affine_only") or {}).get("median_nm")
-    if affine is not None and affine < 4 * ordered[-1]:
-        levels.append((affine, "affine alone, median", ORANGE, ":"))
-    for value, label, colour, style in levels:
-        line.axhline(value, color=colour, ls=style, lw=1.2, label=f"{label} {value:.0f} nm")
-        bars.axvline(value, color=colour, ls=style, lw=1.2)
+    curves = dict(by_rater or {})
+    label = "against their mean" if curves else "result"
+    _sorted_curve(line, errors_nm, label, INK)
+    for (name, values), colour in zip(curves.items(), RATER_COLOURS * 9, strict=False):
+        _sorted_curve(line, np.asarray(values), f"against {name}", colour)
+    line.set_xlabel("share of the landmarks (%)", fontsize=9)
+    line.set_ylabel("error in the EM (nm)", fontsize=9)
+    bins = min(20, max(5, len(errors_nm) // 2))
+    bars.hist(errors_nm, bins=bins, color="#c5cad3", edgecolor="white")
+    bars.set_xlabel("error (nm)", fontsize=9)
+    bars.set_ylabel("landmarks", fontsize=9)
+    top = max(float(np.max(v)) for v in (errors_nm, *curves.values()))
+    for value, words, colour, style in _levels(landmarks, 1.5 * top):
+        line.axhline(value, color=colour, ls=style, lw=1.3, label=f"{words} {value:.0f} nm")
+        bars.axvline(value, color=colour, ls=style, lw=1.3)
     line.set_ylim(bottom=0)
-    line.legend(fontsize=8, frameon=False)
-    return _png(figure)
+    bars.set_xlim(left=0)
+    bars.yaxis.get_major_locator().set_params(integer=True)
+    line.legend(fontsize=8, framealpha=0.92, edgecolor="none", loc="upper left").set_zorder(9)
+    return canvas.png(figure)
+
+
+def landmark_map_figure(points: Mapping[str, Any], affine: Affine | None, grid: Grid) -> bytes:
+    """Draw where the errors are: each landmark in the LM, coloured by its error.
+
+    Parameters
+    ----------
+    points
+        ``landmarks.points`` of ``report.json``: ``lm_nm`` and ``difference_nm`` (N, 3) zyx, and
+        ``error_nm`` (N,).
+    affine
+        LM to EM; turns the differences into the LM frame for the arrows. None: no arrows.
+    grid
+        What is drawn of the LM.
+    """
+    where, error = np.asarray(points["lm_nm"]) / 1e3, np.asarray(points["error_nm"])
+    figure, axes = canvas.planes_beside(grid)
+    for axis in (0, 1):
+        row, column = canvas.plane_axes(axis)
+        each = axes[axis]
+        canvas.frame_axes(each, grid, axis)
+        dots = each.scatter(
+            where[:, column], where[:, row], c=error, cmap="viridis_r", vmin=0, s=34,
+            edgecolors="white", linewidths=0.6, zorder=3,
+        )  # fmt: skip
+        if affine is not None:
+            pull = np.asarray(points["difference_nm"]) @ np.linalg.inv(affine.linear).T
+            _arrows(each, where[:, [row, column]], pull[:, [row, column]], INK)
+        each.grid(color="#e6e9ee", lw=0.6, zorder=0)
+        each.set_axisbelow(True)
+    canvas.colour_bar(figure, dots, axes, "error in the EM (nm)")
+    return canvas.png(figure)
 
 
 def deformation_figure(transform: Transform, affine: Affine, grid: Grid) -> bytes:
-    """Draw the displacement that is left after the affine part, in the middle plane."""
-    z = grid.shape[0] // 2
-    step = max(1, max(grid.shape[1:]) // 24)
-    rows, columns = np.arange(0, grid.shape[1], step), np.arange(0, grid.shape[2], step)
-    index = np.stack(np.meshgrid([z], rows, columns, indexing="ij"), -1).reshape(-1, 3)
-    points = grid.to_world(index)
-    moved = transform(points) - affine(points)
-    size = np.linalg.norm(moved, axis=1).reshape(len(rows), len(columns))
-    x, y = points[:, 2].reshape(size.shape) / 1e3, points[:, 1].reshape(size.shape) / 1e3
-    figure, axes = _figure(1, 1, (6.5, 5.2))
-    mesh = axes[0][0].pcolormesh(x, y, size, cmap="viridis", shading="nearest")
-    axes[0][0].quiver(
-        x, y, moved[:, 2].reshape(size.shape), moved[:, 1].reshape(size.shape),
-        color="white", angles="xy", width=0.003,
-    )  # fmt: skip
-    figure.colorbar(mesh, ax=axes[0][0], label="displacement after the affine (nm)")
-    _label(axes[0][0], "x (um)", "y (um)")
-    return _png(figure)
+    """Draw what the deformation adds to the affine, in the middle xy and xz planes.
+
+    The displacement is ``affine^-1(transform(x)) - x``, in the LM frame, so that arrows and the
+    bent lattice fit the axes whatever the rotation between LM and EM.
+    """
+    figure, axes = canvas.planes_beside(grid)
+    planes = [_displaced_plane(transform, affine, grid, axis) for axis in (0, 1)]
+    top = max(float(np.linalg.norm(moved, axis=-1).max()) for _, moved in planes)
+    times = 1.0
+    for axis, (points, moved) in enumerate(planes):
+        row, column = canvas.plane_axes(axis)
+        each = axes[axis]
+        at, shift = points[..., [row, column]] / 1e3, moved[..., [row, column]] / 1e3
+        mesh = each.pcolormesh(
+            at[..., 1], at[..., 0], np.linalg.norm(moved, axis=-1), cmap="viridis",
+            shading="gouraud", vmin=0, vmax=max(top, 1e-3),
+        )  # fmt: skip
+        if axis == 0:
+            times = _exaggeration(at, shift)
+        _bent_lattice(each, at + times * shift)
+        canvas.frame_axes(each, grid, axis)
+        canvas.scale_bar(each)
+    axes[0].set_title(f"lattice bent {times:g} times as much", fontsize=10, color=INK)
+    canvas.colour_bar(figure, mesh, axes, "displacement after the affine (nm)")
+    return canvas.png(figure)
 
 
-def jacobian_figure(determinants: FloatArray, plane: FloatArray, grid: Grid) -> bytes:
+def jacobian_figure(
+    determinants: FloatArray,
+    plane: FloatArray,
+    grid: Grid,
+    affine_determinant: float | None = None,
+) -> bytes:
     """Draw the determinant after the affine: a plane of it, and its histogram.
 
     Parameters
@@ -125,27 +195,55 @@ def jacobian_figure(determinants: FloatArray, plane: FloatArray, grid: Grid) -> 
     determinants
         (N,) all values.
     plane
-        (y, x) values of one plane of `grid`.
+        (y, x) values of one plane of `grid`; NaN is left out.
+    affine_determinant
+        Of the affine that was divided out: the histogram shows the whole transform too.
     """
-    figure, axes = _figure(1, 2, (10, 4))
+    height, width = grid.extent_nm[1:]
+    figure, axes = canvas.new_figure(1, 2, (10, min(7.0, max(3.4, 4.2 * height / width + 0.6))))
     left, right = axes[0]
-    width = max(0.05, float(np.abs(plane - 1).max()))
-    image = left.imshow(
-        plane, cmap="RdBu_r", vmin=1 - width, vmax=1 + width, extent=_extent(grid, 0)
+    spread = max(0.05, float(np.nanpercentile(np.abs(plane - 1), 99.5)))
+    image = canvas.show_picture(
+        left, plane, grid, 0, cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread
     )
-    figure.colorbar(image, ax=left, label="local volume, EM / LM")
-    _label(left, "x (um)", "y (um)")
-    right.hist(determinants, bins=60, color=GREY)
-    right.axvline(1, color="black", lw=1)
-    right.axvline(0, color="red", lw=1, ls="--")
-    right.set_xlabel("determinant after the affine (0 or less: fold)")
-    right.set_ylabel("points")
-    return _png(figure)
+    canvas.scale_bar(left, INK)
+    canvas.colour_bar(figure, image, left, "local volume, EM / LM")
+    values = [(determinants, "after the affine", INK)]
+    if affine_determinant:
+        values.insert(0, (determinants * abs(affine_determinant), "whole transform", "#b9c0cc"))
+    bins = np.linspace(*_range([v for v, *_ in values]), 81)
+    for data, words, colour in values:
+        right.hist(data, bins=bins, color=colour, alpha=0.85, label=words, histtype="stepfilled")
+    right.axvline(1, color=SOFT, lw=1)
+    if bins[0] <= 0:
+        right.axvline(0, color="#b3261e", lw=1.5, ls="--", label="0 or less: fold")
+    right.set_yticks([])
+    right.set_xlabel("Jacobian determinant", fontsize=9)
+    right.set_ylabel("share of the volume", fontsize=9)
+    right.legend(fontsize=8, frameon=False)
+    return canvas.png(figure)
 
 
-def _colours(overlay: Overlay, axis: int) -> Image:
-    lm, em = (project(image, overlay.grid, axis) for image in (overlay.lm, overlay.em))
-    return np.stack([lm, em, lm], axis=-1)
+def stability_figure(transforms: Sequence[Transform], grid: Grid) -> bytes:
+    """Draw how far repeated registrations scatter in the middle xy plane, and the histogram."""
+    points = _plane_points(grid, 0, 48)
+    mapped = np.stack([t(points.reshape(-1, 3)) for t in transforms])
+    spread = np.sqrt(mapped.var(axis=0, ddof=1).sum(axis=1)).reshape(points.shape[:2])
+    height, width = grid.extent_nm[1:]
+    figure, axes = canvas.new_figure(1, 2, (10, min(7.0, max(3.4, 4.2 * height / width + 0.6))))
+    left, right = axes[0]
+    mesh = left.pcolormesh(
+        points[..., 2] / 1e3, points[..., 1] / 1e3, spread, cmap="magma", vmin=0, shading="gouraud"
+    )
+    canvas.frame_axes(left, grid, 0)
+    canvas.scale_bar(left)
+    canvas.colour_bar(figure, mesh, left, "spread (nm)")
+    right.hist(spread.ravel(), bins=40, color=SOFT)
+    right.set_xlim(left=0)
+    right.set_xlabel(f"spread of {len(transforms)} registrations (nm)", fontsize=9)
+    right.set_yticks([])
+    right.set_ylabel("share of the plane", fontsize=9)
+    return canvas.png(figure)
 
 
 def project(image: Image, grid: Grid, axis: int, thickness_nm: float = SLAB_NM) -> Image:
@@ -153,56 +251,100 @@ def project(image: Image, grid: Grid, axis: int, thickness_nm: float = SLAB_NM) 
 
     A projection of the whole depth would lay too many mitochondria over each other.
     """
-    count = max(1, round(thickness_nm / grid.spacing_nm[axis]))
-    first = max(0, (grid.shape[axis] - count) // 2)
-    slab = np.take(image, range(first, min(grid.shape[axis], first + count)), axis=axis)
-    return np.asarray(slab.max(axis=axis))
+    first, stop = _slab(grid, axis, thickness_nm)
+    return np.asarray(np.take(image, range(first, stop), axis=axis).max(axis=axis))
 
 
-def _extent(grid: Grid, axis: int) -> tuple[float, float, float, float]:
-    """Return left, right, bottom, top in um of a projection along `axis`; rows go down."""
-    low = (np.asarray(grid.origin_nm) - np.asarray(grid.spacing_nm) / 2) / 1e3
-    high = low + grid.extent_nm / 1e3
-    row = 1 if axis == 0 else 0
-    return float(low[2]), float(high[2]), float(high[row]), float(low[row])
+def _slab(grid: Grid, axis: int, thickness_nm: float = SLAB_NM) -> tuple[int, int]:
+    """Return first and last + 1 voxel of the slab."""
+    count = min(grid.shape[axis], max(1, round(thickness_nm / grid.spacing_nm[axis])))
+    first = (grid.shape[axis] - count) // 2
+    return first, first + count
 
 
-def _show(axes: Any, picture: Image, grid: Grid, axis: int) -> None:
-    axes.imshow(picture, extent=_extent(grid, axis), interpolation="nearest")
-    _label(axes, "x (um)", "y (um)" if axis == 0 else "z (um)")
+def _colours(overlay: Overlay, axis: int) -> Image:
+    lm, em = (project(image, overlay.grid, axis) for image in (overlay.lm, overlay.em))
+    return np.stack([lm, em, lm], axis=-1)
 
 
-def _label(axes: Any, x: str, y: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_aspect("equal")
-    if axes.get_ylim()[0] < axes.get_ylim()[1]:
-        axes.invert_yaxis()
+def _mark_slab(axes: Any, grid: Grid, across: int) -> None:
+    """Tick the borders, left and right, where the slab of the other view is cut."""
+    low = grid.origin_nm[across] - grid.spacing_nm[across] / 2
+    for voxel in _slab(grid, across):
+        level = (low + voxel * grid.spacing_nm[across]) / 1e3
+        for start, stop in ((0.0, 0.03), (0.97, 1.0)):
+            axes.axhline(level, start, stop, color="white", lw=1)
 
 
-def _heights(grid: Grid) -> Sequence[float]:
-    return [float(grid.extent_nm[1]), max(float(grid.extent_nm[0]), 0.25 * grid.extent_nm[1])]
+def _sorted_curve(axes: Any, values: FloatArray, label: str, colour: str) -> None:
+    share = 100 * (np.arange(len(values)) + 1) / len(values)
+    label = canvas.plain_text(label)
+    axes.plot(share, np.sort(values), "o-", color=colour, ms=2.5, lw=1.2, label=label)
 
 
-def _height(grid: Grid) -> float:
-    return float(5 * sum(_heights(grid)) / grid.extent_nm[2] + 1.2)
+def _levels(landmarks: Mapping[str, Any], highest: float) -> Iterator[tuple[float, str, str, str]]:
+    """Medians to compare with: value, words, colour, line style."""
+    people = (landmarks.get("between_raters") or {}).get("median_nm")
+    affine = (landmarks.get("affine_only") or {}).get("median_nm")
+    if people is not None:
+        yield people, "person to person, median", GREEN, "--"
+    if affine is not None and affine < highest:
+        yield affine, "affine alone, median", ORANGE, ":"
+    yield landmarks["median_nm"], "result, median", INK, "-"
 
 
-def _figure(
-    rows: int, columns: int, size: tuple[float, float], heights: Sequence[float] | None = None
-) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _plane_points(grid: Grid, axis: int, count: int) -> FloatArray:
+    """Points (rows, columns, 3) zyx nm of a lattice over the middle plane across `axis`."""
+    row, column = canvas.plane_axes(axis)
+    low = np.asarray(grid.origin_nm) - np.asarray(grid.spacing_nm) / 2
+    extent = grid.extent_nm
+    step = max(float(extent[row]), float(extent[column])) / count
+    lines = [np.linspace(0, extent[a], max(2, round(extent[a] / step) + 1)) for a in (row, column)]
+    points = np.empty((len(lines[0]), len(lines[1]), 3))
+    points[...] = grid.centre_nm
+    points[..., row] = low[row] + lines[0][:, None]
+    points[..., column] = low[column] + lines[1][None, :]
+    return points
 
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
-    for each in axes.ravel():
-        each.tick_params(labelsize=8)
-    return figure, axes
+
+def _displaced_plane(
+    transform: Transform, affine: Affine, grid: Grid, axis: int
+) -> tuple[FloatArray, FloatArray]:
+    """Points of a plane and what moves them after the affine, both (rows, columns, 3) zyx nm."""
+    points = _plane_points(grid, axis, 96)
+    flat = points.reshape(-1, 3)
+    moved = affine.inverse()(transform(flat)) - flat
+    return points, moved.reshape(points.shape)
 
 
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
-    return stream.getvalue()
+def _exaggeration(at: FloatArray, shift: FloatArray) -> float:
+    """Return a round factor by which the largest shift spans most of a lattice cell."""
+    cell = max(np.ptp(at[..., 0]), np.ptp(at[..., 1])) / 20
+    largest = float(np.linalg.norm(shift, axis=-1).max())
+    return canvas.round_length(min(100.0, 1.2 * cell / largest)) if largest > 0 else 1.0
+
+
+def _bent_lattice(axes: Any, at: FloatArray, step: int = 5) -> None:
+    """Draw every `step`-th row and column of (rows, columns, 2) positions (down, right)."""
+    for line in (*at[::step], *at[:, ::step].transpose(1, 0, 2)):
+        axes.plot(line[:, 1], line[:, 0], color="white", lw=0.7, alpha=0.75)
+
+
+def _arrows(axes: Any, at_um: FloatArray, shift_nm: FloatArray, colour: str) -> None:
+    """Draw arrows (N, 2) (down, right) whose longest spans a twelfth of the picture."""
+    left, right = axes.get_xlim()
+    longest = float(np.linalg.norm(shift_nm, axis=1).max())
+    if longest > 0:
+        length = shift_nm * ((right - left) / 12 / longest)
+        axes.quiver(
+            at_um[:, 1], at_um[:, 0], length[:, 1], length[:, 0], angles="xy", scale_units="xy",
+            scale=1, color=colour, width=0.003, zorder=2,
+        )  # fmt: skip
+
+
+def _range(values: Sequence[FloatArray]) -> tuple[float, float]:
+    """Histogram range: all values and 1, with a margin."""
+    low = min(1.0, *(float(v.min()) for v in values))
+    high = max(1.0, *(float(v.max()) for v in values))
+    margin = 0.05 * max(high - low, 0.1)
+    return low - margin, high + margin

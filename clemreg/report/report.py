@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.io.atomic import atomic_write_json, atomic_write_text, plain
+from clemreg.io.atomic import atomic_path, plain
 from clemreg.report import figures
 from clemreg.report.figures import Overlay
 from clemreg.report.html import Figure, render_html
@@ -27,24 +28,29 @@ PARTS = (
 
 @dataclass(frozen=True, eq=False)
 class ReportInputs:
-    """What a report is made of; parts that were not measured are None.
+    """What a report is made of; parts that were not measured are None or empty.
 
     Attributes
     ----------
     title
         Heading.
     numbers
-        The objects of ``report.json`` by name (`PARTS`).
+        The objects of ``report.json`` by name (`PARTS`); ``scores`` and ``grid_spacing_um`` of
+        the registration are shown too, but are no part of ``report.json``.
     before, after
         LM and EM on the LM grid, in the start pose and registered.
     transform, affine, grid
         Result, its affine part, and the LM grid that figures are drawn over.
     point_errors_nm
         (N,) error of each landmark.
+    rater_errors_nm
+        (N,) errors against each person.
     determinants, determinant_plane
         Values after the affine: (N,), and (y, x) in the middle plane.
     worst
         Rows (name, error, dz, dy, dx) of the worst landmarks.
+    repeats
+        Transforms found with other seeds.
     """
 
     title: str
@@ -55,74 +61,101 @@ class ReportInputs:
     affine: Affine | None = None
     grid: Grid | None = None
     point_errors_nm: NDArray[np.float64] | None = None
+    rater_errors_nm: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     determinants: NDArray[np.float64] | None = None
     determinant_plane: NDArray[np.float64] | None = None
-    worst: tuple[tuple[Any, ...], ...] = field(default=())
+    worst: tuple[tuple[Any, ...], ...] = ()
+    repeats: tuple[Transform, ...] = ()
 
 
 def write_report(inputs: ReportInputs, folder: Path) -> Verdict:
-    """Write ``report.html`` and ``report.json`` into `folder` and return the verdict."""
+    """Write ``report.html`` and ``report.json`` into `folder`, both or none; return the verdict.
+
+    Raises
+    ------
+    StorageError
+        They cannot be written.
+    """
     numbers = {name: plain(inputs.numbers.get(name)) for name in PARTS}
     verdict = decide(numbers)
     report = {"schema": SCHEMA, "verdict": verdict.to_json(), **numbers}
-    html = render_html(inputs.title, report, list(_figures(inputs, numbers)), inputs.worst)
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(folder / "report.html", html)
-    atomic_write_json(folder / "report.json", report)
+    extra = {name: plain(inputs.numbers.get(name)) for name in ("scores", "grid_spacing_um")}
+    html = render_html(inputs.title, report | extra, list(_figures(inputs, numbers)), inputs.worst)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    # Left in reverse: the JSON, which scripts wait for, appears last.
+    with atomic_path(folder / "report.json") as data, atomic_path(folder / "report.html") as page:
+        page.write_text(html, encoding="utf-8")
+        data.write_text(text, encoding="utf-8")
     return verdict
 
 
-def _figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> list[Figure]:
-    found: list[Figure] = []
+def _figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> Iterator[Figure]:
     if inputs.before is not None and inputs.after is not None:
-        found.append(
-            Figure(
-                "Before and after",
-                "Light microscopy in magenta, EM prediction in green, white where both are; "
-                "slabs of 0.3 um through the middle, seen along z (above) and along y (below).",
-                figures.overlay_figure(inputs.before, inputs.after),
-            )
+        yield Figure(
+            "Before and after",
+            "Light microscopy in magenta, EM prediction in green, white where both are. Above, a "
+            "slab of 0.3 µm seen along z; below, one seen along y; ticks at the borders show where "
+            "the other is cut. On the right, green must lie in magenta everywhere, not just "
+            "in the middle.",
+            figures.overlay_figure(inputs.before, inputs.after),
         )
-    if inputs.point_errors_nm is not None and len(inputs.point_errors_nm):
-        found.append(
-            Figure(
-                "Error at landmarks that were not used",
-                "Each point is a landmark. The dashed line is what two people differ by: "
-                "no method can be shown to be better than that.",
-                figures.landmark_figure(numbers["landmarks"], inputs.point_errors_nm),
-            )
-        )
+    yield from _landmark_figures(inputs, numbers)
     if inputs.after is not None:
-        found.append(
-            Figure(
-                "Checkerboard",
-                "Squares of light microscopy and EM in turn; outlines must run on across edges.",
-                figures.checkerboard_figure(inputs.after),
-            )
+        yield Figure(
+            "Checkerboard",
+            "Squares of light microscopy (magenta) and EM (green) in turn, and the middle "
+            "enlarged. An outline that breaks at the edge of a square is out of place by as much.",
+            figures.checkerboard_figure(inputs.after),
         )
-    found += _deformation_figures(inputs)
-    return found
+    yield from _deformation_figures(inputs, numbers)
 
 
-def _deformation_figures(inputs: ReportInputs) -> list[Figure]:
-    found: list[Figure] = []
-    if inputs.grid is None:
-        return found
-    if inputs.transform is not None and inputs.affine is not None:
-        found.append(
-            Figure(
-                "Deformation",
-                "What the B-spline adds to the affine, in the middle plane: smooth and of the "
-                "size of preparation artefacts, or else it follows noise.",
-                figures.deformation_figure(inputs.transform, inputs.affine, inputs.grid),
-            )
+def _landmark_figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> Iterator[Figure]:
+    landmarks, errors = numbers["landmarks"], inputs.point_errors_nm
+    if not landmarks or errors is None or len(errors) == 0:
+        return
+    yield Figure(
+        "Error at landmarks that were not used",
+        "Left, every landmark, from the best to the worst; right, how many have which error. "
+        "The green line is what two people differ by: no method can be shown to be better.",
+        figures.landmark_figure(landmarks, errors, inputs.rater_errors_nm),
+    )
+    points = landmarks.get("points")
+    if points and inputs.grid is not None:
+        yield Figure(
+            "Where the errors are",
+            "Each landmark in the light volume, coloured by its error; arrows point the way the "
+            "EM is displaced, and are enlarged. Neighbours with like arrows: a part of the cell "
+            "is out of place. Arrows in all directions: it is noise of the clicks.",
+            figures.landmark_map_figure(points, inputs.affine, inputs.grid),
+        )
+
+
+def _deformation_figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> Iterator[Figure]:
+    grid, transform = inputs.grid, inputs.transform
+    if grid is None:
+        return
+    if transform is not None and inputs.affine is not None:
+        yield Figure(
+            "Deformation",
+            "What is left after the affine, in the middle planes: colour is its length, the "
+            "lattice its shape, exaggerated. Preparation bends tissue smoothly; wiggles of the "
+            "size of a mitochondrion follow noise.",
+            figures.deformation_figure(transform, inputs.affine, grid),
         )
     if inputs.determinants is not None and inputs.determinant_plane is not None:
-        found.append(
-            Figure(
-                "Local volume change",
-                "Jacobian determinant after the best affine. 1 is no change; 0 or less is a fold.",
-                figures.jacobian_figure(inputs.determinants, inputs.determinant_plane, inputs.grid),
-            )
+        scale = (numbers["jacobian"] or {}).get("affine_determinant")
+        yield Figure(
+            "Local volume change",
+            "Jacobian determinant: left, after the best affine, in the middle plane; right, "
+            "all of the imaged volume. 1 is no change; 0 or less is a fold, which tissue "
+            "cannot do.",
+            figures.jacobian_figure(inputs.determinants, inputs.determinant_plane, grid, scale),
         )
-    return found
+    if transform is not None and inputs.repeats:
+        yield Figure(
+            "Repeatability",
+            "How far the result scatters when the registration is repeated with other seeds. "
+            "Small is necessary, not sufficient: a wrong result can be repeatable.",
+            figures.stability_figure((transform, *inputs.repeats), grid),
+        )

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
+from clemreg.io.atomic import plain
+
 Status = Literal["pass", "warn", "fail"]
+Finding = tuple[Status, str]
+Numbers = Mapping[str, Any]
 
 # A wrong pose scores 0.16 to 0.25, a right one twice that or more (reference measurements).
 CLEAR_MARGIN = 0.08
 LOW_MARGIN = 0.03
 MEDIAN_FAIL_NM = 250.0
 MEDIAN_WARN_NM = 100.0
+FEW_LANDMARKS = 6
 JACOBIAN_RANGE = (0.5, 2.0)
 SCALE_RANGE = (0.7, 1.4)
 STABILITY_WARN_NM = 40.0
+ROUND_TRIP_WARN_NM = 1.0
+LIKE_A_PERSON = 1.2
+"""Error against a person over the distance between two people, up to which they are alike."""
+SHIFT_SHARE = 0.7
+"""Length of the mean error vector over the mean error, above which it is mostly one shift."""
+WORSE_THAN_AFFINE = 1.25
 
 
 @dataclass(frozen=True)
@@ -38,99 +52,177 @@ class Verdict:
         return {"status": self.status, "reasons": list(self.reasons)}
 
 
-Finding = tuple[Status, str]
-
-
-def decide(report: Mapping[str, Any]) -> Verdict:
+def decide(report: Numbers) -> Verdict:
     """Weigh the figures of a report.
 
     Parameters
     ----------
     report
-        The object of ``report.json`` without its verdict; absent parts are null or missing.
+        The object of ``report.json`` without its verdict; absent parts are null or missing, and
+        NaN is as good as null.
 
     Notes
     -----
-    ``fail``: the transform folds, or the median landmark error is above 250 nm. ``warn``: the
-    determinant leaves [0.5, 2], the pose is mirrored or hardly better than the runner-up, an axis
-    is scaled outside [0.7, 1.4], seeds disagree by more than 40 nm, the median error is above
-    100 nm, or there are no landmarks. Otherwise ``pass``.
+    ``fail``: the transform folds, or the median error (at landmarks, or to the known truth of
+    simulated data) is above 250 nm.
+
+    ``warn``: nobody measured the accuracy, or at fewer than 6 landmarks; the median error is above
+    100 nm; the B-spline is worse at the landmarks than the affine alone; folds were not looked for;
+    the determinant leaves [0.5, 2]; the inverse is off by more than 1 nm; the pose is mirrored or
+    hardly better than the runner-up; an axis is scaled outside [0.7, 1.4]; seeds disagree by more
+    than 40 nm.
+
+    Otherwise ``pass``.
     """
+    report = plain(report)
     findings = [
-        *_landmarks(report.get("landmarks") or {}),
-        *_jacobian(report.get("jacobian") or {}),
-        *_orientation(report.get("orientation") or {}),
-        *_affine(report.get("affine") or {}),
-        *_stability(report.get("stability") or {}),
+        *_accuracy(_part(report, "landmarks"), _part(report, "truth")),
+        *_jacobian(_part(report, "jacobian")),
+        *_round_trip(_part(report, "round_trip_nm")),
+        *_orientation(_part(report, "orientation")),
+        *_affine(_part(report, "affine")),
+        *_stability(_part(report, "stability")),
     ]
     order: dict[Status, int] = {"fail": 0, "warn": 1, "pass": 2}
     findings.sort(key=lambda finding: order[finding[0]])
-    status = findings[0][0] if findings else "warn"
-    return Verdict(status, tuple(text for _, text in findings))
+    return Verdict(findings[0][0], tuple(text for _, text in findings))
 
 
-def _landmarks(landmarks: Mapping[str, Any]) -> Iterator[Finding]:
-    median = landmarks.get("median_nm")
-    if median is None:
+def _part(report: Numbers, name: str) -> Numbers:
+    return report.get(name) or {}
+
+
+def _number(numbers: Numbers, key: str) -> float | None:
+    """Return a finite number, or None."""
+    value = numbers.get(key)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _accuracy(landmarks: Numbers, truth: Numbers) -> Iterator[Finding]:
+    known = _number(truth, "tre_median_nm")
+    if _number(landmarks, "median_nm") is not None:
+        yield from _landmarks(landmarks)
+    elif known is None:
         yield (
             "warn",
             "Accuracy was not measured: there are no held-out landmarks. "
             "Click 10 or more in a channel that the registration did not use.",
         )
-        return
-    status: Status = (
-        "fail" if median > MEDIAN_FAIL_NM else "warn" if median > MEDIAN_WARN_NM else "pass"
-    )
-    text = (
-        f"Half of the {landmarks['n']} held-out landmarks are within {median:.0f} nm "
-        f"(mean {landmarks['mean_nm']:.0f}, 95 % within {landmarks['p95_nm']:.0f})."
-    )
-    between = (landmarks.get("between_raters") or {}).get("mean_nm")
-    if between is not None:
-        text += f" Two people differ by {between:.0f} nm on average."
-    yield status, text
-    for note in landmarks.get("notes") or ():
-        yield "pass", note
-
-
-def _jacobian(jacobian: Mapping[str, Any]) -> Iterator[Finding]:
-    stats = jacobian.get("without_affine")
-    if not stats:
-        return
-    if stats["fold_fraction"] > 0:
-        share = 100 * stats["fold_fraction"]
+    if known is not None:
         yield (
-            "fail",
-            f"The deformation folds in {share:.2g} % of the volume: tissue cannot do that.",
+            _by_error(known),
+            f"Simulated data: half of the imaged volume is within {known:.0f} nm of the truth.",
         )
-        return
-    low, high = JACOBIAN_RANGE
-    if stats["min"] < low or stats["max"] > high:
+
+
+def _by_error(median_nm: float) -> Status:
+    if median_nm > MEDIAN_FAIL_NM:
+        return "fail"
+    return "warn" if median_nm > MEDIAN_WARN_NM else "pass"
+
+
+def _landmarks(landmarks: Numbers) -> Iterator[Finding]:
+    n, median = int(landmarks["n"]), float(landmarks["median_nm"])
+    text = f"Half of the {n} held-out landmarks are within {median:.0f} nm"
+    mean, p95 = _number(landmarks, "mean_nm"), _number(landmarks, "p95_nm")
+    if mean is not None and p95 is not None:
+        text += f" (mean {mean:.0f}, 95 % within {p95:.0f})"
+    yield _by_error(median), f"{text}.{_beside_people(landmarks)}"
+    if n < FEW_LANDMARKS:
+        yield "warn", f"{n} landmarks are too few to rely on: click 10 or more."
+    yield from _affine_alone(landmarks, median)
+    yield from _shift(landmarks)
+    for note in landmarks.get("notes") or ():
+        yield "pass", str(note)
+
+
+def _beside_people(landmarks: Numbers) -> str:
+    """Compare result against person with person against person, median with median."""
+    floor = _number(_part(landmarks, "between_raters"), "median_nm")
+    if floor is None:
+        return ""
+    text = f" Two people differ by {floor:.0f} nm"
+    each = [_number(stats, "median_nm") for stats in _part(landmarks, "by_rater").values()]
+    medians = [value for value in each if value is not None]
+    if not medians or floor <= 0:
+        return f"{text}."
+    ratio = float(np.mean(medians)) / floor
+    if ratio <= LIKE_A_PERSON:
+        return f"{text}: the result is as close to each of them as they are to each other."
+    return f"{text}; the result differs from each of them by {ratio:.1f} times that."
+
+
+def _affine_alone(landmarks: Numbers, median: float) -> Iterator[Finding]:
+    affine = _number(_part(landmarks, "affine_only"), "median_nm")
+    if affine is not None and median > WORSE_THAN_AFFINE * affine:
         yield (
             "warn",
-            f"Local volume changes by factors of {stats['min']:.2f} to {stats['max']:.2f} "
+            f"The affine part alone is better at the landmarks ({affine:.0f} nm): "
+            "the deformation follows something else than tissue. Try a coarser control grid.",
+        )
+
+
+def _shift(landmarks: Numbers) -> Iterator[Finding]:
+    """Say so if most of the error is the same everywhere: that can be corrected."""
+    bias, mean = landmarks.get("bias_nm"), _number(landmarks, "mean_nm")
+    if not bias or mean is None or any(b is None for b in bias):
+        return
+    length = float(np.linalg.norm(bias))
+    if landmarks["n"] >= FEW_LANDMARKS and length > SHIFT_SHARE * mean and length > 1:
+        z, y, x = bias
+        yield (
+            "pass",
+            f"Most of the error is one common shift of {length:.0f} nm "
+            f"(x {x:+.0f}, y {y:+.0f}, z {z:+.0f} in the EM): look for an offset between the "
+            "light channels, or between the landmarks' origin and the volume's.",
+        )
+
+
+def _jacobian(jacobian: Numbers) -> Iterator[Finding]:
+    stats = _part(jacobian, "without_affine")
+    folds = _number(stats, "fold_fraction")
+    low, high = _number(stats, "min"), _number(stats, "max")
+    if folds is None or low is None or high is None:
+        yield "warn", "Folds were not looked for: there is no Jacobian determinant."
+        return
+    if folds > 0 or low <= 0:
+        yield (
+            "fail",
+            f"The deformation folds in {100 * folds:.2g} % of the volume: tissue cannot do that.",
+        )
+    elif low < JACOBIAN_RANGE[0] or high > JACOBIAN_RANGE[1]:
+        yield (
+            "warn",
+            f"Local volume changes by factors of {low:.2f} to {high:.2f} "
             "after the affine part: the deformation may follow noise.",
         )
-        return
-    yield (
-        "pass",
-        f"No folds; local volume changes by factors of {stats['min']:.2f} to {stats['max']:.2f}.",
-    )
+    else:
+        yield "pass", f"No folds; local volume changes by factors of {low:.2f} to {high:.2f}."
 
 
-def _orientation(orientation: Mapping[str, Any]) -> Iterator[Finding]:
+def _round_trip(round_trip: Numbers) -> Iterator[Finding]:
+    worst = _number(round_trip, "max")
+    if worst is not None and worst > ROUND_TRIP_WARN_NM:
+        yield (
+            "warn",
+            f"Going to the EM and back ends up to {worst:.1f} nm away: what is carried from the "
+            "EM to the light volume is off by as much.",
+        )
+
+
+def _orientation(orientation: Numbers) -> Iterator[Finding]:
     if orientation.get("mirrored"):
         yield (
             "warn",
             "The best pose is mirrored: one of the volumes has a flipped axis, "
             "or the pose is wrong. Check a structure with a known hand.",
         )
-    margin = orientation.get("margin")
-    if margin is None:
+    margin, score = _number(orientation, "margin"), _number(orientation, "score")
+    if margin is None or score is None:
         return
     text = (
-        f"The start pose scored {orientation['score']:.2f}, "
-        f"the best different one {orientation['runner_up']:.2f}."
+        f"In the coarse search the start pose scored {score:.2f}, "
+        f"the best different one {score - margin:.2f}."
     )
     if margin < LOW_MARGIN:
         yield "warn", f"{text} They are too close to be sure; look at the overlays."
@@ -140,22 +232,52 @@ def _orientation(orientation: Mapping[str, Any]) -> Iterator[Finding]:
         yield "pass", text
 
 
-def _affine(affine: Mapping[str, Any]) -> Iterator[Finding]:
-    scales = affine.get("singular_values") or []
-    low, high = SCALE_RANGE
-    if scales and not all(low <= s <= high for s in scales):
+def _affine(affine: Numbers) -> Iterator[Finding]:
+    scales = [float(s) for s in affine.get("singular_values") or () if s is not None]
+    unusual = any(not _is_usual(s) for s in scales)
+    if unusual:
         words = ", ".join(f"{s:.2f}" for s in scales)
         yield (
             "warn",
             f"The affine scales by {words}: more than preparation does. "
-            "A voxel size is probably wrong; compare both with the microscopes' settings.",
+            f"A voxel size is probably wrong.{_suspect(affine)}",
         )
     for warning in affine.get("warnings") or ():
-        yield "warn", str(warning)
+        if not (unusual and "voxel size" in str(warning)):  # said already
+            yield "warn", str(warning)
 
 
-def _stability(stability: Mapping[str, Any]) -> Iterator[Finding]:
-    rms = stability.get("rms_nm")
+def _is_usual(scale: float) -> bool:
+    return SCALE_RANGE[0] <= scale <= SCALE_RANGE[1]
+
+
+def _suspect(affine: Numbers) -> str:
+    """Name the axes of the light volume along which lengths do not fit, and by how much.
+
+    If a voxel size of the LM is c times what its file says, the transform LM to EM, fitted in
+    the file's units, stretches that axis by c; if it is the EM's, by 1 / c.
+    """
+    matrix = affine.get("matrix")
+    if not matrix or any(v is None for row in matrix for v in row):
+        return ""
+    stretch = np.linalg.norm(np.asarray(matrix, dtype=np.float64)[:3, :3], axis=0)
+    if stretch.min() > 0 and stretch.max() < 1.1 * stretch.min():
+        mean = float(stretch.mean())
+        return (
+            f" All axes are off alike: those of the light volume should be {mean:.3g} times "
+            f"what its file says, or those of the EM {1 / mean:.3g} times."
+        )
+    named = [
+        f" Along {axis} the light volume's should be {s:.2f} times what its file says, "
+        f"or the EM's in that direction {1 / s:.2f} times."
+        for axis, s in zip("zyx", stretch, strict=True)
+        if s > 0 and not _is_usual(float(s))
+    ]
+    return "".join(named)
+
+
+def _stability(stability: Numbers) -> Iterator[Finding]:
+    rms = _number(stability, "rms_nm")
     if rms is None:
         return
     status: Status = "warn" if rms > STABILITY_WARN_NM else "pass"

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from clemreg.report.verdict import decide
+from clemreg.space import Affine
+from clemreg.testing import random_rotation
+
+STATS = {"min": 0.8, "p0.1": 0.81, "p1": 0.85, "p50": 1.0, "p99": 1.1, "p99.9": 1.15, "max": 1.2,
+         "mean": 1.0, "sd": 0.05, "fold_fraction": 0.0}  # fmt: skip
+ERRORS = {"n": 30, "mean_nm": 45.0, "median_nm": 40.0, "p90_nm": 80.0, "p95_nm": 90.0,
+          "max_nm": 99.0, "rms_nm": 50.0, "bias_nm": [1.0, 2.0, 3.0]}  # fmt: skip
+GOOD = {
+    "landmarks": {
+        **ERRORS,
+        "by_rater": {"AW": {**ERRORS, "median_nm": 44.0}, "JB": {**ERRORS, "median_nm": 46.0}},
+        "between_raters": {**ERRORS, "median_nm": 38.0},
+        "affine_only": {**ERRORS, "median_nm": 90.0},
+    },
+    "jacobian": {"with_affine": STATS, "without_affine": STATS},
+    "orientation": {"score": 0.6, "runner_up": 0.2, "margin": 0.4, "mirrored": False},
+    "affine": {"matrix": np.eye(4).tolist(), "singular_values": [1.1, 1.02, 0.97],
+               "determinant": 1.09},
+    "stability": {"seeds": 3, "rms_nm": 5.0, "p95_nm": 9.0},
+    "truth": {"tre_median_nm": 41.0},
+    "round_trip_nm": {"mean": 1e-4, "max": 1e-3},
+}  # fmt: skip
+
+
+def changed(**parts):
+    return {**GOOD, **{k: {**(GOOD.get(k) or {}), **v} if v else None for k, v in parts.items()}}
+
+
+def jacobian(**values):
+    return changed(jacobian={"without_affine": {**STATS, **values}})
+
+
+@pytest.mark.parametrize(
+    ("report", "status", "words"),
+    [
+        (GOOD, "pass", "within 40 nm"),
+        (GOOD, "pass", "as close to each of them"),
+        (GOOD, "pass", "within 41 nm of the truth"),
+        (changed(landmarks=None, truth=None), "warn", "not measured"),
+        (changed(landmarks={"median_nm": None}, truth=None), "warn", "not measured"),
+        (changed(landmarks={"median_nm": 100.0}), "pass", "within 100 nm"),
+        (changed(landmarks={"median_nm": 100.5}), "warn", "within 100 nm"),
+        (changed(landmarks={"median_nm": 250.0, "affine_only": None}), "warn", "within 250 nm"),
+        (changed(landmarks={"median_nm": 251.0}), "fail", "within 251 nm"),
+        (changed(landmarks={"n": 5}), "warn", "too few"),
+        (changed(landmarks={"affine_only": {"median_nm": 25.0}}), "warn", "affine part alone"),
+        (changed(landmarks=None, truth={"tre_median_nm": 300.0}), "fail", "within 300 nm of the"),
+        (changed(jacobian=None), "warn", "not looked for"),
+        (jacobian(fold_fraction=0.001, min=-0.1), "fail", "folds in 0.1 %"),
+        (jacobian(min=0.49), "warn", "0.49"),
+        (jacobian(min=0.5, max=2.0), "pass", "0.50 to 2.00"),
+        (jacobian(max=2.1), "warn", "2.10"),
+        (jacobian(min=None, max=None, fold_fraction=None), "warn", "not looked for"),
+        (jacobian(max=math.nan), "warn", "not looked for"),
+        (changed(round_trip_nm={"max": 3.0}), "warn", "3.0 nm"),
+        (changed(orientation={"mirrored": True}), "warn", "mirrored"),
+        (changed(orientation={"margin": 0.01}), "warn", "too close"),
+        (changed(orientation={"margin": 0.05}), "pass", "margin is small"),
+        (changed(orientation=None), "pass", "within 40 nm"),
+        (changed(affine={"singular_values": [1.6, 1.0, 1.0]}), "warn", "voxel size"),
+        (changed(affine={"singular_values": [1.0, 1.0, 0.65]}), "warn", "voxel size"),
+        (changed(affine={"warnings": ["The correlation fell."]}), "warn", "correlation fell"),
+        (changed(stability={"rms_nm": 40.0}), "pass", "40 nm (rms)"),
+        (changed(stability={"rms_nm": 90.0}), "warn", "90 nm"),
+    ],
+)
+def test_the_verdict_and_its_reason(report, status, words):
+    verdict = decide(report)
+    assert verdict.status == status
+    first = verdict.reasons[0] if status != "pass" else " ".join(verdict.reasons)
+    assert words in first
+
+
+def test_the_worst_finding_comes_first():
+    verdict = decide(
+        changed(stability={"rms_nm": 90.0}, jacobian={"without_affine": {"fold_fraction": 0.5}})
+    )
+    assert verdict.status == "warn"  # no minimum was measured: unknown, not a fold
+    verdict = decide({**jacobian(fold_fraction=0.5), "stability": {"rms_nm": 90.0}})
+    assert verdict.status == "fail"
+    assert "folds" in verdict.reasons[0]
+    assert "seeds" in verdict.reasons[1]
+
+
+def test_an_empty_report_warns_and_never_raises():
+    assert decide({}).status == "warn"
+    assert decide(dict.fromkeys(GOOD)).status == "warn"
+
+
+def test_error_is_put_beside_what_people_do():
+    raters = {"AW": {"median_nm": 95.0}, "JB": {"median_nm": 97.0}}
+    far = changed(landmarks={"by_rater": raters, "between_raters": {"median_nm": 32.0}})
+    assert "3.0 times that" in " ".join(decide(far).reasons)
+    alone = changed(landmarks={"between_raters": None})
+    assert "people" not in " ".join(decide(alone).reasons)
+
+
+def test_a_common_shift_is_named_in_x_y_z():
+    shift = changed(landmarks={"bias_nm": [-5.0, 10.0, 40.0]})
+    text = " ".join(decide(shift).reasons)
+    assert "shift of 42 nm (x +40, y +10, z -5 in the EM)" in text
+    assert "shift" not in " ".join(decide(GOOD).reasons)
+
+
+def test_thin_landmarks_give_no_conclusion_about_z():
+    note = "The landmarks span 12.0 x 7.0 x 0.27 um (x, y, z): no conclusion about z."
+    assert note in decide(changed(landmarks={"notes": [note]})).reasons
+
+
+def affine_part(linear):
+    affine = Affine.from_linear(linear, (0, 0, 0), "lm", "em")
+    return changed(
+        affine={"matrix": affine.matrix.tolist(), "singular_values": affine.singular_values}
+    )
+
+
+def test_a_wrong_voxel_size_is_traced_to_its_axis():
+    """The light file says 100 nm in z where 160 nm is true: LM lengths along z come out short."""
+    true_over_file = np.array([1.6, 1.0, 1.0])
+    turned = random_rotation(np.random.default_rng(1)) @ np.diag(true_over_file)
+    text = decide(affine_part(turned)).reasons[0]
+    assert "Along z the light volume's should be 1.60 times what its file says" in text
+    assert "0.62 times" in text
+    assert "Along y" not in text
+
+
+def test_a_wrong_unit_is_told_from_a_wrong_axis():
+    text = decide(affine_part(1000 * np.eye(3))).reasons[0]
+    assert "All axes are off alike" in text
+    assert "1e+03 times" in text
+    assert "0.001 times" in text
+
+
+def test_one_voxel_size_is_complained_of_once():
+    report = affine_part(np.diag([1.6, 1.0, 1.0]))
+    report["affine"]["warnings"] = ["The affine stretches z: its voxel size is wrong."]
+    assert sum("voxel size" in reason for reason in decide(report).reasons) == 1
