@@ -206,7 +206,8 @@ def test_a_mirrored_pair_is_flagged_only_when_it_may_be(pair_of):
 
 @pytest.mark.slow
 def test_the_registration_finds_affine_and_deformation(pair_of, tmp_path):
-    pair = pair_of(seed=1)
+    # As many mitochondria as the sample pair has; between sparse ones a deformation is a guess.
+    pair = pair_of(seed=1, tubes=60)
     fixed, moving = prepared(pair)
     result = register(fixed, moving, RegisterOptions(stability_seeds=1, threads=2))
     error = pair.tre(result.transform)

@@ -120,21 +120,27 @@ def test_deformation_is_drawn_in_the_light_frame():
         assert (np.diff(points[..., column], axis=1) > 0).all()
 
 
-def test_arrows_of_landmark_errors_turn_with_the_affine(monkeypatch):
+def test_arrows_point_to_where_the_em_is_shown(monkeypatch):
+    """An EM spot whose place in the light volume is known, shown by a transform that is wrong."""
     drawn = []
     monkeypatch.setattr(
         figures, "_arrows", lambda _axes, at, shift, _colour: drawn.append((at, shift))
     )
-    turn = Affine.from_linear(QUARTER_TURN, (0, 0, 0), "lm", "em")
+    right = Affine.from_linear(QUARTER_TURN @ np.diag([1.1, 0.9, 1.05]), (50, 60, 70), "lm", "em")
+    wrong = Affine.from_linear(right.linear, (51, 63, 65), "lm", "em")
+    place = np.array([[600.0, 400.0, 900.0]])
+    spot = right(place)
+    shown = wrong.inverse()(spot)  # resampling puts EM(wrong(x)) at x
     points = {
-        "lm_nm": [[600.0, 400.0, 900.0]],
-        "difference_nm": (QUARTER_TURN @ [1.0, 2.0, 3.0])[None].tolist(),
-        "error_nm": [np.sqrt(14)],
+        "lm_nm": place.tolist(),
+        "difference_nm": (wrong(place) - spot).tolist(),
+        "error_nm": [5.9],
     }
-    figures.landmark_map_figure(points, turn, GRID)
+    figures.landmark_map_figure(points, wrong, GRID)
     (xy_at, xy), (xz_at, xz) = drawn
     np.testing.assert_allclose([xy_at[0], xz_at[0]], [[0.4, 0.9], [0.6, 0.9]])
-    np.testing.assert_allclose([xy[0], xz[0]], [[2, 3], [1, 3]], atol=1e-9)
+    z, y, x = (shown - place)[0]
+    np.testing.assert_allclose([xy[0], xz[0]], [[y, x], [z, x]], atol=1e-9)
 
 
 def test_the_affine_line_is_left_out_where_it_would_squeeze_the_plot():
