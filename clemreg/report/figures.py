@@ -131,7 +131,8 @@ def landmark_map_figure(points: Mapping[str, Any], affine: Affine | None, grid: 
         ``landmarks.points`` of ``report.json``: ``lm_nm`` and ``difference_nm`` (N, 3) zyx, and
         ``error_nm`` (N,).
     affine
-        LM to EM; turns the differences into the LM frame for the arrows. None: no arrows.
+        LM to EM; turns the differences into the LM frame for the arrows. None: no arrows. An EM
+        point that the transform overshoots by d is shown short of its place by ``affine^-1 d``.
     grid
         What is drawn of the LM.
     """
@@ -146,8 +147,8 @@ def landmark_map_figure(points: Mapping[str, Any], affine: Affine | None, grid: 
             edgecolors="white", linewidths=0.6, zorder=3,
         )  # fmt: skip
         if affine is not None:
-            pull = np.asarray(points["difference_nm"]) @ np.linalg.inv(affine.linear).T
-            _arrows(each, where[:, [row, column]], pull[:, [row, column]], INK)
+            shown_off = -np.asarray(points["difference_nm"]) @ np.linalg.inv(affine.linear).T
+            _arrows(each, where[:, [row, column]], shown_off[:, [row, column]], INK)
         each.grid(color="#e6e9ee", lw=0.6, zorder=0)
         each.set_axisbelow(True)
     canvas.colour_bar(figure, dots, axes, "error in the EM (nm)")

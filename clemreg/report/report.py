@@ -124,9 +124,9 @@ def _landmark_figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> Itera
     if points and inputs.grid is not None:
         yield Figure(
             "Where the errors are",
-            "Each landmark in the light volume, coloured by its error; arrows point the way the "
-            "EM is displaced, and are enlarged. Neighbours with like arrows: a part of the cell "
-            "is out of place. Arrows in all directions: it is noise of the clicks.",
+            "Each landmark in the light volume, coloured by its error; arrows, enlarged, point "
+            "from where the EM should be to where it is shown. Neighbours with like arrows: a "
+            "part of the cell is out of place. Arrows in all directions: noise of the clicks.",
             figures.landmark_map_figure(points, inputs.affine, inputs.grid),
         )
 
