@@ -24,7 +24,7 @@ docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/bspline_points.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bspline_points.py
 
 # torch first, from constraints.txt: an unpinned torch pulls gigabytes of CUDA libraries.
 $(STAMP): pyproject.toml constraints.txt
