@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from clemreg.blocks.run import Progress
 from clemreg.errors import DataError, FrameError
 from clemreg.export.bdv_xml import SetupXml, dataset_xml, settings_xml
+from clemreg.export.hdf5_file import create_hdf5
 from clemreg.io.atomic import atomic_path
 from clemreg.io.writer import pooling_factor, pyramid_grids
 from clemreg.space.grid import Box, Grid
@@ -180,15 +181,14 @@ def _setup_xml(setup: BdvSetup, unit: str) -> SetupXml:
 
 
 def _write_hdf5(path: Path, setups: Sequence[BdvSetup], progress: Progress | None) -> None:
-    import h5py
-
     pyramids = [pyramid_grids(setup.volume.grid, None) for setup in setups]
     total = sum(len(_tiles(grids, level)) for grids in pyramids for level in range(len(grids)))
     done = 0
-    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
+    with create_hdf5(path) as (file, check_disk):
         for number, (setup, grids) in enumerate(zip(setups, pyramids, strict=True)):
             _write_header(file, number, setup.volume, grids)
             for _ in _write_blocks(file, number, setup.volume, grids):
+                check_disk()
                 done += 1
                 if progress is not None:
                     progress(done, total, setup.name)

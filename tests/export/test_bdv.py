@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import h5py
@@ -247,3 +249,33 @@ def test_a_single_slice_still_gets_a_spline_in_space(tmp_path):
     assert write_sampled_landmarks(affine, slice_, tmp_path / "l.csv", 500.0).max_nm < 1e-3
     with pytest.raises(DataError, match="positive"):
         write_sampled_landmarks(affine, slice_, tmp_path / "l.csv", 0.0)
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from clemreg.errors import StorageError
+from clemreg.export.bdv import BdvSetup, write_bdv
+from clemreg.space import Grid
+from clemreg.volume import Volume
+
+grid = Grid((70, 80, 90), (8.0, 8.0, 8.0), frame="lm")
+pixels = np.random.default_rng(0).integers(0, 255, grid.shape).astype("u1")
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    write_bdv(Path(sys.argv[1]) / "a.xml", [BdvSetup(Volume(pixels, grid), "a")])
+except StorageError as error:
+    sys.stdout.write(error.hint)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file size limit to run into")
+@pytest.mark.parametrize("limit", [3000, 60_000, 500_000])
+def test_a_full_disk_is_an_error_not_a_crash(tmp_path, limit):
+    """In a child, since HDF5 left alone with a full disk dies when the process ends."""
+    words = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)]
+    child = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (child.returncode, child.stderr) == (0, "")
+    assert "limit" in child.stdout
+    assert list(tmp_path.iterdir()) == []
