@@ -16,7 +16,7 @@ from clemreg.io.atomic import atomic_write_json
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.registration import read_result
+from clemreg.pipeline.registration import read_repeats, read_result
 from clemreg.space.grid import Grid
 from clemreg.space.inverse import round_trip_nm
 from clemreg.space.transform import FloatArray, Transform
@@ -60,10 +60,18 @@ def landmark_report(context: RunContext, transform: Transform) -> LandmarkReport
     path = context.input(proof.landmarks)
     if path is None:
         return None
-    offset = parse_xyz_nm(proof.fixed_offset) if proof.fixed_offset else (0.0, 0.0, 0.0)
     return evaluate_landmarks(
-        transform, read_landmarks(path), raters=proof.raters, fixed_offset_nm=offset
+        transform,
+        read_landmarks(path),
+        raters=proof.raters,
+        fixed_offset_nm=landmark_offset_nm(context),
     )
+
+
+def landmark_offset_nm(context: RunContext) -> tuple[float, float, float]:
+    """Offset zyx that is added to the LM side of the landmarks."""
+    offset = context.config.proof.fixed_offset
+    return parse_xyz_nm(offset) if offset else (0.0, 0.0, 0.0)
 
 
 def _round_trip(transform: Transform, points: FloatArray) -> dict[str, float] | None:
@@ -78,10 +86,9 @@ def _round_trip(transform: Transform, points: FloatArray) -> dict[str, float] | 
 def _stability(
     context: RunContext, transform: Transform, points: FloatArray
 ) -> dict[str, Any] | None:
-    files = sorted(context.path("registration").glob("repeat-*.json"))
-    if not files:
+    repeats = read_repeats(context)
+    if not repeats:
         return None
-    repeats = [read_transform(path) for path in files]
     sample = points[:: max(1, len(points) // 20_000)]
     return evaluate_stability([transform, *repeats], sample).to_json()
 

@@ -51,11 +51,11 @@ def bdv_setups(context: RunContext) -> list[BdvSetup]:
     to_lm = affine_of(transform).inverse()
     em = context.open_em()
     prediction = open_prediction(context)
-    setups = [BdvSetup(em, "EM (affine)", to_lm, window=_window(em))]
+    setups = [BdvSetup(em, "EM (affine)", to_lm, window=_window(em), visible=False)]
     for name in prediction.channels or ("",):
         part = prediction.channel(name) if name else prediction
         title = f"prediction {name} (affine)".replace("  ", " ")
-        setups.append(BdvSetup(part, title, to_lm, (255, 160, 0), (100, 180)))
+        setups.append(BdvSetup(part, title, to_lm, (255, 160, 0), (100, 180), visible=False))
     lm = context.open_lm()
     for number, name in enumerate(lm.channels or ("",)):
         part = lm.channel(name) if name else lm

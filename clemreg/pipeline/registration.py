@@ -64,6 +64,12 @@ def read_start(context: RunContext) -> Affine:
     return start
 
 
+def read_repeats(context: RunContext) -> tuple[Transform, ...]:
+    """Read the transforms that were found with other seeds."""
+    files = sorted(context.path("registration").glob("repeat-*.json"))
+    return tuple(read_transform(path) for path in files)
+
+
 def apply_run(context: RunContext) -> None:
     """Write ``warped_em.zarr``: the EM on the part of the LM grid that it covers."""
     transform = read_result(context)

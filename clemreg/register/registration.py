@@ -330,8 +330,8 @@ def scale_warnings(affine: Affine) -> list[str]:
         if not USUAL_SCALE[0] <= scale <= USUAL_SCALE[1]:
             found.append(
                 f"The affine stretches {axis} of the LM by {scale:.2f}: "
-                f"its {axis} voxel size is probably {1 / scale:.2f} times what the file says, "
-                "or that of the EM is wrong along the same direction."
+                f"its true {axis} voxel size is probably {scale:.2f} times what the file says, "
+                f"or that of the EM along the same direction {1 / scale:.2f} times."
             )
     return found
 

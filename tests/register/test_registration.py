@@ -98,7 +98,8 @@ def test_a_scale_that_hides_a_voxel_size_error_is_named():
     assert scale_warnings(Affine.from_linear(np.diag([1.1, 0.95, 1]), [0] * 3, "lm", "em")) == []
     warning = scale_warnings(Affine.from_linear(np.diag([1.5, 1, 1]), [0] * 3, "lm", "em"))[0]
     assert "stretches z" in warning
-    assert "0.67 times" in warning
+    # em = 1.5 lm: the LM is really 1.5 times longer than its file says.
+    assert "1.50 times what the file says" in warning
 
 
 def test_the_affine_part_of_a_chain():
