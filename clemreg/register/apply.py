@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Progress, run
-from clemreg.errors import FrameError
+from clemreg.errors import FrameError, GridError
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
 from clemreg.io.writer import Format
 from clemreg.space.grid import Box, Grid
@@ -108,13 +108,35 @@ def apply_to_image(
 
 
 def covering_box(transform: Transform, image: Grid, onto: Grid, margin_nm: float = 0.0) -> Box:
-    """Voxels of `onto` that an image covers under ``transform.inverse()``, with a margin."""
-    corners = image.corners_nm()
-    edges = np.concatenate([corners, (corners[:, None] + corners[None]).reshape(-1, 3) / 2])
-    there = onto.to_index(transform.inverse()(edges))
-    margin = margin_nm / np.asarray(onto.spacing_nm)
-    low = np.floor(there.min(axis=0) - margin).astype(int)
-    high = np.ceil(there.max(axis=0) + margin).astype(int) + 1
+    """Voxels of `onto` that an image covers, with a margin.
+
+    The transform is evaluated forward on a lattice, so that a transform that folds, and so has
+    no inverse, has a covering box too.
+
+    Parameters
+    ----------
+    transform
+        From the frame of `onto` to that of the image.
+    margin_nm
+        Added on every side.
+
+    Raises
+    ------
+    GridError
+        The image lies elsewhere.
+    """
+    reach = min(250.0, float(image.extent_nm.min()) / 4)
+    step = np.maximum(1, (reach / np.asarray(onto.spacing_nm)).astype(int))
+    axes = [
+        np.unique(np.append(np.arange(0, n, k), n - 1))
+        for n, k in zip(onto.shape, step, strict=True)
+    ]
+    index = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    near = index[image.contains(transform(onto.to_world(index)))]
+    if not len(near):
+        raise GridError("the image does not reach the grid", hint="are frames and units right?")
+    grown = step + np.ceil(margin_nm / np.asarray(onto.spacing_nm)).astype(int)
+    low, high = near.min(axis=0) - grown, near.max(axis=0) + grown + 1
     box = Box(tuple(int(v) for v in low), tuple(int(v) for v in high))  # type: ignore[arg-type]
     return box.clip(onto.shape)
 
