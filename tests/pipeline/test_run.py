@@ -138,3 +138,13 @@ def test_an_empty_mask_is_named(pair, capsys, tmp_path):
 def test_a_thousandfold_voxel_size_is_named(pair, capsys):
     text = refused(pair, capsys, "--set", 'em.voxel_size="26,26,26 mm"')
     assert "hint" in text
+
+
+def test_swapped_channels_are_not_passed(pair):
+    """The ER channel in place of mitochondria: a report that warns or fails, also unchecked."""
+    words = ["run", str(pair / "config.toml"), *QUICK, "--set", "lm.channel=er"]
+    words += ["--set", f'output.dir="{pair / "swapped"}"', "--set", "export.bdv=false"]
+    words += ["--set", f'em.prediction="{pair / "run" / "prediction.zarr"}"']
+    for extra in ([], ["--set", "proof={}"]):
+        assert run_app([*words, *extra]) == 0
+        assert report(pair / "swapped")["verdict"]["status"] in ("warn", "fail")
