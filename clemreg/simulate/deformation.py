@@ -28,17 +28,25 @@ class DeformationOptions:
         Standard deviation of the shears.
     shift_nm
         Standard deviation of the shift.
+    displacement_nm
+        Root mean square of the displacement by the deformation, over the EM; most of it is slow
+        (`wave_nm`). 0.33 um (PALM) and 0.57 um (SIM) in the published COS-7 fields.
+    wave_nm
+        Length over which the slow part changes.
     knot_nm
-        Control point spacing of the deformation.
+        Control point spacing of the deformation: the finest detail.
     jacobian_sd
-        Standard deviation of its Jacobian determinant; 0.06 in the published COS-7 field.
+        Standard deviation of its Jacobian determinant; 0.05 (PALM) and 0.056 (SIM) in the
+        published COS-7 fields.
     """
 
     rotation_deg: float = 17.0
     tilt_deg: float = 3.0
     stretch: tuple[float, float, float] = (0.97, 1.08, 1.04)
     shear: float = 0.02
-    shift_nm: float = 400.0
+    shift_nm: float = 200.0
+    displacement_nm: float = 500.0
+    wave_nm: float = 12_000.0
     knot_nm: float = 2200.0
     jacobian_sd: float = 0.06
 
@@ -69,25 +77,54 @@ def random_transform(
 def random_deformation(
     rng: np.random.Generator, region: Grid, options: DeformationOptions
 ) -> BSpline:
-    """Smooth random B-spline within the frame of `region`, without an affine part.
+    """Smooth random B-spline within the frame of `region`: a slow wave, and detail upon it.
 
-    Its Jacobian determinant has the standard deviation asked for, over the region.
+    Over the region, the displacement has the root mean square and the Jacobian determinant the
+    standard deviation asked for. The detail has no affine part; the wave has what a window of a
+    larger field has.
     """
     knot = np.minimum(options.knot_nm, np.maximum(region.extent_nm, 1000.0))
     shape = np.ceil(region.extent_nm * 1.4 / knot).astype(int) + 5
     origin = region.centre_nm - (shape - 1) / 2 * knot
-    coefficients = rng.normal(size=(3, *shape))
     points = _lattice(region, 12)
-    unit = BSpline(coefficients, origin, knot, region.frame, region.frame)
-    # Take out the affine part: it belongs to the affine.
-    affine = best_affine(unit, points)
-    centres = (
-        origin + np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1) * knot
-    )
-    trend = (affine(centres.reshape(-1, 3)) - centres.reshape(-1, 3)).reshape(*shape, 3)
-    coefficients = coefficients - np.moveaxis(trend, -1, 0)
-    size = options.jacobian_sd * _size_for_unit_sd(coefficients, origin, knot, points)
-    return BSpline(coefficients * size, origin, knot, region.frame, region.frame)
+
+    def spline(coefficients: FloatArray) -> BSpline:
+        return BSpline(coefficients, origin, knot, region.frame, region.frame)
+
+    centres = _nodes(origin, knot, shape)
+    detail = rng.normal(size=(3, *shape))
+    # Take out the affine part of the detail: it belongs to the affine.
+    detail = detail - _on_nodes(best_affine(spline(detail), points), centres, shape)
+    wave = _wave(rng, centres, options.wave_nm).reshape(3, *shape)
+    displacement = spline(wave)(points) - points
+    wave = wave * options.displacement_nm / np.sqrt((displacement**2).sum(axis=1).mean())
+    spread = float(spline(wave).determinant(points).std())
+    missing = np.sqrt(max(options.jacobian_sd**2 - spread**2, 0.0))
+    size = missing * _size_for_unit_sd(detail, origin, knot, points)
+    return spline(wave + detail * size)
+
+
+def _wave(rng: np.random.Generator, points: FloatArray, length_nm: float) -> FloatArray:
+    """Random smooth vectors (3, N) at points; along z half as large, as in a cell on glass."""
+    total = np.zeros((3, len(points)))
+    for axis, strength in enumerate((0.5, 0.9, 1.1)):
+        for _ in range(6):
+            direction = rng.normal(size=3)
+            direction *= 2 * np.pi / (4 * length_nm) / np.linalg.norm(direction)
+            phase = rng.uniform(0, 2 * np.pi)
+            total[axis] += strength * np.cos(points @ direction + phase)
+    return total
+
+
+def _nodes(origin: FloatArray, knot: FloatArray, shape: FloatArray) -> FloatArray:
+    """Positions (N, 3) of control points."""
+    index = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), -1)
+    return (origin + index * knot).reshape(-1, 3)
+
+
+def _on_nodes(affine: Affine, nodes: FloatArray, shape: FloatArray) -> FloatArray:
+    """Coefficients (3, z, y, x) that move as `affine` does (B-splines reproduce lines)."""
+    return (affine(nodes) - nodes).T.reshape(3, *shape)
 
 
 def _size_for_unit_sd(

@@ -10,7 +10,7 @@ from clemreg.simulate.deformation import DeformationOptions, random_deformation,
 from clemreg.simulate.em import EmAppearance, random_training_block, render_em
 from clemreg.simulate.light import PALM, LightOptions, histogram, render_light, surface_emitters
 from clemreg.simulate.pair import PairOptions, simulate_clem, simulate_from_labels
-from clemreg.simulate.phantom import CLASSES, PhantomOptions, draw_phantom
+from clemreg.simulate.phantom import CLASSES, ER_CLASSES, MITO_CLASSES, PhantomOptions, draw_phantom
 from clemreg.space import Affine, Chain, Grid
 from clemreg.space.resample import sample_array
 from clemreg.testing import hostile_grid
@@ -70,7 +70,11 @@ def test_training_blocks_are_repeatable_and_different():
     ]
     np.testing.assert_array_equal(blocks[0][0], blocks[1][0])
     assert (blocks[0][0] != blocks[2][0]).mean() > 0.5
-    assert blocks[0][1].dtype == np.float32
+    phantom = blocks[0][1]
+    # What is inside the outer membrane is a mitochondrion: image and distance belong together.
+    inside = phantom.mito_distance_nm > 0
+    assert phantom.mask(MITO_CLASSES)[inside].mean() > 0.95
+    assert not phantom.mask(ER_CLASSES)[inside].any()
 
 
 def test_deformation_has_the_statistics_of_the_published_one():
@@ -84,8 +88,11 @@ def test_deformation_has_the_statistics_of_the_published_one():
         determinant = deformation.determinant(points)
         assert 0.045 < determinant.std() < 0.075
         assert determinant.min() > 0.5
-        # No affine part: displacement and its slope vanish on average.
-        assert abs((deformation(points) - points).mean(axis=0)).max() < 40
+        displacement = deformation(points) - points
+        assert np.sqrt((displacement**2).sum(axis=1).mean()) == pytest.approx(500, rel=0.1)
+        # Mostly slow, as in a 6 um window of the published fields.
+        moved = displacement - displacement.mean(axis=0)
+        assert 60 < np.sqrt((moved**2).sum(axis=1).mean()) < 350
         corners = region.corners_nm()
         assert np.abs(deformation(corners) - corners).max() > 1  # defined at the edge too
 
@@ -93,7 +100,7 @@ def test_deformation_has_the_statistics_of_the_published_one():
 def test_the_transform_is_affine_then_deformation_and_centres_the_em():
     region = hostile_grid("em")
     centre = np.array([100.0, 200.0, 300.0])
-    options = DeformationOptions(shift_nm=0.0, jacobian_sd=0.001, tilt_deg=0.0)
+    options = DeformationOptions(shift_nm=0.0, displacement_nm=1.0, jacobian_sd=0.001, tilt_deg=0.0)
     truth = random_transform(np.random.default_rng(0), centre, region, options)
     assert isinstance(truth, Chain)
     assert (truth.source, truth.target) == ("lm", "em")
