@@ -19,6 +19,7 @@ from clemreg.segment.models import ModelCard, save_model
 from clemreg.segment.targets import signed_distance_nm
 from clemreg.segment.training import TrainOptions, train
 from clemreg.simulate.em import random_training_block
+from clemreg.simulate.phantom import ER_CLASSES
 from clemreg.space.grid import Box
 from clemreg.space.resample import pool_mean
 from clemreg.units import parse_xyz_nm
@@ -134,9 +135,13 @@ def training_volumes(
             progress(i, simulated.blocks, "simulating EM")
         rng = np.random.default_rng((simulated.seed, i))
         spacing = (float(rng.uniform(*simulated.spacing_nm)),) * 3
-        em, distance = random_training_block(rng, simulated.shape, spacing)
+        em, phantom = random_training_block(rng, simulated.shape, spacing)
+        distances = {
+            "mito": phantom.mito_distance_nm,
+            "er": np.clip(signed_distance_nm(phantom.mask(ER_CLASSES), spacing), -500, 500),
+        }
         weight = simulated.weight / simulated.blocks
-        yield TrainingVolume(em, distance, spacing, weight, "simulated")
+        yield TrainingVolume(em, distances, spacing, weight, "simulated")
 
 
 def real_volumes(entry: RealData) -> Iterator[TrainingVolume]:
@@ -155,7 +160,7 @@ def real_volumes(entry: RealData) -> Iterator[TrainingVolume]:
         z, y, x = (s * entry.pool for s in spacing)
         yield TrainingVolume(
             pool_mean(em.read(box), factor).astype(np.uint8),
-            pool_mean(np.clip(distance, -500, 500), factor),
+            {"mito": pool_mean(np.clip(distance, -500, 500), factor)},
             (z, y, x),
             weight,
             entry.name,

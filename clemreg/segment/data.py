@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.errors import DataError
+from clemreg.segment.targets import ORGANELLES
 
 FloatVolume = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingVolume:
-    """EM and the distance to the mitochondria's outer membrane, at one voxel size.
+    """EM and the distances to the organelles annotated in it, at one voxel size.
 
     Attributes
     ----------
     em
         Grey values (z, y, x), uint8 or float.
-    distance_nm
-        Signed distance, positive inside (z, y, x).
+    distances_nm
+        Signed distance to the surface of each annotated organelle, positive inside (z, y, x), by
+        name (`clemreg.segment.targets.ORGANELLES`). What is not here is unknown, not absent.
     spacing_nm
         Voxel size zyx.
     weight
@@ -33,16 +35,24 @@ class TrainingVolume:
     """
 
     em: NDArray[np.generic]
-    distance_nm: FloatVolume
+    distances_nm: Mapping[str, FloatVolume]
     spacing_nm: tuple[float, float, float]
     weight: float = 1.0
     name: str = ""
 
     def __post_init__(self) -> None:
-        if self.em.shape != self.distance_nm.shape:
+        unknown = set(self.distances_nm) - set(ORGANELLES)
+        if unknown or not self.distances_nm:
             raise DataError(
-                f"{self.name}: EM {self.em.shape} and distance {self.distance_nm.shape} differ"
+                f"{self.name}: distances to {sorted(unknown) or 'nothing'}; known organelles are "
+                f"{', '.join(ORGANELLES)}"
             )
+        for organelle, distance in self.distances_nm.items():
+            if self.em.shape != distance.shape:
+                raise DataError(
+                    f"{self.name}: EM {self.em.shape} and distance to {organelle} "
+                    f"{distance.shape} differ"
+                )
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def normalise(em: NDArray[np.generic], limits: tuple[float, float]) -> FloatVolu
 
 
 class PatchSampler:
-    """Draws random patches: input (z, y, x) in about [-1, 1], distance and validity mask."""
+    """Draws random patches: input in about [-1, 1], distances and where they are known."""
 
     def __init__(self, volumes: Sequence[TrainingVolume], options: PatchOptions) -> None:
         if not volumes:
@@ -93,14 +103,17 @@ class PatchSampler:
         self.options = options
 
     def draw(self, rng: np.random.Generator) -> tuple[FloatVolume, FloatVolume, NDArray[np.bool_]]:
-        """Return one patch: input with halo, distance without, and where it is known."""
+        """Return one patch: input (z, y, x) with halo; distances and where they are known without.
+
+        Both are (organelle, z, y, x) in the order of `ORGANELLES`; unknown distances are 0.
+        """
         volume, limits = self.volumes[rng.choice(len(self.volumes), p=self.probabilities)]
         size = self.options.output + 2 * self.options.halo
         step = self.options.spacing_nm * rng.uniform(*self.options.scale)
         scale = step * rng.uniform(0.95, 1.05, 3) / np.asarray(volume.spacing_nm)
-        em, distance, known = self._cut(rng, volume, scale, size)
+        em, distances, known = self._cut(rng, volume, scale, size)
         x = recolour(rng, normalise(em, limits))
-        turned = _turn(rng, x, distance, known)
+        turned = _turn(rng, x, distances, known)
         return turned[0], turned[1], turned[2]
 
     def _cut(
@@ -121,12 +134,19 @@ class PatchSampler:
         mirrored = [_mirror(a, n) for a, n in zip(axes, shape, strict=True)]
         em = _separable(volume.em, mirrored, scale, smooth=True)
         core = slice(self.options.halo, self.options.halo + self.options.output)
-        distance = _separable(volume.distance_nm, [a[core] for a in mirrored], scale, smooth=False)
         # Distances in nm stretch with the magnification of this patch.
         stretch = self.options.spacing_nm / float(np.mean(scale * np.asarray(volume.spacing_nm)))
-        kz, ky, kx = (k[core] for k in known_axes)
-        known = kz[:, None, None] & ky[:, None] & kx
-        return em, distance * np.float32(stretch), known
+        inside = [k[core] for k in known_axes]
+        here = inside[0][:, None, None] & inside[1][:, None] & inside[2]
+        cube = (self.options.output,) * 3
+        distances = np.zeros((len(ORGANELLES), *cube), dtype=np.float32)
+        known = np.zeros(distances.shape, dtype=bool)
+        for i, organelle in enumerate(ORGANELLES):
+            if organelle in volume.distances_nm:
+                full = volume.distances_nm[organelle]
+                part = _separable(full, [a[core] for a in mirrored], scale, smooth=False)
+                distances[i], known[i] = part * np.float32(stretch), here
+        return em, distances, known
 
 
 def _mirror(position: NDArray[np.float64], n: int) -> NDArray[np.float64]:
@@ -201,13 +221,36 @@ def recolour(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
         x = x + strength * rng.standard_normal(x.shape, dtype=np.float32)
     if rng.random() < 0.3:
         x = x + rng.normal(scale=0.06, size=(len(x), 1, 1)).astype(np.float32)
-    if rng.random() < 0.02:
+    if rng.random() < 0.5:
+        x = x + _cloud(rng, x.shape)
+    if rng.random() < 0.15:
+        x = _jittered(rng, x)
+    if rng.random() < 0.05:
         x = -x
     return np.clip(x, -1.5, 1.5).astype(np.float32)
 
 
+def _cloud(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatVolume:
+    """Slow change of brightness, as from charging, staining depth or a thick edge."""
+    coarse = rng.normal(scale=rng.uniform(0.02, 0.15), size=(4, 4, 4)).astype(np.float32)
+    axes = [np.linspace(0, 3, n) for n in shape]
+    return separable_resample(coarse, axes, (1.0, 1.0, 1.0))
+
+
+def _jittered(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
+    """Shift single slices by a voxel, as drift between milling steps does."""
+    out = x.copy()
+    for z in np.flatnonzero(rng.random(len(x)) < 0.15):
+        out[z] = np.roll(x[z], rng.integers(-1, 2, 2), axis=(0, 1))
+    return out
+
+
 def _turn(rng: np.random.Generator, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """Mirror and permute the axes of all arrays alike."""
-    axes = tuple(rng.permutation(3))
-    flips = tuple(slice(None, None, -1 if rng.random() < 0.5 else 1) for _ in range(3))
-    return tuple(np.ascontiguousarray(a.transpose(axes)[flips]) for a in arrays)
+    """Mirror and permute the last three axes of all arrays alike."""
+    axes = [int(a) - 3 for a in rng.permutation(3)]
+    flipped = tuple(axis for axis in (-3, -2, -1) if rng.random() < 0.5)
+    turned = []
+    for array in arrays:
+        permuted = np.moveaxis(array, axes, (-3, -2, -1))
+        turned.append(np.ascontiguousarray(np.flip(permuted, flipped)))
+    return tuple(turned)

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from clemreg.errors import FormatError, MissingError
+from clemreg.errors import FormatError, GridError, MissingError
 from clemreg.io.atomic import atomic_path
 from clemreg.segment.network import NetworkOptions, UNet
 
@@ -167,7 +167,7 @@ def _header(path: Path) -> tuple[ModelCard, NetworkOptions]:
             ModelCard(
                 card["name"], tuple(card["spacing_nm"]), tuple(card["trained_on"]), card["steps"]
             ),
-            NetworkOptions(tuple(network["classes"]), tuple(network["widths"])),
+            NetworkOptions(**{k: tuple(v) for k, v in network.items()}),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, GridError) as error:
         raise FormatError(f"{path} has a broken header: {error}") from error

@@ -22,10 +22,47 @@ class NetworkOptions:
         Names of the outputs.
     widths
         Feature channels at each level, finest first; each level halves the resolution.
+    down
+        3 x 3 x 3 convolutions at each level on the way down, the deepest level included.
+    up
+        3 x 3 x 3 convolutions at each level on the way up, finest first, one number fewer.
     """
 
     classes: tuple[str, ...] = ("mito", "mito_mem")
     widths: tuple[int, ...] = (16, 32, 64)
+    down: tuple[int, ...] = (2, 2, 2)
+    up: tuple[int, ...] = (2, 2)
+
+    def __post_init__(self) -> None:
+        if len(self.down) != len(self.widths) or len(self.up) != len(self.widths) - 1:
+            raise GridError(
+                f"widths {self.widths} need as many entries in down ({self.down}) and one fewer "
+                f"in up ({self.up})"
+            )
+        if min(self.down) < 1 or min(self.up, default=1) < 1:
+            raise GridError(f"every level needs a convolution: down {self.down}, up {self.up}")
+        size = self.step
+        for level, convolutions in enumerate(self.up):
+            size += 2 * convolutions
+            if size % 2:
+                raise GridError(
+                    f"up {self.up} leaves an odd size at level {level}, which cannot come from "
+                    "doubling",
+                    hint="with three levels (2, 2) fits, with four (2, 1, 2)",
+                )
+            size //= 2
+
+    @property
+    def step(self) -> int:
+        """Output sizes and block positions are multiples of this."""
+        return int(2 ** (len(self.widths) - 1))
+
+    @property
+    def halo(self) -> int:
+        """Voxels on each side that the output lacks: the radius of the receptive field."""
+        return sum(n * 2**level for level, n in enumerate(self.down)) + sum(
+            n * 2**level for level, n in enumerate(self.up)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
@@ -33,7 +70,7 @@ class NetworkOptions:
 
 
 class UNet(nn.Module):
-    """3D U-Net: two 3 x 3 x 3 convolutions and ReLU per level, max pooling, nearest upsampling.
+    """3D U-Net: 3 x 3 x 3 convolutions and ReLU, max pooling, nearest upsampling.
 
     Input (n, 1, z, y, x) with sizes from `input_size`; output (n, classes, z, y, x) smaller by
     `halo` on every side. There is no normalisation layer, so no voxel depends on anything beyond
@@ -50,24 +87,24 @@ class UNet(nn.Module):
         w = options.widths
         depth = len(w)
         self.down = nn.ModuleList(
-            _double(1 if level == 0 else w[level - 1], w[level]) for level in range(depth)
+            _block(1 if level == 0 else w[level - 1], w[level], options.down[level])
+            for level in range(depth)
         )
         self.up = nn.ModuleList(
-            _double(w[level] + w[level + 1], w[level]) for level in range(depth - 1)
+            _block(w[level] + w[level + 1], w[level], options.up[level])
+            for level in range(depth - 1)
         )
         self.head = nn.Conv3d(w[0], len(options.classes), 1)
 
     @property
     def step(self) -> int:
         """Output sizes and block positions are multiples of this."""
-        return int(2 ** (len(self.options.widths) - 1))
+        return self.options.step
 
     @property
     def halo(self) -> int:
         """Voxels on each side that the output lacks."""
-        depth = len(self.options.widths)
-        down_and_up = sum(2 * 2 * 2**level for level in range(depth - 1))
-        return int(down_and_up + 2 * 2 ** (depth - 1))
+        return self.options.halo
 
     def input_size(self, output: int) -> int:
         """Input voxels along an axis for `output` voxels.
@@ -83,22 +120,44 @@ class UNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Predict tanh signed distances."""
+        return self._pass(x, padding=0)
+
+    def forward_padded(self, x: torch.Tensor) -> torch.Tensor:
+        """Predict every voxel of the input, with zeros beyond its edge.
+
+        For training: a valid pass would spend most of its work on the halo. Near the edge the
+        answer is worse; the loss leaves a margin out. Sizes are multiples of `step`.
+        """
+        return self._pass(x, padding=1)
+
+    def _pass(self, x: torch.Tensor, padding: int) -> torch.Tensor:
         skips = []
         for level, block in enumerate(self.down):
-            x = block(x)
+            x = _convolve(block, x, padding)
             if level < len(self.down) - 1:
                 skips.append(x)
                 x = nn.functional.max_pool3d(x, 2)
         for level in range(len(self.up) - 1, -1, -1):
             x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
-            x = self.up[level](torch.cat([_crop(skips[level], x.shape[2:]), x], dim=1))
+            x = torch.cat([_crop(skips[level], x.shape[2:]), x], dim=1)
+            x = _convolve(self.up[level], x, padding)
         return self.head(x)
 
 
-def _double(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv3d(inputs, outputs, 3), nn.ReLU(True), nn.Conv3d(outputs, outputs, 3), nn.ReLU(True)
-    )
+def _block(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i in range(convolutions):
+        layers += [nn.Conv3d(inputs if i == 0 else outputs, outputs, 3), nn.ReLU(True)]
+    return nn.Sequential(*layers)
+
+
+def _convolve(block: nn.Module, x: torch.Tensor, padding: int) -> torch.Tensor:
+    for layer in block.children():
+        if isinstance(layer, nn.Conv3d):
+            x = nn.functional.conv3d(x, layer.weight, layer.bias, padding=padding)
+        else:
+            x = layer(x)
+    return x
 
 
 def _crop(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

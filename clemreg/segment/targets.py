@@ -9,6 +9,10 @@ from numpy.typing import NDArray
 
 from clemreg.io.quantise import SCALE_NM
 
+# What a training volume may have annotated.
+ORGANELLES = ("mito", "er")
+# Classes that can be predicted, with the organelle whose surface each follows from.
+CLASSES = {"mito": "mito", "mito_mem": "mito", "er": "er"}
 # Outer and inner membrane with the space between: the shell inside the outer surface.
 MEMBRANE_NM = 24.0
 
@@ -31,12 +35,23 @@ def signed_distance_nm(mask: NDArray[np.bool_], spacing_nm: Sequence[float]) -> 
     return np.where(mask, inside - half, half - outside).astype(np.float32)
 
 
-def mito_targets(distance_nm: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Targets (2, z, y, x) for ``("mito", "mito_mem")`` from the distance to the outer membrane.
+def class_targets(
+    distances_nm: NDArray[np.float32], known: NDArray[np.bool_], classes: Sequence[str]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Targets and where they are known, both (class, z, y, x).
 
-    The membrane is the shell between the outer surface and `MEMBRANE_NM` inside it, so its own
-    signed distance follows from that of the mitochondrion.
+    Parameters
+    ----------
+    distances_nm, known
+        Signed distance to each of `ORGANELLES` and where it is annotated (organelle, z, y, x).
+    classes
+        Of `CLASSES`. The mitochondria membrane is the shell between the outer surface and
+        `MEMBRANE_NM` inside it, so its own signed distance follows from the mitochondrion's.
     """
-    middle = MEMBRANE_NM / 2
-    membrane = middle - np.abs(distance_nm - middle)
-    return np.tanh(np.stack([distance_nm, membrane]) / SCALE_NM).astype(np.float32)
+    rows = [ORGANELLES.index(CLASSES[name]) for name in classes]
+    distance = distances_nm[rows]
+    middle = np.float32(MEMBRANE_NM / 2)
+    for i, name in enumerate(classes):
+        if name == "mito_mem":
+            distance[i] = middle - np.abs(distance[i] - middle)
+    return np.tanh(distance / np.float32(SCALE_NM)), known[rows]

@@ -20,7 +20,7 @@ from clemreg.io.atomic import atomic_path
 from clemreg.segment.data import PatchOptions, PatchSampler, TrainingVolume
 from clemreg.segment.models import load_model
 from clemreg.segment.network import NetworkOptions, UNet
-from clemreg.segment.targets import mito_targets
+from clemreg.segment.targets import CLASSES, class_targets
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +37,15 @@ class TrainOptions:
         Voxel size that the network is made for (isotropic).
     steps, batch
         Optimiser steps and patches per step.
-    output
-        Output voxels of a patch along each axis.
+    output, margin
+        Voxels of a patch along each axis that the loss looks at, and those around them that it
+        leaves out.
+    classes
+        What to predict, of `clemreg.segment.targets.CLASSES`.
     learning_rate
         Peak of the one-cycle cosine schedule.
-    widths
-        Feature channels per level.
+    widths, down, up
+        Shape of the network, as in `NetworkOptions`.
     scale
         Range of random magnification.
     average
@@ -61,14 +64,22 @@ class TrainOptions:
     steps: int = 3000
     batch: int = 2
     output: int = 48
+    margin: int = 16
+    classes: tuple[str, ...] = ("mito", "mito_mem")
     learning_rate: float = 2e-3
     widths: tuple[int, ...] = (16, 32, 64)
+    down: tuple[int, ...] = (2, 2, 2)
+    up: tuple[int, ...] = (2, 2)
     scale: tuple[float, float] = (0.8, 1.25)
     average: float = 0.998
     seed: int = 0
     threads: int = 2
     checkpoint_every: int = 250
     start: str = ""
+
+    def network(self) -> NetworkOptions:
+        """Return the shape of the network."""
+        return NetworkOptions(self.classes, self.widths, self.down, self.up)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +121,7 @@ def train(
         state.load(checkpoint)
     sampler = PatchSampler(
         volumes,
-        PatchOptions(options.spacing_nm, options.output, state.network.halo, options.scale),
+        PatchOptions(options.spacing_nm, options.output, options.margin, options.scale),
     )
     losses: list[float] = []
     begin = time.monotonic()
@@ -145,29 +156,41 @@ def _batch(sampler: PatchSampler, options: TrainOptions, step: int) -> Arrays:
         sampler.draw(np.random.default_rng((options.seed, step, i))) for i in range(options.batch)
     ]
     x = torch.from_numpy(np.stack([d[0] for d in drawn])[:, None])
-    target = torch.from_numpy(np.stack([mito_targets(d[1]) for d in drawn]))
-    known = torch.from_numpy(np.stack([d[2] for d in drawn])[:, None])
+    truth = [class_targets(d[1], d[2], options.classes) for d in drawn]
+    target = torch.from_numpy(np.stack([t[0] for t in truth]))
+    known = torch.from_numpy(np.stack([t[1] for t in truth]))
     return x.to(memory_format=torch.channels_last_3d), target, known
 
 
 def balanced_loss(
-    prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor
+    prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor, classes: Sequence[str]
 ) -> torch.Tensor:
     """Mean squared error, positives and negatives weighted to count alike, unknown left out.
 
     The share of positives counts as at least a fifth (0.05 in the paper): mitochondria fill some
     per cent of tissue, and full balancing makes a small network see too many.
 
-    Both classes share the weights of the first, as the paper's membranes do (Heinrich et al.
-    2021, training code: ``scale_loss=False, scale_key=parent``).
+    A membrane shares the weights of its organelle, as in the paper (Heinrich et al. 2021, training
+    code: ``scale_loss=False, scale_key=parent``).
+
+    Parameters
+    ----------
+    prediction, target, known
+        (n, class, z, y, x); `known` is boolean.
+    classes
+        Names of the classes.
     """
-    positive = (target[:, :1] > 0) & known
-    negative = (target[:, :1] <= 0) & known
-    total = known.sum().clamp(min=1)
-    fraction = (positive.sum() / total).clamp(*BALANCE)
-    weight = positive / (2 * fraction) + negative / (2 * (1 - fraction))
     squared = (prediction.float() - target) ** 2
-    return (squared * weight).sum() / (total * target.shape[1])
+    loss = squared.new_zeros(())
+    for i, name in enumerate(classes):
+        parent = classes.index(CLASSES[name]) if CLASSES[name] in classes else i
+        total = known[:, i].sum().clamp(min=1)
+        positive = (target[:, parent] > 0) & known[:, i]
+        negative = (target[:, parent] <= 0) & known[:, i]
+        fraction = (positive.sum() / total).clamp(*BALANCE)
+        weight = positive / (2 * fraction) + negative / (2 * (1 - fraction))
+        loss = loss + (squared[:, i] * weight).sum() / total
+    return loss / len(classes)
 
 
 class _State:
@@ -176,14 +199,14 @@ class _State:
     def __init__(self, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
         self.options = options
-        self.network = UNet(NetworkOptions(widths=options.widths))
+        self.network = UNet(options.network())
         for module in self.network.modules():
             if isinstance(module, torch.nn.Conv3d):
                 torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 torch.nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         torch.nn.init.normal_(self.network.head.weight, std=0.01)
         if options.start:
-            self.network.load_state_dict(load_model(options.start).network.state_dict())
+            start_from(self.network, load_model(options.start).network)
         self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), lr=options.learning_rate, weight_decay=1e-4
@@ -197,8 +220,10 @@ class _State:
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16_is_fast()):
-            prediction = self.network(x)
-        loss = balanced_loss(prediction, target, known)
+            prediction = self.network.forward_padded(x)
+        core = slice(self.options.margin, self.options.margin + self.options.output)
+        prediction = prediction[:, :, core, core, core]
+        loss = balanced_loss(prediction, target, known, self.options.classes)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
@@ -240,6 +265,34 @@ class _State:
         self.optimiser.load_state_dict(content["optimiser"])
         self.mean, self.step = content["mean"], content["step"]
         log.info("going on from step %d of %s", self.step, path)
+
+
+def start_from(network: UNet, other: UNet) -> None:
+    """Take over another network's weights; rows of the head go by class name.
+
+    Raises
+    ------
+    FormatError
+        The bodies of the networks differ in shape.
+    """
+    state, theirs = network.state_dict(), other.state_dict()
+    body = {k: v for k, v in theirs.items() if not k.startswith("head.")}
+    wrong = [k for k in state if not k.startswith("head.") and k not in body]
+    wrong += [k for k, v in body.items() if k not in state or state[k].shape != v.shape]
+    if wrong:
+        raise FormatError(
+            f"the network to start from has another shape: {', '.join(wrong[:3])} "
+            f"({len(wrong)} tensors)",
+            hint=f"use its widths {other.options.widths}, down {other.options.down} and up "
+            f"{other.options.up}",
+        )
+    state.update(body)
+    for i, name in enumerate(network.options.classes):
+        if name in other.options.classes:
+            j = other.options.classes.index(name)
+            for key in ("head.weight", "head.bias"):
+                state[key][i] = theirs[key][j]
+    network.load_state_dict(state)
 
 
 def bfloat16_is_fast() -> bool:

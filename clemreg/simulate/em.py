@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.simulate.phantom import CLASSES, PhantomOptions, draw_phantom
+from clemreg.simulate.phantom import CLASSES, Phantom, PhantomOptions, draw_phantom
 from clemreg.space.grid import Grid
 
 # Mean grey value (0 black, 1 white) and strength of the fine texture, by class.
@@ -124,14 +124,13 @@ def render_em(
 
 def random_training_block(
     rng: np.random.Generator, shape: tuple[int, int, int], spacing_nm: tuple[float, float, float]
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+) -> tuple[NDArray[np.uint8], Phantom]:
     """Make a random piece of cell with a random, hard appearance, for training.
 
     Returns
     -------
-    em, mito_distance_nm
-        uint8 grey values and float32 signed distance to the mitochondria's outer membrane in nm,
-        positive inside; both (z, y, x).
+    em, phantom
+        uint8 grey values (z, y, x), and what they show.
     """
     options = PhantomOptions(
         tissue="neuropil" if rng.random() < 0.6 else "cell",
@@ -142,7 +141,7 @@ def random_training_block(
     )
     grid = Grid(shape, spacing_nm, frame="em")
     phantom = draw_phantom(rng, grid, options)
-    return render_em(rng, phantom.labels, grid, EmAppearance.random(rng)), phantom.mito_distance_nm
+    return render_em(rng, phantom.labels, grid, EmAppearance.random(rng)), phantom
 
 
 def _class_greys(

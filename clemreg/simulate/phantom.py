@@ -6,6 +6,7 @@ interpolated, so that a finer grid shows the same shapes in more detail.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +94,10 @@ class Phantom:
     mito_ids: NDArray[np.int32]
     mito_distance_nm: FloatVolume
     er_junctions_nm: NDArray[np.float64]
+
+    def mask(self, names: Sequence[str]) -> NDArray[np.bool_]:
+        """Voxels (z, y, x) of any of the named classes."""
+        return np.isin(self.labels, [CLASSES[name] for name in names])
 
 
 def draw_phantom(

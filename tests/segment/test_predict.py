@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clemreg.errors import DataError, FormatError, MissingError, VoxelSizeError  # noqa: E402
+from clemreg.errors import DataError, FormatError, GridError, MissingError, VoxelSizeError  # noqa: E402
 from clemreg.io.quantise import quantise  # noqa: E402
 from clemreg.segment.data import (  # noqa: E402
     PatchOptions,
@@ -17,8 +17,13 @@ from clemreg.segment.data import (  # noqa: E402
 from clemreg.segment.models import Model, ModelCard, load_model, model_info, save_model  # noqa: E402
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.predict import PredictOptions, predict  # noqa: E402
-from clemreg.segment.targets import mito_targets, signed_distance_nm  # noqa: E402
-from clemreg.segment.training import TrainOptions, balanced_loss, train  # noqa: E402
+from clemreg.segment.targets import class_targets, signed_distance_nm  # noqa: E402
+from clemreg.segment.training import (  # noqa: E402
+    TrainOptions,
+    balanced_loss,
+    start_from,
+    train,
+)
 from clemreg.space import Grid  # noqa: E402
 from clemreg.volume import Volume  # noqa: E402
 
@@ -174,35 +179,129 @@ def test_signed_distance_is_brute_force():
     np.testing.assert_allclose(found.ravel(), expected, rtol=1e-5)
 
 
-def test_membrane_target_peaks_inside_the_surface():
-    distance = np.array([-30.0, 0.0, 12.0, 24.0, 60.0], np.float32)[None, None]
-    mito, membrane = mito_targets(distance)
+def test_class_targets_follow_the_organelle_and_membrane_peaks_inside_the_surface():
+    distances = np.stack([[-30.0, 0.0, 12.0, 24.0, 60.0], [5.0, 4.0, 3.0, 2.0, 1.0]])
+    distances = distances.astype(np.float32)[:, None, None]
+    known = np.zeros(distances.shape, bool)
+    known[0] = True
+    (er, membrane, mito), seen = class_targets(distances, known, ("er", "mito_mem", "mito"))
     assert np.argmax(membrane) == 2
     np.testing.assert_allclose(membrane[0, 0, [1, 3]], 0, atol=1e-7)
-    np.testing.assert_allclose(mito[0, 0], np.tanh(distance[0, 0] / 50), rtol=1e-6)
+    np.testing.assert_allclose(mito, np.tanh(distances[0] / 50), rtol=1e-6)
+    np.testing.assert_allclose(er, np.tanh(distances[1] / 50), rtol=1e-6)
+    assert seen.all(axis=(1, 2, 3)).tolist() == [False, True, True]
+    np.testing.assert_array_equal(distances[0, 0, 0], [-30, 0, 12, 24, 60])  # left as it was
 
 
 def test_loss_counts_both_sides_alike_and_leaves_out_the_unknown():
+    classes = ("mito", "er")
     target = torch.full((1, 2, 1, 1, 4), -0.5)
     target[..., 0] = 0.5
-    known = torch.ones(1, 1, 1, 1, 4, dtype=torch.bool)
+    known = torch.ones(1, 2, 1, 1, 4, dtype=torch.bool)
     wrong_positive, wrong_negative = target.clone(), target.clone()
     wrong_positive[..., 0] -= 1
     wrong_negative[..., 1:] += 1
     torch.testing.assert_close(
-        balanced_loss(wrong_positive, target, known), balanced_loss(wrong_negative, target, known)
+        balanced_loss(wrong_positive, target, known, classes),
+        balanced_loss(wrong_negative, target, known, classes),
     )
-    known[..., 3] = False
+    known[:, 0, ..., 3] = False
+    known[:, 1] = False
     elsewhere = target.clone()
-    elsewhere[..., 3] = 100
-    assert float(balanced_loss(elsewhere, target, known)) == 0
+    elsewhere[:, 0, ..., 3] = 100
+    elsewhere[:, 1] = 100
+    assert float(balanced_loss(elsewhere, target, known, classes)) == 0
+    assert float(balanced_loss(elsewhere + 1, target, known, classes)) > 0
+
+
+def test_membrane_takes_the_weights_of_its_organelle():
+    """An error of the membrane counts as much as one of the mitochondrion at the same voxel."""
+    target = torch.full((1, 2, 1, 1, 10), -0.5)
+    target[:, 0, ..., 0] = 0.5
+    known = torch.ones_like(target, dtype=torch.bool)
+    losses = []
+    for channel in (0, 1):
+        wrong = target.clone()
+        wrong[:, channel, ..., 0] += 1
+        losses.append(float(balanced_loss(wrong, target, known, ("mito", "mito_mem"))))
+    assert losses[0] == pytest.approx(losses[1])
+    # Positives are a tenth and count as a fifth: 1 / (2 * 0.2) over 10 voxels and 2 classes.
+    assert losses[0] == pytest.approx(2.5 / 10 / 2)
+
+
+@pytest.mark.parametrize(
+    ("widths", "down", "up", "halo"),
+    [
+        ((4, 6, 8), (2, 2, 2), (2, 2), 20),
+        ((4, 6, 8, 8), (2, 2, 2, 2), (2, 1, 2), 42),
+        ((4, 6), (1, 3), (3,), 10),
+    ],
+)
+def test_halo_is_the_receptive_field_and_shifts_go_through(widths, down, up, halo):
+    torch.manual_seed(1)
+    network = UNet(NetworkOptions(("mito",), widths, down, up)).double().eval()
+    assert network.halo == halo
+    size = network.input_size(2 * network.step)
+    x = torch.randn(1, 1, size, size, size, dtype=torch.double, requires_grad=True)
+    y = network(x)
+    assert y.shape[2:] == (2 * network.step,) * 3
+    y[0, 0, -1, -1, -1].backward()
+    reached = torch.nonzero(x.grad[0, 0])
+    corner = size - 1 - halo  # the input voxel below this output
+    # Pooling pairs voxels, so the field of one output voxel is up to step - 1 longer on one side.
+    assert (reached.min(dim=0).values >= corner - halo - (network.step - 1)).all()
+    assert (reached.min(dim=0).values < corner - halo + network.step).all()
+    assert (reached.max(dim=0).values <= corner + halo).all()
+    larger = torch.randn(1, 1, *(size + network.step,) * 3, dtype=torch.double)
+    here = network(larger)[..., network.step :, network.step :, network.step :]
+    there = network(larger[..., network.step :, network.step :, network.step :])
+    torch.testing.assert_close(here, there)
+
+
+def test_padded_pass_equals_the_valid_one_far_from_the_edge():
+    torch.manual_seed(2)
+    down = (1, 2, 2, 1)
+    network = UNet(NetworkOptions(("mito",), (4, 6, 8, 8), down, (2, 1, 2))).double()
+    n = network.input_size(8)
+    # The padded pass pools from voxel 0, the valid one after its convolutions: start the valid
+    # one where both pool the same voxels.
+    start = -sum(count * 2**level for level, count in enumerate(down[:-1])) % network.step
+    x = torch.randn(1, 1, *(-(-(n + start) // 8) * 8,) * 3, dtype=torch.double)
+    padded = network.forward_padded(x)
+    assert padded.shape[2:] == x.shape[2:]
+    valid = network(x[..., start : start + n, start : start + n, start : start + n])
+    core = slice(start + network.halo, start + network.halo + 8)
+    torch.testing.assert_close(padded[..., core, core, core], valid)
+
+
+@pytest.mark.parametrize(
+    ("down", "up"), [((2, 2, 2, 2), (2, 2, 2)), ((2, 2, 2), (2, 1, 2)), ((2, 0, 2, 2), (2, 1, 2))]
+)
+def test_impossible_shapes_are_refused(down, up):
+    with pytest.raises(GridError):
+        NetworkOptions(("mito",), (4, 6, 8, 8), down, up)
+
+
+def test_starting_from_another_network_moves_heads_by_name():
+    torch.manual_seed(3)
+    old = UNet(NetworkOptions(("mito", "mito_mem"), (4, 6), (2, 2), (2,)))
+    new = UNet(NetworkOptions(("er", "mito_mem", "mito"), (4, 6), (2, 2), (2,)))
+    er = new.head.weight[0].clone()
+    start_from(new, old)
+    torch.testing.assert_close(new.head.weight[1], old.head.weight[1])
+    torch.testing.assert_close(new.head.weight[2], old.head.weight[0])
+    torch.testing.assert_close(new.head.weight[0], er)
+    torch.testing.assert_close(new.down[0][0].weight, old.down[0][0].weight)
+    with pytest.raises(FormatError, match=r"widths \(4, 6\)"):
+        start_from(UNet(NetworkOptions(("mito",), (4, 8), (2, 2), (2,))), old)
 
 
 def ball_volume(rng):
     grid = np.stack(np.meshgrid(*[np.arange(48) * 16.0] * 3, indexing="ij"), -1)
     distance = 150 - np.linalg.norm(grid - 376, axis=-1)
     em = np.where(distance > 0, 90, 170) + rng.normal(scale=8, size=distance.shape)
-    return TrainingVolume(em.clip(0, 255).astype(np.uint8), distance.astype(np.float32), SPACING)
+    distances = {"mito": distance.astype(np.float32)}
+    return TrainingVolume(em.clip(0, 255).astype(np.uint8), distances, SPACING)
 
 
 def test_patches_keep_image_and_distance_together():
@@ -211,9 +310,11 @@ def test_patches_keep_image_and_distance_together():
     sampler = PatchSampler([volume], PatchOptions(16.0, 24, 6, scale=(0.8, 1.25)))
     agree = []
     for seed in range(12):
-        x, distance, known = sampler.draw(np.random.default_rng(seed))
+        x, distances, known = sampler.draw(np.random.default_rng(seed))
         assert x.shape == (36, 36, 36)
-        assert distance.shape == known.shape == (24, 24, 24)
+        assert distances.shape == known.shape == (2, 24, 24, 24)
+        assert not known[1].any()  # nobody annotated the ER here
+        distance = distances[0]
         core = x[6:-6, 6:-6, 6:-6]
         inside, outside = distance > 25, distance < -25
         if inside.sum() > 50 and outside.sum() > 50:
@@ -225,9 +326,9 @@ def test_patches_keep_image_and_distance_together():
 @pytest.mark.slow
 def test_training_learns_a_ball_and_resumes_alike(tmp_path):
     volume = ball_volume(np.random.default_rng(0))
-    options = TrainOptions(
-        steps=60, batch=1, output=24, widths=(4, 8), learning_rate=3e-3, checkpoint_every=20
-    )
+    small = {"batch": 1, "output": 24, "widths": (4, 8), "down": (2, 2), "up": (2,)}
+    small |= {"margin": 8, "learning_rate": 3e-3}
+    options = TrainOptions(**small, steps=60, checkpoint_every=20)
     straight = train([volume], options, checkpoint=tmp_path / "a.ckpt")
     assert np.mean(straight.losses[-15:]) < 0.75 * np.mean(straight.losses[:10])
 
@@ -244,6 +345,6 @@ def test_training_learns_a_ball_and_resumes_alike(tmp_path):
     assert len(resumed.losses) == 20
     for key, value in straight.network.state_dict().items():
         torch.testing.assert_close(resumed.network.state_dict()[key], value)
-    other = TrainOptions(steps=61, batch=1, output=24, widths=(4, 8), learning_rate=3e-3)
+    other = TrainOptions(**small, steps=61)
     with pytest.raises(FormatError, match="steps"):
         train([volume], other, checkpoint=tmp_path / "b.ckpt")
