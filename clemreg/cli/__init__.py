@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments
         Command-line arguments; default: those of the process.
     """
-    from clemreg.cli.app import run_app
+    from clemreg.cli.app import EXIT_INTERRUPTED, run_app
 
-    sys.exit(run_app(list(sys.argv[1:] if arguments is None else arguments)))
+    code = run_app(list(sys.argv[1:] if arguments is None else arguments))
+    if code == EXIT_INTERRUPTED:
+        # Libraries' exit handlers wait for threads in the middle of a block and complain of what
+        # the interruption left them; everything on disk is already whole.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import sys
@@ -81,15 +82,30 @@ class RunContext:
         return {name: input_fingerprint(self.input(path)) for name, path in paths.items()}
 
     def provenance(self) -> dict[str, Any]:
-        """Return command, resolved configuration, versions, inputs, seed and threads."""
+        """Return command, resolved configuration, versions, inputs, seed and threads.
+
+        The command is that of the run, also when its report is written again later.
+        """
         return {
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "command": self._command(),
             "config": self.config.model_dump(mode="json", by_alias=True),
             "versions": versions(),
             "inputs": self.inputs(),
             "seed": self.config.register_.seed,
             "threads": self.config.register_.threads or os.cpu_count(),
         }
+
+    def _command(self) -> list[str]:
+        try:
+            record = json.loads(self.path("run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return this_command()
+        return list(record.get("command", this_command()))
+
+
+def this_command() -> list[str]:
+    """Return the words of the command that is running."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]
 
 
 def versions() -> Mapping[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,39 +12,45 @@ from clemreg.errors import ConvergenceError
 from clemreg.evaluate.compare import compare_transforms
 from clemreg.evaluate.jacobian import evaluate_jacobian
 from clemreg.evaluate.landmarks import LandmarkReport, evaluate_landmarks
+from clemreg.evaluate.overlap import evaluate_overlap
 from clemreg.evaluate.stability import evaluate_stability
 from clemreg.io.atomic import atomic_write_json
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.registration import read_repeats, read_result
-from clemreg.space.grid import Grid
+from clemreg.pipeline.features import open_prepared
+from clemreg.pipeline.registration import read_repeats, read_result, read_start
+from clemreg.register.apply import covering_box, warped_volume
+from clemreg.space.grid import Box, Grid
 from clemreg.space.inverse import round_trip_nm
 from clemreg.space.transform import FloatArray, Transform
 from clemreg.units import parse_xyz_nm
+from clemreg.volume import Volume
 
 
 def evaluate_run(context: RunContext) -> None:
-    """Write ``evaluation.json``: landmarks, Jacobian, round trip, stability, truth."""
+    """Write ``evaluation.json``: landmarks, Jacobian, round trip, stability, overlap, truth."""
     transform = read_result(context)
     grid, inside = evaluation_grid(context, transform)
     points = grid.points_nm().reshape(-1, 3)[inside.ravel()]
     parts: dict[str, Any] = {}
     with context.progress("evaluate") as progress:
-        progress(0, 5, "landmarks")
+        progress(0, 6, "landmarks")
         landmarks = landmark_report(context, transform)
         if landmarks is not None:
             parts["landmarks"] = landmarks.to_json()
-        progress(1, 5, "Jacobian determinant")
+        progress(1, 6, "Jacobian determinant")
         parts["jacobian"] = evaluate_jacobian(transform, grid, inside).to_json()
-        progress(2, 5, "round trip")
+        progress(2, 6, "round trip")
         parts["round_trip_nm"] = _round_trip(transform, points)
-        progress(3, 5, "stability")
+        progress(3, 6, "stability")
         parts["stability"] = _stability(context, transform, points)
-        progress(4, 5, "truth")
+        progress(4, 6, "overlap")
+        parts["overlap"] = _overlap(context, transform)
+        progress(5, 6, "truth")
         parts["truth"] = _truth(context, transform, grid, inside)
         atomic_write_json(context.path("evaluation.json"), parts)
-        progress(5, 5, "done")
+        progress(6, 6, "done")
 
 
 def evaluation_grid(context: RunContext, transform: Transform) -> tuple[Grid, NDArray[np.bool_]]:
@@ -91,6 +98,54 @@ def _stability(
         return None
     sample = points[:: max(1, len(points) // 20_000)]
     return evaluate_stability([transform, *repeats], sample).to_json()
+
+
+def _overlap(context: RunContext, transform: Transform) -> dict[str, Any]:
+    """Agreement of the registered images at the start pose and at the end.
+
+    It shows that the fit worked, not that it is right: these images drove it.
+    """
+    fixed, moving = open_prepared(context)
+    box = covering_box(transform, moving.grid, fixed.grid)
+    fixed = Volume(_Part(fixed, box), fixed.grid.crop(box), name=fixed.name)
+    from_fixed, from_moving = (_middle_grey(v) for v in (fixed, moving))
+
+    def measure(pose: Transform) -> dict[str, Any]:
+        warped = warped_volume(pose, moving, fixed.grid)
+        return evaluate_overlap(
+            warped, fixed, warped_threshold=from_moving, fixed_threshold=from_fixed
+        ).to_json()
+
+    return {"start": measure(read_start(context)), "result": measure(transform)}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A box of a volume, still lazy."""
+
+    volume: Volume
+    box: Box
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.box.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.volume.dtype
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
+        bounds = [k.indices(n) for k, n in zip(key, self.shape, strict=True)]
+        box = Box(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds))  # type: ignore[arg-type]
+        return self.volume.read(box.shift(self.box.start))
+
+
+def _middle_grey(volume: Volume) -> float:
+    """Otsu's threshold of the coarsest level."""
+    from skimage.filters import threshold_otsu
+
+    values = volume.levels[-1].read()
+    return float(threshold_otsu(values)) if values.min() < values.max() else float(values.max())
 
 
 def _truth(

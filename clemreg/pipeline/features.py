@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from clemreg.config import RegisterConfig
 from clemreg.io.atomic import atomic_path
-from clemreg.io.volumes import WriteOptions, open_volume, write_volume
+from clemreg.io.volumes import open_volume, write_volume
 from clemreg.pipeline.context import RunContext
 from clemreg.register.features import (
     PSF_SIGMA_NM,
@@ -41,7 +41,7 @@ def prepare(context: RunContext) -> None:
         moving = prepare_moving(open_prediction(context), lm.grid.spacing_nm, options)
         with atomic_path(context.path("prepared")) as folder:
             for name, volume in (("fixed", fixed), ("moving", moving)):
-                write_volume(folder / f"{name}.zarr", volume, options=WriteOptions(levels=1))
+                write_volume(folder / f"{name}.zarr", volume)
         progress(2, 2, "done")
 
 

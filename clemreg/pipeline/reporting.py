@@ -21,11 +21,14 @@ from clemreg.space.grid import Grid
 from clemreg.space.transform import Transform
 from clemreg.volume import Volume
 
+# Voxels of a volume that figures are made of.
+MOST_SHOWN = 20_000_000
+
 
 def report_run(context: RunContext) -> None:
     """Write ``report.html`` and ``report.json``."""
     transform, start = read_result(context), read_start(context)
-    fixed, moving = open_prepared(context)
+    fixed, moving = (_to_show(volume) for volume in open_prepared(context))
     box = covering_box(transform, moving.grid, fixed.grid, margin_nm=500.0)
     shown = Volume(fixed.read(box), fixed.grid.crop(box))
     landmarks = landmark_report(context, transform)
@@ -53,6 +56,12 @@ def report_run(context: RunContext) -> None:
         progress(1, 2, "writing")
         write_report(inputs, context.folder)
         progress(2, 2, "done")
+
+
+def _to_show(volume: Volume) -> Volume:
+    """Finest level of the pyramid that figures can be made of without much memory."""
+    small = (v for v in volume.levels if v.grid.size <= MOST_SHOWN)
+    return next(small, volume.levels[-1])
 
 
 def _numbers(context: RunContext) -> dict[str, Any]:

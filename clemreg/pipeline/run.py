@@ -14,7 +14,7 @@ from clemreg.config import RunConfig
 from clemreg.errors import MissingError
 from clemreg.io.atomic import atomic_path, atomic_write_json
 from clemreg.pipeline import evaluation, features, registration, reporting
-from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.context import RunContext, this_command
 from clemreg.pipeline.doctor import refuse_impossible
 from clemreg.pipeline.export import export_run
 from clemreg.pipeline.segment import segment_volume
@@ -77,7 +77,8 @@ def run_pipeline(
     context = RunContext(config, base, progress or _silent)
     refuse_impossible(config, base)
     with one_run_at_a_time(context.folder):
-        atomic_write_json(context.path("run.json"), {"base": str(base), **_record(config)})
+        record = {"base": str(base), "command": this_command(), **_record(config)}
+        atomic_write_json(context.path("run.json"), record)
         seconds = run_steps(plan(context), context.folder, start=start, announce=announce)
         # Times of all steps are known only now; the JSON is what scripts read.
         _add_timings(context.path("report.json"), seconds)

@@ -91,6 +91,7 @@ def run_steps(
         fingerprints[step.name] = fingerprint
         done = None if step.name in forced else finished(folder, step, fingerprint)
         if done is None:
+            _marker(folder, step.name).unlink(missing_ok=True)
             tell(step.name, "running")
             done = _do(folder, step, fingerprint)
             tell(step.name, "finished")
@@ -113,12 +114,12 @@ def finished(folder: Path, step: Step, fingerprint: str) -> float | None:
 
 
 def _do(folder: Path, step: Step, fingerprint: str) -> float:
-    marker = _marker(folder, step.name)
-    marker.unlink(missing_ok=True)
     begin = time.monotonic()
     step.action()
     seconds = time.monotonic() - begin
-    atomic_write_json(marker, {"fingerprint": fingerprint, "seconds": round(seconds, 3)})
+    atomic_write_json(
+        _marker(folder, step.name), {"fingerprint": fingerprint, "seconds": round(seconds, 3)}
+    )
     log.info("step %s took %.1f s", step.name, seconds)
     return seconds
 

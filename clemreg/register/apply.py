@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -64,6 +66,40 @@ def warp_block(transform: Transform, image: Volume, grid: Grid) -> NDArray[np.ge
                 values = np.rint(values)
             result[c].reshape(-1)[inside] = values.astype(image.dtype)
     return result if image.channels else result[0]
+
+
+@dataclass(frozen=True)
+class _WarpedArray:
+    """Resampled when a block is asked for."""
+
+    transform: Transform
+    image: Volume
+    grid: Grid
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.grid.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.image.dtype
+
+    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[np.generic]:
+        bounds = [k.indices(n) for k, n in zip(key, self.shape, strict=True)]
+        box = Box(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds))  # type: ignore[arg-type]
+        return warp_block(self.transform, self.image, self.grid.crop(box))
+
+
+def warped_volume(transform: Transform, image: Volume, onto: Grid) -> Volume:
+    """Return an image (z, y, x) on another grid, lazily: a block is resampled when it is read.
+
+    Raises
+    ------
+    FrameError
+        Grid, transform and image do not meet.
+    """
+    _check(transform, image, onto)
+    return Volume(_WarpedArray(transform, image, onto), onto, name=f"warped {image.name}".strip())
 
 
 def apply_to_image(

@@ -73,6 +73,7 @@ def render_html(
         worst=worst,
         landmarks=_landmark_rows(report),
         jacobian=_jacobian_rows(report),
+        overlap=_overlap_rows(report),
         affine=report.get("affine") or {},
         timings=_timing_rows(report.get("timings_s") or {}),
         provenance=report.get("provenance") or {},
@@ -188,6 +189,12 @@ def _jacobian_rows(report: Mapping[str, Any]) -> Rows:
     jacobian = report.get("jacobian") or {}
     names = (("whole transform", "with_affine"), ("after the best affine", "without_affine"))
     return [(name, jacobian[key]) for name, key in names if jacobian.get(key)]
+
+
+def _overlap_rows(report: Mapping[str, Any]) -> Rows:
+    overlap = report.get("overlap") or {}
+    names = (("start pose", "start"), ("result", "result"))
+    return [(name, overlap[key]) for name, key in names if overlap.get(key)]
 
 
 def _timing_rows(timings: Mapping[str, float]) -> list[tuple[str, float]]:

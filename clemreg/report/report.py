@@ -21,8 +21,8 @@ from clemreg.space.transform import Affine, Transform
 
 SCHEMA = 1
 PARTS = (
-    "orientation", "affine", "landmarks", "jacobian", "round_trip_nm", "stability", "truth",
-    "timings_s", "provenance",
+    "orientation", "affine", "landmarks", "jacobian", "round_trip_nm", "stability", "overlap",
+    "truth", "timings_s", "provenance",
 )  # fmt: skip
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import h5py
@@ -77,28 +76,50 @@ def test_a_second_run_is_up_to_date_and_a_changed_key_redoes_its_step(run, pair,
 
 
 def test_report_can_be_written_again(run):
+    before = report(run)
     (run / "report.html").unlink()
     assert run_app(["report", str(run)]) == 0
     assert (run / "report.html").is_file()
+    assert report(run)["provenance"]["command"] == before["provenance"]["command"]
 
 
-@pytest.mark.parametrize("step", ["prepare", "register", "export"])
-def test_a_killed_step_is_not_finished(run, pair, step):
-    """Kill the run as soon as the step has begun; `test_after_all_the_kills` goes on from there."""
+def test_the_images_agree_better_at_the_end_than_at_the_start(run):
+    overlap = report(run)["overlap"]
+    assert overlap["result"]["ncc"] > overlap["start"]["ncc"] + 0.02
+    assert overlap["result"]["surface"]["mean_nm"] < overlap["start"]["surface"]["mean_nm"]
+
+
+def stop_in(step, pair, sent):
+    """Start the run at `step` and send a signal as soon as it is at work; return the exit code."""
     config = pair / "config.toml"
     words = [sys.executable, "-m", "clemreg", "run", str(config), *QUICK, "--from", step]
-    child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     for line in child.stderr:
         if line.startswith(f"{step}: running"):
             break
-    time.sleep(0.7)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    child.stderr.close()
+    os.kill(child.pid, sent)
+    _, rest = child.communicate(timeout=60)
+    return child.returncode, rest
+
+
+STEPS = ["segment", "prepare", "register", "apply", "evaluate", "report", "export"]
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_stopped_step_is_not_finished(run, pair, step, sent):
+    """`test_after_all_the_stops_the_run_still_ends_well` goes on from there."""
+    code, said = stop_in(step, pair, sent)
     assert not (run / "steps" / f"{step}.json").exists()
+    if sent == signal.SIGINT:
+        assert code == 130
+        assert "goes on where it stopped" in said
+        assert "Traceback" not in said
+    else:
+        assert code == -signal.SIGKILL
 
 
-def test_after_all_the_kills_the_run_still_ends_well(run, pair):
+def test_after_all_the_stops_the_run_still_ends_well(run, pair):
     assert run_app(["run", str(pair / "config.toml"), *QUICK]) == 0
     assert report(run)["verdict"]["status"] == "pass"
     leftovers = [p.name for p in run.rglob("*.partial*")] + [p.name for p in run.rglob("*.old")]
