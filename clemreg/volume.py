@@ -74,7 +74,8 @@ class Volume:
     @property
     def dtype(self) -> np.dtype[Any]:
         """Pixel type."""
-        return np.dtype(self.data.dtype)
+        result: np.dtype[Any] = np.dtype(self.data.dtype)
+        return result
 
     @property
     def levels(self) -> tuple[Volume, ...]:

@@ -315,7 +315,8 @@ def _em_differences(first: _Marks, second: _Marks) -> FloatArray:
     where = {name: i for i, name in enumerate(second.names)}
     pairs = [(i, where[name]) for i, name in enumerate(first.names) if name in where]
     index = np.array(pairs, dtype=int).reshape(-1, 2)
-    return second.em_nm[index[:, 1]] - first.em_nm[index[:, 0]]
+    result: FloatArray = second.em_nm[index[:, 1]] - first.em_nm[index[:, 0]]
+    return result
 
 
 def _between(people: Sequence[_Marks]) -> ErrorStats | None:

@@ -89,7 +89,8 @@ class AxesView:
     def dtype(self) -> np.dtype[Any]:
         """Pixel type."""
         dtype = self.array.dtype
-        return np.dtype(getattr(dtype, "numpy_dtype", dtype))
+        result: np.dtype[Any] = np.dtype(getattr(dtype, "numpy_dtype", dtype))
+        return result
 
     def __getitem__(self, key: Any, /) -> Any:
         """Read a block.

@@ -100,7 +100,7 @@ def open_volume(
         The voxel size is missing or cannot be right, and was not given.
     """
     source = _open_source(str(uri))
-    volume = _build(source, str(uri), spacing_nm, frame, Volume)
+    volume: Volume = _build(source, str(uri), spacing_nm, frame, Volume)
     return volume if channel is None else volume.channel(channel)
 
 
@@ -114,7 +114,7 @@ def open_labels(
     FormatError
         The pixels are not integers.
     """
-    volume = _build(_open_source(str(uri)), str(uri), spacing_nm, frame, Labels)
+    volume: Labels = _build(_open_source(str(uri)), str(uri), spacing_nm, frame, Labels)
     if volume.dtype.kind not in "iub":
         raise FormatError(f"{uri} holds {volume.dtype}, labels are integers")
     return volume
@@ -178,7 +178,8 @@ def _open_source(uri: str) -> Source:
     path, inner = _split(uri)
     for module in FOLDERS if path.is_dir() else FILES:
         if module.matches(path):
-            return module.open_source(path, inner)
+            source: Source = module.open_source(path, inner)
+            return source
     if path.is_dir():
         raise FormatError(
             f"{path} is a folder, but neither zarr nor N5", hint="name the volume inside it"

@@ -263,7 +263,8 @@ def _density(volume: Volume, options: MovingOptions) -> Image:
     if kind == "mask":
         return _large_enough(image != 0, volume.grid, options).astype(np.float32)
     scale = 255.0 if np.issubdtype(image.dtype, np.integer) else 1.0
-    return np.clip(image.astype(np.float32) / np.float32(scale), 0, 1)
+    result: Image = np.clip(image.astype(np.float32) / np.float32(scale), 0, 1)
+    return result
 
 
 def _kind(volume: Volume) -> Kind:
@@ -285,7 +286,7 @@ def _density_of_prediction(volume: Volume, options: MovingOptions) -> Image:
     by_name: dict[str, NDArray[Any]] = dict(zip(names, stack, strict=True))
     low, high = options.ramp
     membrane = by_name.get("mito_mem", by_name.get("mito", stack[0]))
-    density = np.clip((membrane.astype(np.float32) - low) / np.float32(high - low), 0, 1)
+    density: Image = np.clip((membrane.astype(np.float32) - low) / np.float32(high - low), 0, 1)
     if "mito" in by_name:
         kept = _large_enough(by_name["mito"] >= SURFACE, volume.grid, options)
         density[~_near(kept, volume.grid, options.membrane_reach_nm)] = 0

@@ -157,4 +157,5 @@ class _Objective:
 
 def _standard(values: FloatArray) -> FloatArray:
     spread = float(values.std())
-    return (values - values.mean()) / (spread if spread > 0 else 1.0)
+    result: FloatArray = (values - values.mean()) / (spread if spread > 0 else 1.0)
+    return result

@@ -45,7 +45,8 @@ def to_unit(image: NDArray[Any], top_percentile: float = 99.7) -> Image:
     low, high = np.percentile(values, [50.0, top_percentile])
     if high <= low:
         low, high = float(values.min()), float(values.max())
-    return np.clip((values - low) / max(float(high - low), 1e-9), 0, 1).astype(np.float32)
+    result: Image = np.clip((values - low) / max(float(high - low), 1e-9), 0, 1).astype(np.float32)
+    return result
 
 
 def overlay_figure(before: Overlay, after: Overlay) -> bytes:

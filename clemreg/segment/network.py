@@ -60,8 +60,10 @@ class NetworkOptions:
     @property
     def halo(self) -> int:
         """Voxels on each side that the output lacks: the radius of the receptive field."""
-        return sum(n * 2**level for level, n in enumerate(self.down)) + sum(
-            n * 2**level for level, n in enumerate(self.up)
+        return sum(
+            n << level
+            for convolutions in (self.down, self.up)
+            for level, n in enumerate(convolutions)
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +143,8 @@ class UNet(nn.Module):
             x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
             x = torch.cat([_crop(skips[level], x.shape[2:]), x], dim=1)
             x = _convolve(self.up[level], x, padding)
-        return self.head(x)
+        result: torch.Tensor = self.head(x)
+        return result
 
 
 def _block(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:

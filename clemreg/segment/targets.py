@@ -32,7 +32,8 @@ def signed_distance_nm(mask: NDArray[np.bool_], spacing_nm: Sequence[float]) -> 
     half = min(spacing) / 2
     inside = edt.edt(mask, anisotropy=spacing, parallel=1)
     outside = edt.edt(~mask, anisotropy=spacing, parallel=1)
-    return np.where(mask, inside - half, half - outside).astype(np.float32)
+    result: NDArray[np.float32] = np.where(mask, inside - half, half - outside).astype(np.float32)
+    return result
 
 
 def class_targets(

@@ -119,7 +119,8 @@ def render_em(
     toned = look.brightness + look.contrast * (image**look.gamma - 0.5)
     if look.inverted:
         toned = 1 - toned
-    return np.clip(toned * 255 + 0.5, 0, 255).astype(np.uint8)
+    result: NDArray[np.uint8] = np.clip(toned * 255 + 0.5, 0, 255).astype(np.uint8)
+    return result
 
 
 def random_training_block(

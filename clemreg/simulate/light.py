@@ -99,7 +99,8 @@ def _sim(
     fade = np.linspace(1, 1 - options.bleaching, grid.shape[0], dtype=np.float32)
     photons = image / level * 60 * fade[:, None, None] + 4
     noisy = rng.poisson(photons) + rng.normal(scale=2.0, size=photons.shape)
-    return np.clip(noisy, 0, None).astype(np.float32)
+    result: NDArray[np.float32] = np.clip(noisy, 0, None).astype(np.float32)
+    return result
 
 
 def histogram(points_nm: FloatArray, grid: Grid) -> FloatVolume:

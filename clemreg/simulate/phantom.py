@@ -196,7 +196,7 @@ def _stretch(volume: FloatVolume, axis: int, size: int) -> FloatVolume:
     low = np.minimum(position.astype(np.intp), n - 2)
     fraction = (position - low).astype(np.float32)
     fraction = fraction.reshape([-1 if a == axis else 1 for a in range(3)])
-    first = np.take(volume, low, axis=axis)
+    first: FloatVolume = np.take(volume, low, axis=axis)
     second = np.take(volume, low + 1, axis=axis)
     second -= first
     second *= fraction

@@ -94,7 +94,7 @@ class BSpline(Transform):
     def _displace(self, points: FloatArray) -> FloatArray:
         base, fraction, inside = self._locate(points)
         wz, wy, wx = (_basis(t) for t in fraction)
-        result = np.einsum("in,nic->nc", wx, self._gather(base, (wz, wy)))
+        result: FloatArray = np.einsum("in,nic->nc", wx, self._gather(base, (wz, wy)))
         result[~inside] = 0.0
         return result
 
@@ -103,7 +103,8 @@ class BSpline(Transform):
         along_z, along_y = weights
         summed = (along_z[:, None] * along_y[None]).reshape(16, -1).T
         rows = np.take(self._rows, base[:, None] + self._steps(), axis=0, mode="clip")
-        return np.matmul(summed[:, None, :], rows).reshape(-1, 4, 3)
+        result: FloatArray = np.matmul(summed[:, None, :], rows).reshape(-1, 4, 3)
+        return result
 
     def _steps(self) -> IndexArray:
         """Offsets (16,) of the 4 x 4 rows of control points around a point."""

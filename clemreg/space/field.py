@@ -75,7 +75,8 @@ class DisplacementField(Transform):
             map_coordinates(component, index, order=1, mode="nearest")
             for component in self.displacement_nm
         ]
-        return points + np.stack(moved, axis=-1)
+        result: FloatArray = points + np.stack(moved, axis=-1)
+        return result
 
     def jacobian(self, points_nm: ArrayLike) -> FloatArray:
         """Exact derivative (N, 3, 3) of the linear interpolation; 0 slope beyond the grid."""

@@ -166,7 +166,8 @@ class Grid:
     @property
     def extent_nm(self) -> FloatArray:
         """Edge-to-edge size zyx in nm: ``shape * spacing``."""
-        return np.asarray(self.shape) * np.asarray(self.spacing_nm)
+        result: FloatArray = np.asarray(self.shape) * np.asarray(self.spacing_nm)
+        return result
 
     @property
     def centre_nm(self) -> FloatArray:
@@ -182,11 +183,17 @@ class Grid:
 
     def to_world(self, index: ArrayLike) -> FloatArray:
         """World positions (..., 3) zyx nm of voxel indices (..., 3), which may be fractional."""
-        return np.asarray(self.origin_nm) + np.asarray(index, float) * np.asarray(self.spacing_nm)
+        result: FloatArray = np.asarray(self.origin_nm) + np.asarray(index, float) * np.asarray(
+            self.spacing_nm
+        )
+        return result
 
     def to_index(self, points_nm: ArrayLike) -> FloatArray:
         """Fractional voxel indices (..., 3) of world positions (..., 3) zyx nm."""
-        return (np.asarray(points_nm, float) - self.origin_nm) / np.asarray(self.spacing_nm)
+        result: FloatArray = (np.asarray(points_nm, float) - self.origin_nm) / np.asarray(
+            self.spacing_nm
+        )
+        return result
 
     def points_nm(self, box: Box | None = None) -> FloatArray:
         """World positions of the voxel centres of `box` (default all), shape (*box.shape, 3)."""

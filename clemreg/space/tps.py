@@ -65,7 +65,8 @@ class ThinPlateSpline(Transform):
             object.__setattr__(self, name, value)
 
     def _normalise(self, points: FloatArray) -> FloatArray:
-        return (points - self._shift) / self._scale  # type: ignore[attr-defined]
+        result: FloatArray = (points - self._shift) / self._scale  # type: ignore[attr-defined]
+        return result
 
     def __call__(self, points_nm: ArrayLike) -> FloatArray:
         """Map points (N, 3) zyx nm."""
@@ -89,7 +90,8 @@ class ThinPlateSpline(Transform):
         np.log(squared, out=slope, where=squared > 0)
         slope = np.where(squared > 0, slope + 1, 0)  # d(r^2 log r)/dx = (log r^2 + 1) (x - c)
         radial = np.einsum("nk,nkj,ki->nij", slope, away, self._weights)
-        return (radial + self._affine[1:].T) / self._scale  # type: ignore[attr-defined]
+        result: FloatArray = (radial + self._affine[1:].T) / self._scale  # type: ignore[attr-defined]
+        return result
 
     def inverse(self) -> Transform:
         """Return the inverse, solved point by point (`Inverse`)."""
