@@ -107,7 +107,10 @@ class Volume:
         if not self.channels:
             if which in (0, self.name):
                 return self
-            raise MissingError(f"{self.name or 'volume'} has no channels, so none called {which!r}")
+            raise MissingError(
+                f"{self.name or 'volume'} has no channels, so none called {which!r}",
+                hint="its only image is channel 0",
+            )
         index = which if isinstance(which, int) else self._channel_index(which)
         if not 0 <= index < len(self.channels):
             raise MissingError(

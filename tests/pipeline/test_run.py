@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -154,6 +156,68 @@ def test_an_empty_mask_is_named(pair, capsys, tmp_path):
     write_volume(tmp_path / "empty.zarr", Volume(np.zeros(em.shape, np.uint8), em.grid))
     text = refused(pair, capsys, "--set", f'em.prediction="{tmp_path / "empty.zarr"}"')
     assert "nothing is left to register" in text
+
+
+def lm_with(pair, folder, change):
+    """Write the mitochondria channel, changed, as a light volume of its own."""
+    from clemreg.io.volumes import write_volume
+    from clemreg.volume import Volume
+
+    lm = open_volume(pair / "lm.zarr").channel("mito")
+    pixels = change(lm.read().astype(np.float32))
+    grid = replace(lm.grid, shape=pixels.shape)
+    write_volume(folder / "lm.zarr", Volume(pixels, grid))
+    return folder / "lm.zarr"
+
+
+def with_nan(pixels):
+    pixels[5, 40:50, 50:60] = np.nan
+    return pixels
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_nan, "holds 100 NaN or infinite voxels"),
+        (lambda pixels: pixels[10:11], "too thin for registration in 3-D"),
+        (np.zeros_like, "is 0 everywhere"),
+    ],
+    ids=["nan", "one slice", "all zero"],
+)
+def test_an_unusable_light_volume_is_named(pair, capsys, tmp_path, change, message):
+    lm = lm_with(pair, tmp_path, change)
+    labels = f'em.prediction="{pair / "em_labels.zarr"}"'
+    words = ["--set", f'lm.path="{lm}"', "--set", "lm.channel=0", "--set", labels]
+    text = refused(pair, capsys, *words)
+    assert message in text
+    assert "lm.zarr" in text
+    assert "hint" in text
+
+
+def test_an_em_of_one_slice_is_named(pair, capsys, tmp_path):
+    from clemreg.io.volumes import write_volume
+    from clemreg.space.grid import Box
+    from clemreg.volume import Volume
+
+    em = open_volume(pair / "em.zarr")
+    box = Box((30, 0, 0), (31, *em.shape[1:]))
+    write_volume(tmp_path / "em.zarr", Volume(em.read(box), em.grid.crop(box)))
+    text = refused(pair, capsys, "--set", f'em.path="{tmp_path / "em.zarr"}"')
+    assert "one slice cannot be segmented" in text
+
+
+@pytest.mark.parametrize("which", ["em", "lm"])
+def test_an_unreadable_chunk_stops_the_run_with_its_name(pair, capsys, tmp_path, which):
+    shutil.copytree(pair / f"{which}.zarr", tmp_path / f"{which}.zarr")
+    chunk = next(p for p in sorted((tmp_path / f"{which}.zarr" / "s0" / "c").rglob("*/0/0")))
+    chunk = chunk if chunk.is_file() else next(p for p in sorted(chunk.rglob("*")) if p.is_file())
+    chunk.write_bytes(chunk.read_bytes()[:40])
+    words = ["--set", f'{which}.path="{tmp_path / f"{which}.zarr"}"']
+    if which == "lm":
+        words += ["--set", f'em.prediction="{pair / "em_labels.zarr"}"']
+    text = refused(pair, capsys, *words)
+    assert f"{which}.zarr" in text
+    assert "cannot be read" in text or "damaged" in text
 
 
 def test_a_thousandfold_voxel_size_is_named(pair, capsys):
