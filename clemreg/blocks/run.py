@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
+from clemreg.blocks.executors import Executor, Pool, Serial, Threads, Work
 from clemreg.blocks.plan import Block
-from clemreg.errors import FormatError
+from clemreg.errors import ClemregError, FormatError
 from clemreg.io.atomic import storage_errors
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 """Called with (done, total, message)."""
@@ -55,18 +60,35 @@ class Ledger:
 
 
 def run(
-    function: Callable[[Block], None],
+    function: Work,
     blocks: Iterable[Block],
     *,
+    executor: Executor | None = None,
     ledger: Ledger | None = None,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> None:
     """Call `function` once for every block that is not finished.
 
-    At most ``2 * workers`` blocks are under way, so memory does not grow with the volume. The
-    first exception, and Ctrl-C, stop the run after the blocks under way; what was finished is in
-    the ledger, and the same call goes on from there.
+    At most two blocks a worker are under way, so memory does not grow with the volume. The first
+    exception, and Ctrl-C, stop the run after the blocks under way; what was finished is in the
+    ledger, and the same call goes on from there. A block whose worker died, or that met a storage
+    failure, is done again as often as the executor allows; so doing a block twice must be
+    harmless.
+
+    Parameters
+    ----------
+    function
+        Does one block; what it makes goes to storage.
+    executor
+        Who does the work; None: `workers` threads, or the calling thread if that is 1.
+    ledger
+        Notes what is finished.
+
+    Raises
+    ------
+    ClemregError
+        The worker of a block died too often.
     """
     todo = list(blocks)
     total = len(todo)
@@ -82,35 +104,39 @@ def run(
         if progress is not None:
             progress(finished, total, "blocks")
 
-    if workers <= 1:
-        for block in todo:
-            function(block)
-            done(block)
+    if not todo:
         return
-    _run_threads(function, todo, workers, done)
+    executor = executor or (Threads(workers) if workers > 1 else Serial())
+    with executor.open(function) as pool:
+        _drive(pool, todo, executor.retries, done)
 
 
-def _run_threads(
-    function: Callable[[Block], None],
-    todo: list[Block],
-    workers: int,
-    done: Callable[[Block], None],
-) -> None:
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: dict[Future[None], Block] = {}
-        queue = iter(todo)
-        try:
-            while True:
-                for block in queue:
-                    waiting[pool.submit(function, block)] = block
-                    if len(waiting) >= 2 * workers:
-                        break
-                if not waiting:
-                    return
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    block = waiting.pop(future)
-                    future.result()
-                    done(block)
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+def _drive(pool: Pool, todo: list[Block], retries: int, done: Callable[[Block], None]) -> None:
+    queue = deque(todo)
+    waiting: dict[Any, Block] = {}
+    failures: Counter[int] = Counter()
+    while queue or waiting:
+        while queue and len(waiting) < pool.width:
+            block = queue.popleft()
+            waiting[pool.submit(block)] = block
+        for task in pool.first_done(waiting):
+            block = waiting.pop(task)
+            try:
+                task.result()
+            except pool.lost as error:
+                failures[block.number] += 1
+                if failures[block.number] > retries:
+                    raise ClemregError(
+                        f"the worker of block {block.number} ({block.core}) died each time",
+                        hint="most often memory is short: take smaller blocks or fewer workers",
+                    ) from error
+                log.warning("the worker of block %d died; it is done again", block.number)
+                queue.appendleft(block)
+            except OSError as error:
+                failures[block.number] += 1
+                if failures[block.number] > retries or isinstance(error, ClemregError):
+                    raise
+                log.warning("block %d is done again: %s", block.number, error)
+                queue.appendleft(block)
+            else:
+                done(block)
