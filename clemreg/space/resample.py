@@ -54,8 +54,19 @@ def pool_mean(array: NDArray[Any], factor: Sequence[int]) -> NDArray[np.float32]
     """Mean of blocks (zyx factors); a partial last block is the mean of what is there."""
     total = np.asarray(array, dtype=np.float64)
     for axis, f in enumerate(factor):
-        total = np.add.reduceat(total, np.arange(0, total.shape[axis], int(f)), axis=axis)
+        total = _add_runs(total, axis, int(f))
     return (total / _block_sizes(array.shape, factor)).astype(np.float32)
+
+
+def _add_runs(total: NDArray[Any], axis: int, f: int) -> NDArray[Any]:
+    """Sum runs of `f` along an axis; where all are whole, adding slices is several times faster."""
+    if total.shape[axis] % f:
+        return np.asarray(np.add.reduceat(total, np.arange(0, total.shape[axis], f), axis=axis))
+    before = (slice(None),) * axis
+    result = total[(*before, slice(0, None, f))]
+    for k in range(1, f):
+        result = result + total[(*before, slice(k, None, f))]
+    return result
 
 
 def pool_max(array: NDArray[Any], factor: Sequence[int]) -> NDArray[Any]:
