@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clemreg.cli.console import progress_bar, result
 
+if TYPE_CHECKING:
+    from clemreg.pipeline.scene import SceneFiles
+
 app = typer.Typer(no_args_is_help=True, help="Write files that other programs open.")
 
-RunFolder = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+MaybeRunFolder = Annotated[
+    Path | None, typer.Argument(metavar="FOLDER", help="Folder of a finished run.")
+]
+EmOption = Annotated[str | None, typer.Option(help="EM image, if there is no run.")]
+LmOption = Annotated[str | None, typer.Option(help="LM image, if there is no run.")]
+TransformOption = Annotated[
+    str | None, typer.Option(help="Transform file (lm -> em), if there is no run.")
+]
 TransformFile = Annotated[str, typer.Argument(help="Transform file (lm -> em).")]
 
 
@@ -22,17 +32,60 @@ def add_to(parent: typer.Typer) -> None:
 
 @app.command()
 def bdv(
-    folder: RunFolder,
+    folder: MaybeRunFolder = None,
     out: Annotated[
         Path | None, typer.Option(help="XML file; default: FOLDER/export/bdv.xml.")
     ] = None,
+    em: EmOption = None,
+    lm: LmOption = None,
+    transform: TransformOption = None,
+    labels: Annotated[
+        list[str] | None, typer.Option(help="Label image in the EM frame; may be repeated.")
+    ] = None,
+    warp_spacing: Annotated[
+        str | None, typer.Option(help='Voxel size "x, y, z unit" of the warped EM; default: LM\'s.')
+    ] = None,
+    storage: Annotated[str, typer.Option(help="hdf5 or n5.")] = "hdf5",
+    legacy: Annotated[
+        bool, typer.Option("--legacy", help="16-bit HDF5 that Fiji from before 2023 can show.")
+    ] = False,
+    unit: Annotated[str, typer.Option(help="Unit of the world: um or nm.")] = "um",
+    append: Annotated[
+        bool, typer.Option("--append", help="Add the volumes to the dataset that is there.")
+    ] = False,
 ) -> None:
-    """BigDataViewer XML and HDF5: EM, prediction, light channels and warped EM in one frame."""
-    from clemreg.pipeline.export import export_run_bdv
+    """BigDataViewer XML with HDF5 or N5: EM, prediction, labels, light and warped EM in one world.
 
+    Either for a finished run, or for any images and transform.
+    """
+    from clemreg.pipeline.export import BdvCommand, export_bdv
+
+    files = _files(em, lm, transform, labels, warp_spacing)
+    kind: Any = "hdf5-legacy" if legacy and storage == "hdf5" else storage
+    command = BdvCommand(folder, files, out, kind, unit, append)
     with progress_bar("export") as progress:
-        path = export_run_bdv(folder, out, progress)
+        path = export_bdv(command, progress)
     result(f"wrote {path}")
+
+
+def _files(
+    em: str | None,
+    lm: str | None,
+    transform: str | None,
+    labels: list[str] | None = None,
+    warp_spacing: str | None = None,
+) -> SceneFiles | None:
+    """Return images and transform; None if none is given."""
+    from clemreg.errors import ConfigError
+    from clemreg.pipeline.scene import SceneFiles
+
+    if em is None and lm is None and transform is None:
+        return None
+    if em is None or lm is None or transform is None:
+        raise ConfigError(
+            "--em, --lm and --transform belong together", hint="give all three, or a run's folder"
+        )
+    return SceneFiles(transform, em, lm, tuple(labels or ()), warp_spacing)
 
 
 @app.command()

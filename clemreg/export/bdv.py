@@ -1,32 +1,33 @@
-"""BigDataViewer: XML and HDF5, several volumes in one physical frame."""
+"""BigDataViewer: XML with HDF5 or N5, several volumes in one physical frame."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import DataError, FrameError
+from clemreg.errors import ConfigError, DataError, FrameError
+from clemreg.export.bdv_pixels import (
+    PixelStore,
+    as_16_bit,
+    create_hdf5_store,
+    create_n5_store,
+    write_pyramids,
+)
 from clemreg.export.bdv_xml import SetupXml, dataset_xml, settings_xml
-from clemreg.export.hdf5_file import create_hdf5
 from clemreg.io.atomic import atomic_path
-from clemreg.io.writer import pooling_factor, pyramid_grids
-from clemreg.space.grid import Box, Grid
-from clemreg.space.resample import pool_mean, pool_mode
+from clemreg.io.xyz import flip_matrix
 from clemreg.space.transform import Affine
-from clemreg.volume import Labels, Volume
+from clemreg.units import nm_per
+from clemreg.volume import Volume
 
-FLIP = np.eye(4)[[2, 1, 0, 3]]
-NM_PER = {"nm": 1.0, "um": 1e3}
-CHUNK = (32, 64, 64)
-# Blocks are whole chunks; a pooled block needs eight times its voxels of the level before.
-BLOCK = (64, 256, 256)
-POOLED_BLOCK = (32, 128, 128)
+Storage = Literal["hdf5", "hdf5-legacy", "n5"]
 DTYPES = (
     "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64",
 )  # fmt: skip
@@ -65,11 +66,12 @@ def write_bdv(
     path: str | Path,
     setups: Sequence[BdvSetup],
     *,
+    storage: Storage = "hdf5",
     unit: str = "um",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write ``NAME.xml``, ``NAME.h5`` and ``NAME.settings.xml``, all three or none.
+    """Write ``NAME.xml``, ``NAME.settings.xml`` and ``NAME.h5`` or ``NAME.n5``, all or none.
 
     Parameters
     ----------
@@ -77,6 +79,9 @@ def write_bdv(
         The XML file; its name ends in ``.xml``.
     setups
         Volumes; all must end in the same world frame.
+    storage
+        ``"hdf5"`` or ``"n5"`` keep any type of `DTYPES`. ``"hdf5-legacy"`` is for Fiji from before
+        2023, which shows 16 bits only: see `as_16_bit`.
     unit
         ``"um"`` or ``"nm"``: unit of the world in the XML.
     overwrite
@@ -91,19 +96,25 @@ def write_bdv(
     FrameError
         The volumes are not brought to one frame.
     DataError
-        There is no volume, one has channels, a display range that is not finite, or a pixel type
-        that BigDataViewer does not know; or the name does not end in ``.xml``.
+        There is no volume, one has channels, a display range that is empty or not finite, or a
+        pixel type that BigDataViewer does not know; or the name does not end in ``.xml``.
+    ConfigError
+        `storage` is none of the three.
 
     Notes
     -----
-    HDF5 layout, transforms (last listed is applied first) and block-mean mipmaps as in
-    bigdataviewer-core 10; ``dataType`` is written, so any type is shown as it is. Each mipmap is
-    pooled from the one before, a block of at most 4 million voxels at a time.
+    Layout, transforms (last listed is applied first) and block-mean mipmaps as in
+    bigdataviewer-core 10; ``dataType`` is written, so any type is shown as it is. A block of at
+    most 4 million voxels a thread is in memory.
     """
     path = Path(path)
-    _check(path, setups)
-    entries = [_setup_xml(setup, unit) for setup in setups]
-    data, settings = path.with_suffix(".h5"), path.with_suffix(".settings.xml")
+    if storage not in _STORES:
+        raise ConfigError(f"cannot store as {storage!r}", hint=f"one of {', '.join(_STORES)}")
+    check_setups(path, setups)
+    setups = [legacy_setup(s) for s in setups] if storage == "hdf5-legacy" else list(setups)
+    entries = [setup_xml(setup, unit) for setup in setups]
+    suffix, open_store = _STORES[storage]
+    data, settings = path.with_suffix(suffix), path.with_suffix(".settings.xml")
     # Left in reverse: the XML, which is what people open, appears last.
     with (
         atomic_path(path, overwrite=overwrite) as xml_file,
@@ -112,8 +123,21 @@ def write_bdv(
     ):
         xml_file.write_text(dataset_xml(entries, data.name, unit), encoding="utf-8")
         settings_file.write_text(settings_xml(entries), encoding="utf-8")
-        _write_hdf5(data_file, setups, progress)
+        with open_store(data_file) as store:
+            write_pyramids(store, [(i, s.name, s.volume) for i, s in enumerate(setups)], progress)
     return path
+
+
+@contextmanager
+def _n5_store(path: Path) -> Iterator[PixelStore]:
+    yield create_n5_store(path)
+
+
+_STORES: dict[str, tuple[str, Callable[[Path], AbstractContextManager[PixelStore]]]] = {
+    "hdf5": (".h5", create_hdf5_store),
+    "hdf5-legacy": (".h5", lambda path: create_hdf5_store(path, legacy=True)),
+    "n5": (".n5", _n5_store),
+}
 
 
 def voxel_to_world(setup: BdvSetup, unit: str = "um") -> tuple[NDArray[Any], NDArray[Any]]:
@@ -121,19 +145,22 @@ def voxel_to_world(setup: BdvSetup, unit: str = "um") -> tuple[NDArray[Any], NDA
 
     Their product maps voxel indices (x, y, z) to the world.
     """
-    factor = NM_PER[unit]
-    calibration = FLIP @ setup.volume.grid.index_to_world @ FLIP
+    factor = nm_per(unit)
+    calibration = flip_matrix(setup.volume.grid.index_to_world)
     calibration[:3] /= factor
     registration = np.eye(4)
     if setup.to_world is not None:
-        registration = FLIP @ setup.to_world.matrix @ FLIP
+        registration = flip_matrix(setup.to_world.matrix)
         registration[:3, 3] /= factor
     return registration, calibration
 
 
-def _check(path: Path, setups: Sequence[BdvSetup]) -> None:
+def check_setups(path: Path, setups: Sequence[BdvSetup]) -> None:
+    """Refuse what cannot be written; see `write_bdv`."""
     if path.suffix != ".xml":
-        raise DataError(f"{path} must end in .xml", hint="the pixels go to .h5 of the same name")
+        raise DataError(
+            f"{path} must end in .xml", hint="the pixels go to .h5 or .n5 of the same name"
+        )
     if not setups:
         raise DataError(f"{path}: there is no volume to write")
     frames = {_checked_frame(setup) for setup in setups}
@@ -156,8 +183,9 @@ def _checked_frame(setup: BdvSetup) -> str:
             f"{setup.name}: BigDataViewer does not know {volume.dtype}",
             hint="convert it, for example a mask to uint8",
         )
-    if not np.isfinite(setup.window).all():
-        raise DataError(f"{setup.name}: display range {setup.window} is not finite")
+    low, high = setup.window
+    if not (np.isfinite(setup.window).all() and low < high):
+        raise DataError(f"{setup.name}: display range {setup.window} is empty or not finite")
     if move is None:
         return volume.grid.frame
     if move.source != volume.grid.frame:
@@ -167,89 +195,21 @@ def _checked_frame(setup: BdvSetup) -> str:
     return move.target
 
 
-def _setup_xml(setup: BdvSetup, unit: str) -> SetupXml:
-    registration, calibration = voxel_to_world(setup, unit)
+def legacy_setup(setup: BdvSetup) -> BdvSetup:
+    """Return a setup in 16 bits; its display range follows where values are stretched."""
+    volume = as_16_bit(setup.volume, setup.window, setup.name)
+    stretched = setup.volume.dtype.kind == "f"
+    return replace(setup, volume=volume, window=(0.0, 65535.0) if stretched else setup.window)
+
+
+def setup_xml(setup: BdvSetup, unit: str) -> SetupXml:
+    """Return what the XML says of a setup."""
     return SetupXml(
         setup.name,
         setup.volume.shape[::-1],
-        tuple(s / NM_PER[unit] for s in setup.volume.grid.spacing_nm[::-1]),
-        (registration, calibration),
+        tuple(s / nm_per(unit) for s in setup.volume.grid.spacing_nm[::-1]),
+        voxel_to_world(setup, unit),
         setup.colour,
         setup.window,
         setup.visible,
     )
-
-
-def _write_hdf5(path: Path, setups: Sequence[BdvSetup], progress: Progress | None) -> None:
-    pyramids = [pyramid_grids(setup.volume.grid, None) for setup in setups]
-    total = sum(len(_tiles(grids, level)) for grids in pyramids for level in range(len(grids)))
-    done = 0
-    with create_hdf5(path) as (file, check_disk):
-        for number, (setup, grids) in enumerate(zip(setups, pyramids, strict=True)):
-            _write_header(file, number, setup.volume, grids)
-            for _ in _write_blocks(file, number, setup.volume, grids):
-                check_disk()
-                done += 1
-                if progress is not None:
-                    progress(done, total, setup.name)
-
-
-def _tiles(grids: Sequence[Grid], level: int) -> list[Box]:
-    return list(grids[level].box.tiles(POOLED_BLOCK if level else BLOCK))
-
-
-def _chunk(grid: Grid) -> tuple[int, ...]:
-    return tuple(min(c, n) for c, n in zip(CHUNK, grid.shape, strict=True))
-
-
-def _write_header(file: Any, number: int, volume: Volume, grids: Sequence[Grid]) -> None:
-    """Write the factors and chunk sizes of all levels, x, y, z, and make their arrays."""
-    group = file.create_group(f"s{number:02d}")
-    group.attrs["dataType"] = volume.dtype.name
-    factors = [pooling_factor(grids[0], grid)[::-1] for grid in grids]
-    group["resolutions"] = np.array(factors, dtype=np.float64)
-    group["subdivisions"] = np.array([_chunk(grid)[::-1] for grid in grids], dtype=np.int32)
-    for level, grid in enumerate(grids):
-        file.create_dataset(
-            _cells(number, level),
-            shape=grid.shape,
-            dtype=volume.dtype.newbyteorder("="),
-            chunks=_chunk(grid),
-            compression="gzip",
-            compression_opts=1,
-            shuffle=True,
-        )
-
-
-def _cells(number: int, level: int) -> str:
-    return f"t00000/s{number:02d}/{level}/cells"
-
-
-def _write_blocks(
-    file: Any, number: int, volume: Volume, grids: Sequence[Grid]
-) -> Iterator[tuple[int, Box]]:
-    """Write block by block: level 0 from the volume, others from the level before; yield each."""
-    for box in _tiles(grids, 0):
-        file[_cells(number, 0)][box.slices] = volume.read(box)
-        yield 0, box
-    for level in range(1, len(grids)):
-        before = file[_cells(number, level - 1)]
-        factor = pooling_factor(grids[level - 1], grids[level])
-        for box in _tiles(grids, level):
-            fine = before[_finer(box, factor).clip(before.shape).slices]
-            file[_cells(number, level)][box.slices] = _pool(fine, factor, volume)
-            yield level, box
-
-
-def _finer(box: Box, factor: tuple[int, int, int]) -> Box:
-    start, stop = (
-        [a * f for a, f in zip(ends, factor, strict=True)] for ends in (box.start, box.stop)
-    )
-    return Box(start, stop)  # type: ignore[arg-type]
-
-
-def _pool(fine: NDArray[Any], factor: tuple[int, int, int], volume: Volume) -> NDArray[Any]:
-    if isinstance(volume, Labels):
-        return pool_mode(fine, factor)
-    mean = pool_mean(fine, factor)
-    return np.rint(mean) if volume.dtype.kind in "iu" else mean

@@ -13,6 +13,11 @@ from numpy.typing import NDArray
 
 # Characters that XML 1.0 cannot hold, escaped or not.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# Image loader of bigdataviewer-core by the suffix of the data: format, element, attributes.
+_LOADERS = {
+    ".h5": ("hdf5", {"format": "bdv.hdf5"}),
+    ".n5": ("n5", {"format": "bdv.n5", "version": "1.0"}),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,62 +48,73 @@ class SetupXml:
 
 
 def dataset_xml(setups: Sequence[SetupXml], data_name: str, unit: str) -> str:
-    """Return the text of ``NAME.xml`` (SpimData 0.2, ``bdv.hdf5``)."""
+    """Return the text of ``NAME.xml`` (SpimData 0.2); the suffix of the data says the loader."""
     root = ET.Element("SpimData", version="0.2")
-    _add(root, "BasePath", ".", type="relative")
-    sequence = _add(root, "SequenceDescription")
-    loader = _add(sequence, "ImageLoader", format="bdv.hdf5")
-    _add(loader, "hdf5", data_name, type="relative")
-    views = _add(sequence, "ViewSetups")
-    for number, setup in enumerate(setups):
+    add(root, "BasePath", ".", type="relative")
+    sequence = add(root, "SequenceDescription")
+    element, attributes = _LOADERS[data_name[-3:]]
+    add(add(sequence, "ImageLoader", **attributes), element, data_name, type="relative")
+    views = add(sequence, "ViewSetups")
+    add_views(views, add(root, "ViewRegistrations"), setups, (0, unit))
+    channels = add(views, "Attributes", name="channel")
+    add_channels(channels, setups, 0)
+    times = add(sequence, "Timepoints", type="range")
+    add(times, "first", "0")
+    add(times, "last", "0")
+    return to_text(root)
+
+
+def add_views(
+    views: Any, registrations: Any, setups: Sequence[SetupXml], first: tuple[int, str]
+) -> None:
+    """Add a ``ViewSetup`` and a ``ViewRegistration`` for each setup.
+
+    Parameters
+    ----------
+    first
+        Number of the first setup, and the unit of the world.
+    """
+    start, unit = first
+    for number, setup in enumerate(setups, start):
         _view_setup(views, number, setup, unit)
-    channels = _add(views, "Attributes", name="channel")
-    for number, setup in enumerate(setups):
-        channel = _add(channels, "Channel")
-        _add(channel, "id", str(number))
-        _add(channel, "name", setup.name)
-    times = _add(sequence, "Timepoints", type="range")
-    _add(times, "first", "0")
-    _add(times, "last", "0")
-    registrations = _add(root, "ViewRegistrations")
-    for number, setup in enumerate(setups):
         _registration(registrations, number, setup)
-    return _text(root)
+
+
+def add_channels(channels: Any, setups: Sequence[SetupXml], start: int) -> None:
+    """Add a ``Channel`` for each setup: its number and its name."""
+    for number, setup in enumerate(setups, start):
+        channel = add(channels, "Channel")
+        add(channel, "id", str(number))
+        add(channel, "name", setup.name)
 
 
 def _view_setup(parent: Any, number: int, setup: SetupXml, unit: str) -> None:
-    view = _add(parent, "ViewSetup")
-    _add(view, "id", str(number))
-    _add(view, "name", setup.name)
-    _add(view, "size", _row(setup.size))
-    voxel = _add(view, "voxelSize")
-    _add(voxel, "unit", "µm" if unit == "um" else unit)
-    _add(voxel, "size", _row(setup.voxel_size))
-    attributes = _add(view, "attributes")
-    _add(attributes, "channel", str(number))
+    view = add(parent, "ViewSetup")
+    add(view, "id", str(number))
+    add(view, "name", setup.name)
+    add(view, "size", _row(setup.size))
+    voxel = add(view, "voxelSize")
+    add(voxel, "unit", "µm" if unit == "um" else unit)
+    add(voxel, "size", _row(setup.voxel_size))
+    attributes = add(view, "attributes")
+    add(attributes, "channel", str(number))
 
 
 def _registration(parent: Any, number: int, setup: SetupXml) -> None:
-    view = _add(parent, "ViewRegistration", timepoint="0", setup=str(number))
+    view = add(parent, "ViewRegistration", timepoint="0", setup=str(number))
     names = ("registration", "calibration")
     for name, matrix in zip(names, setup.transforms, strict=True):
-        transform = _add(view, "ViewTransform", type="affine")
-        _add(transform, "Name", name)
-        _add(transform, "affine", _row(matrix[:3].ravel()))
+        transform = add(view, "ViewTransform", type="affine")
+        add(transform, "Name", name)
+        add(transform, "affine", _row(matrix[:3].ravel()))
 
 
 def settings_xml(setups: Sequence[SetupXml]) -> str:
     """Return the text of ``NAME.settings.xml``, which the viewer loads by itself."""
     root = ET.Element("Settings")
-    state = _add(root, "ViewerState")
-    sources = _add(state, "Sources")
-    groups = _add(state, "SourceGroups")
-    for number, setup in enumerate(setups):
-        active = "true" if setup.visible else "false"
-        _add(_add(sources, "Source"), "active", active)
-        group = _add(groups, "SourceGroup")
-        for tag, text in (("active", active), ("name", setup.name), ("id", str(number))):
-            _add(group, tag, text)
+    state = add(root, "ViewerState")
+    add(state, "Sources")
+    add(state, "SourceGroups")
     for tag, text in (
         ("DisplayMode", "fs"),
         ("Interpolation", "nlinear"),
@@ -106,34 +122,51 @@ def settings_xml(setups: Sequence[SetupXml]) -> str:
         ("CurrentGroup", "0"),
         ("CurrentTimePoint", "0"),
     ):
-        _add(state, tag, text)
-    assignments = _add(root, "SetupAssignments")
-    converters = _add(assignments, "ConverterSetups")
-    minmax = _add(assignments, "MinMaxGroups")
-    for number, setup in enumerate(setups):
-        _display(converters, minmax, number, setup)
-    manual = _add(root, "ManualSourceTransforms")
-    for _ in setups:
-        transform = _add(manual, "SourceTransform", type="affine")
-        _add(transform, "affine", _row(np.eye(4)[:3].ravel()))
-    _add(root, "Bookmarks")
-    return _text(root)
+        add(state, tag, text)
+    assignments = add(root, "SetupAssignments")
+    add(assignments, "ConverterSetups")
+    add(assignments, "MinMaxGroups")
+    add(root, "ManualSourceTransforms")
+    add(root, "Bookmarks")
+    add_settings(root, setups, 0)
+    return to_text(root)
 
 
-def _display(converters: Any, minmax: Any, number: int, setup: SetupXml) -> None:
+def add_settings(root: Any, setups: Sequence[SetupXml], start: int) -> None:
+    """Add source, group, colour, range and (identity) manual transform of each setup.
+
+    Parameters
+    ----------
+    start
+        Number of the first of these setups.
+    """
+    for number, setup in enumerate(setups, start):
+        active = "true" if setup.visible else "false"
+        add(add(root.find("ViewerState/Sources"), "Source"), "active", active)
+        group = add(root.find("ViewerState/SourceGroups"), "SourceGroup")
+        for tag, text in (("active", active), ("name", setup.name), ("id", str(number))):
+            add(group, tag, text)
+        _display(root.find("SetupAssignments"), number, setup)
+        transform = add(root.find("ManualSourceTransforms"), "SourceTransform", type="affine")
+        add(transform, "affine", _row(np.eye(4)[:3].ravel()))
+
+
+def _display(assignments: Any, number: int, setup: SetupXml) -> None:
     low, high = (repr(float(v)) for v in setup.window)
-    converter = _add(converters, "ConverterSetup")
+    minmax = assignments.find("MinMaxGroups")
+    group_id = str(len(minmax))
+    converter = add(assignments.find("ConverterSetups"), "ConverterSetup")
     for tag, text in (
         ("id", str(number)),
         ("min", low),
         ("max", high),
         ("color", str(_argb(setup.colour))),
-        ("groupId", str(number)),
+        ("groupId", group_id),
     ):
-        _add(converter, tag, text)
-    group = _add(minmax, "MinMaxGroup")
+        add(converter, tag, text)
+    group = add(minmax, "MinMaxGroup")
     for tag, text in (
-        ("id", str(number)),
+        ("id", group_id),
         ("fullRangeMin", "-2.147483648E9"),
         ("fullRangeMax", "2.147483647E9"),
         ("rangeMin", repr(min(float(setup.window[0]), 0.0))),
@@ -141,7 +174,7 @@ def _display(converters: Any, minmax: Any, number: int, setup: SetupXml) -> None
         ("currentMin", low),
         ("currentMax", high),
     ):
-        _add(group, tag, text)
+        add(group, tag, text)
 
 
 def _argb(colour: tuple[int, int, int]) -> int:
@@ -156,12 +189,14 @@ def _row(values: Any) -> str:
     return " ".join(repr(float(v)) if isinstance(v, float) else str(v) for v in values)
 
 
-def _add(parent: Any, tag: str, text: str | None = None, **attributes: str) -> Any:
+def add(parent: Any, tag: str, text: str | None = None, **attributes: str) -> Any:
+    """Add an element; characters that XML cannot hold become a replacement character."""
     element = ET.SubElement(parent, tag, attributes)
     element.text = None if text is None else _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
     return element
 
 
-def _text(root: Any) -> str:
+def to_text(root: Any) -> str:
+    """Return an indented XML document."""
     ET.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from clemreg.blocks.run import Progress
-from clemreg.export.bdv import BdvSetup, write_bdv
+from clemreg.errors import ConfigError
+from clemreg.export.bdv import Storage, write_bdv
+from clemreg.export.bdv_append import append_bdv
 from clemreg.export.bigwarp import SplineError, write_sampled_landmarks
 from clemreg.io.atomic import atomic_path, atomic_write_json
 from clemreg.io.elastix_files import write_elastix
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.features import open_prediction
 from clemreg.pipeline.registration import read_result
+from clemreg.pipeline.scene import (
+    Scene,
+    SceneFiles,
+    bdv_setups,
+    scene_of_files,
+    scene_of_run,
+)
 from clemreg.register.apply import covering_box
-from clemreg.register.registration import affine_of
 from clemreg.units import parse_length_nm
-from clemreg.volume import Volume
-
-COLOURS = {"mito": (255, 0, 255), "er": (0, 255, 0)}
-LM_COLOURS = ((255, 0, 255), (0, 255, 0), (0, 255, 255), (255, 255, 0))
 
 
 def export_run(context: RunContext) -> None:
@@ -33,7 +35,7 @@ def export_run(context: RunContext) -> None:
     with context.progress("export") as progress, atomic_path(context.path("export")) as folder:
         folder.mkdir(parents=True)
         if wanted.bdv:
-            write_bdv(folder / "bdv.xml", bdv_setups(context), progress=progress)
+            write_bdv(folder / "bdv.xml", bdv_setups(scene_of_run(context)), progress=progress)
         if wanted.bigwarp:
             em = context.open_em().grid
             covered = lm.crop(covering_box(transform, em, lm))
@@ -45,34 +47,76 @@ def export_run(context: RunContext) -> None:
             write_elastix(transform, folder / "elastix", lm)
 
 
-def bdv_setups(context: RunContext) -> list[BdvSetup]:
-    """EM and prediction (through the affine part), LM channels, warped EM: all in the LM frame."""
-    transform = read_result(context)
-    to_lm = affine_of(transform).inverse()
-    em = context.open_em()
-    prediction = open_prediction(context)
-    setups = [BdvSetup(em, "EM (affine)", to_lm, window=_window(em), visible=False)]
-    for name in prediction.channels or ("",):
-        part = prediction.channel(name) if name else prediction
-        title = f"prediction {name} (affine)".replace("  ", " ")
-        setups.append(BdvSetup(part, title, to_lm, (255, 160, 0), (100, 180), visible=False))
-    lm = context.open_lm()
-    for number, name in enumerate(lm.channels or ("",)):
-        part = lm.channel(name) if name else lm
-        colour = COLOURS.get(name, LM_COLOURS[number % len(LM_COLOURS)])
-        setups.append(BdvSetup(part, f"LM {name}".strip(), None, colour, _window(part)))
-    warped = context.open_output("warped_em.zarr", "lm")
-    setups.append(BdvSetup(warped, "EM warped", None, window=_window(warped)))
-    return setups
+@dataclass(frozen=True)
+class BdvCommand:
+    """What ``clemreg export bdv`` was told.
+
+    Attributes
+    ----------
+    run
+        Folder of a finished run, or None with `files`.
+    files
+        Images and transform that are no run.
+    out
+        XML file; None: ``export/bdv.xml`` of the run.
+    storage, unit
+        As in `write_bdv`.
+    append
+        Add to the dataset that is at `out`.
+    """
+
+    run: Path | None
+    files: SceneFiles | None
+    out: Path | None = None
+    storage: Storage = "hdf5"
+    unit: str = "um"
+    append: bool = False
 
 
-def export_run_bdv(folder: Path, out: Path | None, progress: Progress | None = None) -> Path:
-    """Write the BigDataViewer files of a finished run."""
+def export_bdv(command: BdvCommand, progress: Progress | None = None) -> Path:
+    """Write or grow a BigDataViewer dataset.
+
+    Raises
+    ------
+    ConfigError
+        It is not said what to export, or where to.
+    """
+    scene = open_scene(command.run, command.files)
+    out = command.out
+    if out is None and command.run is not None:
+        out = command.run / "export" / "bdv.xml"
+    if out is None:
+        raise ConfigError("it is not said where to write", hint="add --out NAME.xml")
+    if command.append:
+        return append_bdv(out, bdv_setups(scene), progress=progress)
+    return write_bdv(
+        out,
+        bdv_setups(scene),
+        storage=command.storage,
+        unit=command.unit,
+        overwrite=command.out is None,
+        progress=progress,
+    )
+
+
+def open_scene(run: Path | None, files: SceneFiles | None) -> Scene:
+    """Open a finished run, or images and transform.
+
+    Raises
+    ------
+    ConfigError
+        Neither or both are given.
+    """
     from clemreg.pipeline.run import open_run
 
-    context = open_run(folder)
-    target = out or context.path("export", "bdv.xml")
-    return write_bdv(target, bdv_setups(context), overwrite=True, progress=progress)
+    if run is not None and files is None:
+        return scene_of_run(open_run(run))
+    if files is not None and run is None:
+        return scene_of_files(files)
+    raise ConfigError(
+        "give either the folder of a run, or images and a transform",
+        hint="clemreg export ... FOLDER, or --em EM --lm LM --transform FILE",
+    )
 
 
 def export_bigwarp(transform: str, grid_of: str, out: Path, spacing: str) -> SplineError:
@@ -86,10 +130,3 @@ def export_elastix(transform: str, grid_of: str, out: Path) -> Path:
     grid = open_volume(grid_of, frame="lm").grid
     write_elastix(read_transform(transform), out, grid)
     return out
-
-
-def _window(volume: Volume) -> tuple[float, float]:
-    """Display range from the coarsest level."""
-    level = volume.levels[-1]
-    low, high = np.percentile(level.read(), [1.0, 99.8])
-    return float(low), float(max(high, low + 1))

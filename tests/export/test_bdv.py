@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from clemreg.errors import DataError, FrameError, StorageError
-from clemreg.export import bdv
+from clemreg.errors import ConfigError, DataError, FrameError, StorageError
+from clemreg.export import bdv_pixels
 from clemreg.export.bdv import BdvSetup, write_bdv
 from clemreg.export.bigwarp import write_sampled_landmarks
 from clemreg.io.transforms import read_transform
@@ -127,22 +127,22 @@ def test_every_mipmap_stands_where_its_voxels_are(tmp_path):
 
 
 def test_any_block_size_gives_the_same_pixels(tmp_path, monkeypatch):
-    grid = Grid((70, 80, 90), (4.0, 4.0, 4.0), frame="lm")
+    grid = Grid((70, 150, 140), (4.0, 4.0, 4.0), frame="lm")
     setup = BdvSetup(Volume(RNG.integers(0, 255, grid.shape).astype(np.uint8), grid), "em")
     told = []
 
     def levels(name, progress=None):
         path = write_bdv(tmp_path / name, [setup], progress=progress)
         with h5py.File(path.with_suffix(".h5")) as file:
-            return [file[f"t00000/s00/{level}/cells"][:] for level in range(2)]
+            return [file[f"t00000/s00/{level}/cells"][:] for level in range(3)]
 
     whole = levels("a.xml")
-    monkeypatch.setattr(bdv, "BLOCK", (32, 64, 64))
-    monkeypatch.setattr(bdv, "POOLED_BLOCK", (32, 64, 64))
+    monkeypatch.setattr(bdv_pixels, "BLOCK", (64, 128, 128))
+    monkeypatch.setattr(bdv_pixels, "CHUNK", (16, 32, 64))
     for one, other in zip(whole, levels("b.xml", lambda *call: told.append(call)), strict=True):
         np.testing.assert_array_equal(one, other)
     assert [done for done, *_ in told] == list(range(1, told[-1][1] + 1))
-    assert len(told) == 12 + 2
+    assert len(told) == 8 + 1
 
 
 def test_odd_names_stay_readable_xml(tmp_path):
@@ -188,11 +188,14 @@ def test_what_cannot_be_written_is_refused(tmp_path):
         ([BdvSetup(Volume(EM_PIXELS[None], EM, ("a",)), "em")], DataError, "channels"),
         ([BdvSetup(Volume(EM_PIXELS > 5, EM), "mask")], DataError, "uint8"),
         ([BdvSetup(pixels, "em", window=(0, float("nan")))], DataError, "not finite"),
+        ([BdvSetup(pixels, "em", window=(5, 5))], DataError, "empty"),
         ([], DataError, "no volume"),
     ]
     for setups, error, words in cases:
         with pytest.raises(error, match=words):
             write_bdv(tmp_path / "x.xml", setups)
+    with pytest.raises(ConfigError, match="cannot store as 'zarr'"):
+        write_bdv(tmp_path / "x.xml", [em], storage="zarr")
     with pytest.raises(DataError, match=r"must end in \.xml"):
         write_bdv(tmp_path / "x.h5", [em])
     assert list(tmp_path.iterdir()) == []
