@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clemreg.cli.console import progress_bar, result
+from clemreg.cli.console import JsonOption, progress_bar, result, write_json
 
 if TYPE_CHECKING:
     from clemreg.pipeline.scene import SceneFiles
@@ -91,15 +91,24 @@ def _files(
 @app.command()
 def bigwarp(
     transform: TransformFile,
-    out: Annotated[Path, typer.Option(help="Landmark table (.csv).")],
+    out: Annotated[Path, typer.Option(help="Landmark table (.csv) or transform file (.json).")],
     grid_of: Annotated[str, typer.Option(help="LM image over which landmarks are placed.")],
     spacing: Annotated[str, typer.Option(help="Distance between landmarks.")] = "1 um",
+    unit: Annotated[
+        str, typer.Option(help="Unit of the coordinates; nm for OME-Zarr images of clemreg.")
+    ] = "um",
+    project: Annotated[
+        Path | None, typer.Option(help="Project file (.json) that opens EM and LM with them.")
+    ] = None,
+    em: Annotated[str | None, typer.Option(help="EM image of the project.")] = None,
+    json: JsonOption = None,
 ) -> None:
     """BigWarp landmarks sampled from a transform; says how well their spline reproduces it."""
-    from clemreg.pipeline.export import export_bigwarp
+    from clemreg.pipeline.export import BigWarpCommand, export_bigwarp
 
-    error = export_bigwarp(transform, grid_of, out, spacing)
+    error = export_bigwarp(BigWarpCommand(transform, grid_of, out, spacing, unit, project, em))
     result(f"wrote {out}; thin-plate spline against transform: {error}")
+    write_json(json, {"spline_error": vars(error)})
 
 
 @app.command()

@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,10 +39,13 @@ class BigWarpFile:
         Pairs, zyx nm.
     kind
         One of `TRANSFORM_TYPES`: the transform that BigWarp makes of them.
+    masked
+        Whether BigWarp lets the transform fade out away from a mask.
     """
 
     landmarks: Landmarks
     kind: str = TRANSFORM_TYPES[0]
+    masked: bool = False
 
 
 def looks_like_bigwarp(row: Row) -> bool:
@@ -51,7 +54,9 @@ def looks_like_bigwarp(row: Row) -> bool:
     return wide and row.fields[1].lower() in ("true", "false", "1", "0", "active")
 
 
-def read_bigwarp(path: str | Path, *, unit: str = "um") -> BigWarpFile:
+def read_bigwarp(
+    path: str | Path, *, unit: str = "um", planes_nm: tuple[float, float] | None = None
+) -> BigWarpFile:
     """Read a BigWarp landmark table, or a transform or project file by its suffix ``.json``.
 
     Parameters
@@ -60,6 +65,8 @@ def read_bigwarp(path: str | Path, *, unit: str = "um") -> BigWarpFile:
         The file.
     unit
         Unit of its coordinates: that of the calibration of the images in BigWarp.
+    planes_nm
+        For landmarks that were placed in 2-D images: where these lie, z of the EM and of the LM.
 
     Returns
     -------
@@ -70,24 +77,24 @@ def read_bigwarp(path: str | Path, *, unit: str = "um") -> BigWarpFile:
     Raises
     ------
     FormatError
-        A header, a ragged row, a 2-D table, or text where a number should be.
+        A header, a ragged row, 2-D landmarks without `planes_nm`, or text where a number should be.
     MissingError
         There is no such file.
     """
     if Path(path).suffix.lower() == ".json":
-        return _read_json(Path(path), unit)
-    return BigWarpFile(landmarks_from_rows(read_rows(path, "BigWarp landmark table"), unit))
+        return _read_json(Path(path), unit, planes_nm)
+    rows = read_rows(path, "BigWarp landmark table")
+    return BigWarpFile(landmarks_from_rows(rows, unit, planes_nm))
 
 
-def landmarks_from_rows(rows: Sequence[Row], unit: str) -> Landmarks:
+def landmarks_from_rows(
+    rows: Sequence[Row], unit: str, planes_nm: tuple[float, float] | None = None
+) -> Landmarks:
     """Landmarks of a BigWarp table that is read already; see `read_bigwarp`."""
-    width = len(rows[0].fields)
-    if width == _WIDTH_2D:
-        raise FormatError(
-            f"{rows[0].path} holds 2-D BigWarp landmarks (6 columns), expected 3-D (8 columns)",
-            hint="place the landmarks in 3-D stacks",
-        )
-    check_widths(rows, _WIDTH_3D)
+    flat = len(rows[0].fields) == _WIDTH_2D
+    if flat and planes_nm is None:
+        raise _flat_error(f"{rows[0].path} holds 2-D BigWarp landmarks (6 columns)")
+    check_widths(rows, _WIDTH_2D if flat else _WIDTH_3D)
     first = rows[0].fields
     if first[1].lower() not in ("true", "false", "1", "0"):
         raise FormatError(
@@ -95,10 +102,26 @@ def landmarks_from_rows(rows: Sequence[Row], unit: str) -> Landmarks:
             "expected true or false",
             hint="BigWarp tables have no header line; remove it",
         )
-    numbers = [[row.number_or_nan(i + 2, axis) for i, axis in enumerate(_AXES)] for row in rows]
+    axes = [axis for axis in _AXES if not (flat and axis.endswith("z"))]
+    numbers = np.array([[row.number_or_nan(i + 2, a) for i, a in enumerate(axes)] for row in rows])
+    if flat and planes_nm is not None:
+        numbers = _raised(numbers, planes_nm, unit)
     names = tuple(row.fields[0] for row in rows)
     active = tuple(row.fields[1].lower() == "true" for row in rows)
-    return _landmarks(names, np.asarray(numbers), active, unit)
+    return _landmarks(names, numbers, active, unit)
+
+
+def _flat_error(found: str) -> FormatError:
+    return FormatError(
+        f"{found}, expected 3-D",
+        hint="place the landmarks in 3-D stacks, or say where the planes are",
+    )
+
+
+def _raised(flat: FloatArray, planes_nm: tuple[float, float], unit: str) -> FloatArray:
+    """Put (N, 4) moving x, y, target x, y into their planes: (N, 6) in `unit`."""
+    moving_z, target_z = (np.full(len(flat), z / nm_per(unit)) for z in planes_nm)
+    return np.column_stack([flat[:, :2], moving_z, flat[:, 2:], target_z])
 
 
 def _landmarks(
@@ -117,7 +140,7 @@ def _landmarks(
     )
 
 
-def _read_json(path: Path, unit: str) -> BigWarpFile:
+def _read_json(path: Path, unit: str, planes_nm: tuple[float, float] | None) -> BigWarpFile:
     text = read_text(path, "BigWarp transform file")
     try:
         # BigWarp overwrites without truncating, so the bytes of a longer old file may trail.
@@ -134,10 +157,18 @@ def _read_json(path: Path, unit: str) -> BigWarpFile:
     kind = document.get("type", TRANSFORM_TYPES[0])
     if kind not in TRANSFORM_TYPES:
         raise FormatError(f"{path}: unknown BigWarp transform type {kind!r}")
-    return BigWarpFile(_landmarks_from_json(path, document["landmarks"], unit), kind)
+    numbers, names, active = _table_from_json(path, document["landmarks"])
+    if numbers.shape[1] == 4:
+        if planes_nm is None:
+            raise _flat_error(f"{path} holds 2-D BigWarp landmarks")
+        numbers = _raised(numbers, planes_nm, unit)
+    return BigWarpFile(_landmarks(names, numbers, active, unit), kind, "mask" in document)
 
 
-def _landmarks_from_json(path: Path, record: dict[str, Any], unit: str) -> Landmarks:
+def _table_from_json(
+    path: Path, record: dict[str, Any]
+) -> tuple[FloatArray, tuple[str, ...], tuple[bool, ...]]:
+    """Return moving and target side by side, (N, 6) or (N, 4); names; flags."""
     try:
         moving = np.asarray(record["movingPoints"], dtype=np.float64)
         target = np.asarray(record["fixedPoints"], dtype=np.float64)
@@ -146,34 +177,44 @@ def _landmarks_from_json(path: Path, record: dict[str, Any], unit: str) -> Landm
             error
         )
     n = len(moving)
-    if moving.shape != target.shape or moving.shape != (n, 3):
+    moving, target = (p.reshape(0, 3) if p.size == 0 else p for p in (moving, target))
+    if moving.shape != target.shape or moving.shape not in ((n, 3), (n, 2)):
         raise FormatError(
             f"{path}: movingPoints {moving.shape} and fixedPoints {target.shape} must both be "
-            "(N, 3); 2-D landmarks cannot be used"
+            "(N, 3), or (N, 2)"
         )
     names = tuple(str(name) for name in record.get("names", [f"Pt-{i}" for i in range(n)]))
     active = tuple(value is True for value in record.get("active", [True] * n))
     if len(names) != n or len(active) != n:
         raise FormatError(f"{path}: {n} points, but {len(names)} names and {len(active)} flags")
-    return _landmarks(names, np.concatenate([moving, target], axis=1), active, unit)
+    return np.concatenate([moving, target], axis=1), names, active
 
 
-def write_bigwarp(landmarks: Landmarks, path: str | Path, *, unit: str = "um") -> None:
-    """Write a landmark table that BigWarp opens (EM is moving, LM is target).
+def write_bigwarp(
+    landmarks: Landmarks,
+    path: str | Path,
+    *,
+    unit: str = "um",
+    dimensions: Literal[2, 3] = 3,
+) -> None:
+    """Write landmarks that BigWarp opens (EM is moving, LM is target).
 
     Parameters
     ----------
     landmarks
         Pairs of one rater.
     path
-        The ``.csv`` file.
+        A landmark table, or, with the suffix ``.json``, a transform file (thin-plate spline).
     unit
         Unit of the coordinates: that of the calibration of the images in BigWarp.
+    dimensions
+        2 leaves z out, for landmarks that lie in one plane of each image.
 
     Raises
     ------
     DataError
-        There is more than one rater: BigWarp has no column for that.
+        There is more than one rater: BigWarp has no column for that. Or there are two dimensions
+        asked for, but the landmarks differ in z.
     StorageError
         It cannot be written.
     """
@@ -182,15 +223,63 @@ def write_bigwarp(landmarks: Landmarks, path: str | Path, *, unit: str = "um") -
             f"BigWarp has no raters, but these landmarks have {sorted(set(landmarks.rater))}",
             hint="choose one, for example landmarks.select(rater='AW')",
         )
-    numbers = np.concatenate([flip(landmarks.em_nm), flip(landmarks.lm_nm)], axis=1) / nm_per(unit)
+    moving, target = (flip(p) / nm_per(unit) for p in (landmarks.em_nm, landmarks.lm_nm))
+    if dimensions == 2:
+        moving, target = _flattened(moving), _flattened(target)
+    if Path(path).suffix.lower() == ".json":
+        record = bigwarp_transform(landmarks, moving, target)
+        atomic_write_text(Path(path), json.dumps(record, indent=1) + "\n")
+        return
     lines = []
-    on_off = np.asarray(landmarks.active)
-    for name, on, row in zip(landmarks.names, on_off, numbers, strict=True):
-        active = "true" if on and np.isfinite(row).all() else "false"
+    numbers = np.concatenate([moving, target], axis=1)
+    for name, active, row in zip(landmarks.names, _paired(landmarks), numbers, strict=True):
         quoted = name.replace('"', '""')
-        fields = [quoted, active, *(_java_double(value) for value in row)]
+        flag = "true" if active else "false"
+        fields = [quoted, flag, *(_java_double(value) for value in row)]
         lines.append(",".join(f'"{field}"' for field in fields) + "\n")
     atomic_write_text(Path(path), "".join(lines))
+
+
+def bigwarp_transform(
+    landmarks: Landmarks, moving: FloatArray, target: FloatArray
+) -> dict[str, Any]:
+    """Return BigWarp's JSON object of a thin-plate spline; unset points are infinite.
+
+    Parameters
+    ----------
+    landmarks
+        Names and flags.
+    moving, target
+        Their coordinates x, y(, z) as BigWarp will show them.
+    """
+    return {
+        "type": TRANSFORM_TYPES[0],
+        "landmarks": {
+            "type": "BigWarpLandmarks",
+            "numDimensions": moving.shape[1],
+            "movingPoints": np.where(np.isfinite(moving), moving, np.inf).tolist(),
+            "fixedPoints": np.where(np.isfinite(target), target, np.inf).tolist(),
+            "active": _paired(landmarks),
+            "names": list(landmarks.names),
+        },
+    }
+
+
+def _paired(landmarks: Landmarks) -> list[bool]:
+    """Tell which rows are active and have both points; BigWarp cannot use others."""
+    both = np.isfinite(landmarks.lm_nm).all(axis=1) & np.isfinite(landmarks.em_nm).all(axis=1)
+    flags: list[bool] = (both & np.asarray(landmarks.active)).tolist()
+    return flags
+
+
+def _flattened(points: FloatArray) -> FloatArray:
+    heights = points[np.isfinite(points).all(axis=1), 2]
+    if heights.size and np.ptp(heights) > 1e-9 * max(1.0, float(np.abs(heights).max())):
+        raise DataError(
+            f"the landmarks differ in z by {np.ptp(heights):g}, so they are not 2-D",
+            hint="write them in 3-D",
+        )
+    return points[:, :2]
 
 
 def _java_double(value: float) -> str:

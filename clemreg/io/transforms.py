@@ -200,6 +200,11 @@ _FITS: dict[str, Callable[[FloatArray, FloatArray, str, str], Affine]] = {
 
 def _from_bigwarp(file: BigWarpFile, path: str, frames: tuple[str, str]) -> Transform:
     """Make what BigWarp makes: a spline target to moving, or a fit moving to target."""
+    if file.masked:
+        raise FormatError(
+            f"{path} is a masked BigWarp transform, which is not the spline of its landmarks",
+            hint="switch the mask off in BigWarp, or export a displacement field (N5)",
+        )
     landmarks = _single_rater(file.landmarks, path).usable
     lm, em = landmarks.lm_nm, landmarks.em_nm
     if len(lm) < 4:

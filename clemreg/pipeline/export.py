@@ -9,11 +9,18 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.export.bdv import Storage, write_bdv
 from clemreg.export.bdv_append import append_bdv
-from clemreg.export.bigwarp import SplineError, write_sampled_landmarks
+from clemreg.export.bigwarp import (
+    BigWarpImage,
+    SplineError,
+    sample_landmarks,
+    write_bigwarp_project,
+    write_sampled_landmarks,
+)
 from clemreg.io.atomic import atomic_path, atomic_write_json
+from clemreg.io.bigwarp import write_bigwarp
 from clemreg.io.elastix_files import write_elastix
 from clemreg.io.transforms import read_transform
-from clemreg.io.volumes import open_volume
+from clemreg.io.volumes import describe, open_volume
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.registration import read_result
 from clemreg.pipeline.scene import (
@@ -24,7 +31,7 @@ from clemreg.pipeline.scene import (
     scene_of_run,
 )
 from clemreg.register.apply import covering_box
-from clemreg.units import parse_length_nm
+from clemreg.units import nm_per, parse_length_nm
 
 
 def export_run(context: RunContext) -> None:
@@ -119,10 +126,69 @@ def open_scene(run: Path | None, files: SceneFiles | None) -> Scene:
     )
 
 
-def export_bigwarp(transform: str, grid_of: str, out: Path, spacing: str) -> SplineError:
-    """Write BigWarp landmarks sampled from a transform file."""
-    grid = open_volume(grid_of, frame="lm").grid
-    return write_sampled_landmarks(read_transform(transform), grid, out, parse_length_nm(spacing))
+@dataclass(frozen=True)
+class BigWarpCommand:
+    """What ``clemreg export bigwarp`` was told.
+
+    Attributes
+    ----------
+    transform
+        Transform file, LM to EM.
+    grid_of
+        LM image over which landmarks are placed.
+    out
+        Landmark table (``.csv``) or transform file (``.json``).
+    spacing
+        Distance between landmarks, with unit.
+    unit
+        Unit of the coordinates; BigWarp shows the numbers of an image in the unit of its file.
+    project, em
+        Project file to write besides, and the EM image it opens.
+    """
+
+    transform: str
+    grid_of: str
+    out: Path
+    spacing: str = "1 um"
+    unit: str = "um"
+    project: Path | None = None
+    em: str | None = None
+
+
+def export_bigwarp(command: BigWarpCommand) -> SplineError:
+    """Write BigWarp landmarks sampled from a transform file, and a project if asked for.
+
+    Raises
+    ------
+    ConfigError
+        A project without the EM image, or images in different units.
+    """
+    unit = command.unit
+    if command.project is not None:
+        _check_project(command)
+    grid = open_volume(command.grid_of, frame="lm").grid
+    transform = read_transform(command.transform)
+    landmarks, error = sample_landmarks(transform, grid, parse_length_nm(command.spacing))
+    write_bigwarp(landmarks, command.out, unit=unit)
+    if command.project is not None and command.em is not None:
+        moving, target = (
+            BigWarpImage(Path(p), Path(p).name) for p in (command.em, command.grid_of)
+        )
+        write_bigwarp_project(command.project, moving, target, landmarks, unit=unit)
+    return error
+
+
+def _check_project(command: BigWarpCommand) -> None:
+    if command.em is None:
+        raise ConfigError("a BigWarp project needs the EM image", hint="add --em IMAGE")
+    for image in (command.em, command.grid_of):
+        found = describe(image).unit or "um"
+        if nm_per(found) != nm_per(command.unit):
+            raise ConfigError(
+                f"{image} is in {found}, the landmarks in {command.unit}; "
+                "BigWarp does not convert units",
+                hint="choose --unit, and give both images in one unit",
+            )
 
 
 def export_elastix(transform: str, grid_of: str, out: Path) -> Path:

@@ -118,11 +118,13 @@ def test_legacy_is_unsigned_bits_in_signed_numbers_without_a_type(tmp_path):
 
 
 def test_legacy_pools_the_unsigned_values(tmp_path):
-    grid = Grid((4, 130, 66), (4.0, 4.0, 4.0), frame="lm")
-    pixels = np.full(grid.shape, 40000, np.uint16)
-    pixels[:, ::2] = 20000
+    """Every second pair of rows is above 32767, and level 2 is made from level 1 on disk."""
+    grid = Grid((4, 260, 66), (4.0, 4.0, 4.0), frame="lm")
+    pixels = np.where(np.arange(260)[:, None] % 4 < 2, 20000, 60000).astype(np.uint16)
+    pixels = np.broadcast_to(pixels, grid.shape)
     write_bdv(tmp_path / "o.xml", [BdvSetup(Volume(pixels, grid), "v")], storage="hdf5-legacy")
-    assert np.unique(cells(tmp_path / "o.h5", 0, 1).view(np.uint16)).tolist() == [30000]
+    assert np.unique(cells(tmp_path / "o.h5", 0, 1).view(np.uint16)).tolist() == [20000, 60000]
+    assert np.unique(cells(tmp_path / "o.h5", 0, 2).view(np.uint16)).tolist() == [40000]
 
 
 def test_legacy_stretches_floats_over_their_window(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 
 import h5py
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 
 from clemreg.cli.app import run_app
-from clemreg.io.transforms import write_transform
+from clemreg.io.bigwarp import write_bigwarp
+from clemreg.io.transforms import read_transform, write_transform
 from clemreg.io.volumes import write_volume
 from clemreg.space import Affine, Grid
+from clemreg.space.landmarks import Landmarks
 from clemreg.testing import random_bspline
 from clemreg.volume import Labels, Volume
 
@@ -99,3 +102,44 @@ def test_what_to_export_must_be_said(files, capsys):
     assert "--out NAME.xml" in capsys.readouterr().err
     assert run_app(["export", "bdv", *words, "--storage", "zarr", "--out", "x.xml"]) == 1
     assert "cannot store as 'zarr'" in capsys.readouterr().err
+
+
+def test_bigwarp_table_transform_file_and_project(files, capsys):
+    folder, transform, words = files
+    t, lm = str(folder / "t.json"), str(folder / "lm.zarr")
+    bigwarp = ["export", "bigwarp", t, f"--grid-of={lm}", "--spacing", "0.3 um", "--unit=nm"]
+    stated = folder / "error.json"
+    assert run_app([*bigwarp, f"--out={folder / 'b.csv'}", f"--json={stated}"]) == 0
+    assert "thin-plate spline against transform" in capsys.readouterr().out
+    # OME-Zarr of clemreg says nanometer, so BigWarp shows nanometres.
+    points = RNG.uniform(*LM.corners_nm()[[0, -1]], (200, 3))
+    by_table = read_transform(folder / "b.csv", unit="nm")(points)
+    worst = json.loads(stated.read_text())["spline_error"]["max_nm"]
+    assert np.linalg.norm(by_table - transform(points), axis=1).max() < 2 * worst + 0.1
+    project = [f"--project={folder / 'p.json'}", words[0]]
+    assert run_app([*bigwarp, f"--out={folder / 'b.json'}", *project]) == 0
+    for name in ("b.json", "p.json"):
+        mapped = read_transform(folder / name, unit="nm")(points)
+        np.testing.assert_allclose(mapped, by_table, atol=1e-9 * 1e4)
+    sources = json.loads((folder / "p.json").read_text())["Sources"]
+    assert [s["isMoving"] for s in sources.values()] == [True, False]
+    assert sources["0"]["uri"] == (folder / "em.zarr").resolve().as_posix()
+    assert sources["1"]["name"] == "lm.zarr"
+    assert run_app([*bigwarp, f"--out={folder / 'c.csv'}", project[0]]) == 1
+    assert "--em IMAGE" in capsys.readouterr().err
+    assert run_app([*bigwarp, f"--out={folder / 'c.csv'}", *project, "--unit=um"]) == 1
+    assert "does not convert units" in capsys.readouterr().err
+    assert not (folder / "c.csv").exists()
+
+
+def test_bigwarp_landmarks_as_hold_out_set(files):
+    """Landmarks that a user set in BigWarp, off by a known vector, give that error."""
+    folder, transform, _ = files
+    lm = RNG.uniform(*LM.corners_nm()[[0, -1]], (12, 3))
+    em = transform(lm) + np.array([30.0, 0.0, 40.0])
+    write_bigwarp(Landmarks(tuple("abcdefghijkl"), lm, em), folder / "user.csv")
+    words = ["evaluate", "landmarks", f"--transform={folder / 't.json'}"]
+    words += [f"--landmarks={folder / 'user.csv'}", f"--json={folder / 'e.json'}"]
+    assert run_app(words) == 0
+    found = json.loads((folder / "e.json").read_text())["landmarks"]
+    assert found["mean_nm"] == pytest.approx(50.0, abs=1e-3)
