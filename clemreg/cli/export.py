@@ -25,6 +25,11 @@ TransformOption = Annotated[
 TransformFile = Annotated[str, typer.Argument(help="Transform file (lm -> em).")]
 
 
+UnitOption = Annotated[
+    str, typer.Option(help="Unit of the coordinates; nm for OME-Zarr images of clemreg.")
+]
+
+
 def add_to(parent: typer.Typer) -> None:
     """Attach the command group."""
     parent.add_typer(app, name="export")
@@ -94,9 +99,7 @@ def bigwarp(
     out: Annotated[Path, typer.Option(help="Landmark table (.csv) or transform file (.json).")],
     grid_of: Annotated[str, typer.Option(help="LM image over which landmarks are placed.")],
     spacing: Annotated[str, typer.Option(help="Distance between landmarks.")] = "1 um",
-    unit: Annotated[
-        str, typer.Option(help="Unit of the coordinates; nm for OME-Zarr images of clemreg.")
-    ] = "um",
+    unit: UnitOption = "um",
     project: Annotated[
         Path | None, typer.Option(help="Project file (.json) that opens EM and LM with them.")
     ] = None,
@@ -112,13 +115,40 @@ def bigwarp(
 
 
 @app.command()
+def dfield(
+    transform: TransformFile,
+    out: Annotated[Path, typer.Option(help="N5 container to write.")],
+    grid_of: Annotated[str, typer.Option(help="LM image that the field covers.")],
+    spacing: Annotated[
+        str | None, typer.Option(help="Distance between its points; default: the voxels.")
+    ] = None,
+    quantise: Annotated[
+        str | None, typer.Option(help='Store 16-bit integers, off by at most this ("0.5 nm").')
+    ] = None,
+    inverse: Annotated[
+        bool, typer.Option("--inverse", help="Write the dataset invdfield too.")
+    ] = False,
+    unit: UnitOption = "um",
+    json: JsonOption = None,
+) -> None:
+    """N5 displacement field as BigWarp and the JRC2018 templates have it."""
+    from clemreg.pipeline.interchange import FieldCommand, export_dfield
+
+    command = FieldCommand(transform, grid_of, out, spacing, quantise, inverse, unit)
+    with progress_bar("field") as progress:
+        error = export_dfield(command, progress)
+    result(f"wrote {out}; interpolated field against transform: {error}")
+    write_json(json, {"field_error": vars(error)})
+
+
+@app.command()
 def elastix(
     transform: TransformFile,
     out: Annotated[Path, typer.Option(help="Folder for TransformParameters.N.txt.")],
     grid_of: Annotated[str, typer.Option(help="LM image that gives the fixed grid.")],
 ) -> None:
     """Write elastix parameter files that transformix reads (um, x, y, z; portable names)."""
-    from clemreg.pipeline.export import export_elastix
+    from clemreg.pipeline.interchange import export_elastix
 
     result(f"wrote {export_elastix(transform, grid_of, out)}")
 
@@ -127,9 +157,12 @@ def elastix(
 def itk(
     transform: TransformFile,
     out: Annotated[Path, typer.Option(help="Transform file, .h5 or .tfm.")],
+    grid_of: Annotated[
+        str | None, typer.Option(help="LM image over which a spline or inverse is sampled.")
+    ] = None,
 ) -> None:
     """ITK composite transform (um, x, y, z), for SimpleITK, ANTs and 3D Slicer."""
-    from clemreg.io.transforms import read_transform, write_transform
+    from clemreg.pipeline.interchange import export_itk
 
-    write_transform(read_transform(transform), out)
+    export_itk(transform, out, grid_of)
     result(f"wrote {out}")

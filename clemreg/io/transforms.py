@@ -1,4 +1,4 @@
-"""Read and write transforms: clemreg's own JSON, elastix, ITK, BigWarp.
+"""Read and write transforms: clemreg's own JSON, elastix, ITK, BigWarp, N5 fields.
 
 clemreg's own format is in `clemreg.io.transform_json`, the others in `elastix_files`,
 `itk_transforms` and `bigwarp`.
@@ -21,6 +21,7 @@ from clemreg.io.elastix_files import (
     write_elastix,
 )
 from clemreg.io.itk_transforms import SUFFIXES, read_itk, write_itk
+from clemreg.io.n5_field import is_n5_field, read_n5_field
 from clemreg.io.points import read_landmarks
 from clemreg.io.tables import read_text
 from clemreg.io.transform_json import (
@@ -59,11 +60,12 @@ def read_transform(
     path
         clemreg's ``transform.json``; an elastix ``TransformParameters*.txt``, whose initial
         transform is followed; an ITK ``.h5``, ``.tfm``, ``.txt``; a landmark table or JSON of
-        BigWarp, or a landmark table of one rater, from which a thin-plate spline is made.
+        BigWarp, or a landmark table of one rater, from which a thin-plate spline is made; an N5
+        displacement field, or a container that has one.
     source, target
         Frames of the fixed (LM) and of the moving (EM) image. clemreg's own files say theirs.
     unit
-        Unit of elastix, ITK and BigWarp files. clemreg's own files say theirs.
+        Unit of elastix, ITK, BigWarp and N5 files. clemreg's own files say theirs.
 
     Returns
     -------
@@ -87,6 +89,8 @@ def read_transform(
         return read_elastix(path, source=source, target=target, unit=unit)
     if kind == "itk":
         return read_itk(path, source=source, target=target, unit=unit)
+    if kind == "n5":
+        return read_n5_field(path, source=source, target=target, unit=unit)
     landmarks = read_landmarks(path, unit=unit)
     return _from_bigwarp(BigWarpFile(landmarks), str(path), (source, target))
 
@@ -156,7 +160,9 @@ def write_transform(
 
 
 def _kind(path: Path) -> str:
-    """One of json, elastix, itk, landmarks."""
+    """One of json, elastix, itk, n5, landmarks."""
+    if is_n5_field(path):
+        return "n5"
     if not path.is_file():
         raise MissingError(f"transform file {path} is not there", hint="check the path")
     suffix = path.suffix.lower()

@@ -189,10 +189,3 @@ def _check_project(command: BigWarpCommand) -> None:
                 "BigWarp does not convert units",
                 hint="choose --unit, and give both images in one unit",
             )
-
-
-def export_elastix(transform: str, grid_of: str, out: Path) -> Path:
-    """Write a transform as elastix parameter files."""
-    grid = open_volume(grid_of, frame="lm").grid
-    write_elastix(read_transform(transform), out, grid)
-    return out

@@ -17,7 +17,7 @@ from clemreg.register.apply import covering_box, warped_volume
 from clemreg.register.registration import affine_of
 from clemreg.space.fits import best_affine
 from clemreg.space.grid import Box, Grid
-from clemreg.space.transform import Affine, Chain, FloatArray, Transform
+from clemreg.space.transform import Affine, Chain, Transform
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Labels, Volume
 
@@ -104,21 +104,20 @@ def scene_of_files(files: SceneFiles) -> Scene:
     return Scene(transform, em, lm, labels=labels, warped=warped)
 
 
-def affine_placement(scene: Scene) -> Affine:
-    """EM to LM: the affine links of the registration, or the best affine of another transform."""
-    transform = scene.transform
+def affine_part(transform: Transform, grid: Grid) -> Affine:
+    """LM to EM: the affine links of a registration, or else the best affine over an LM grid."""
     first = transform.parts[0] if isinstance(transform, Chain) else transform
     if isinstance(first, Affine):
-        return affine_of(transform).inverse()
-    box = covering_box(transform, scene.em.grid, scene.lm.grid)
-    points = _lattice(scene.lm.grid.crop(box))
-    return best_affine(transform, points).inverse()
-
-
-def _lattice(grid: Grid) -> FloatArray:
+        return affine_of(transform)
     axes = [np.linspace(-0.5, n - 0.5, 7) for n in grid.shape]
     index = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    return grid.to_world(index)
+    return best_affine(transform, grid.to_world(index))
+
+
+def affine_placement(scene: Scene) -> Affine:
+    """EM to LM by the affine part of the transform, where EM and LM overlap."""
+    box = covering_box(scene.transform, scene.em.grid, scene.lm.grid)
+    return affine_part(scene.transform, scene.lm.grid.crop(box)).inverse()
 
 
 def bdv_setups(scene: Scene) -> list[BdvSetup]:

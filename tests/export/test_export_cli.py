@@ -143,3 +143,89 @@ def test_bigwarp_landmarks_as_hold_out_set(files):
     assert run_app(words) == 0
     found = json.loads((folder / "e.json").read_text())["landmarks"]
     assert found["mean_nm"] == pytest.approx(50.0, abs=1e-3)
+
+
+def test_dfield_states_its_error(files, capsys):
+    folder, transform, _ = files
+    words = ["export", "dfield", str(folder / "t.json"), f"--grid-of={folder / 'lm.zarr'}"]
+    fine = [*words, f"--out={folder / 'f.n5'}", "--spacing=0.1 um", f"--json={folder / 'e.json'}"]
+    assert run_app([*fine, "--quantise=0.2 nm", "--unit=nm"]) == 0
+    assert "against transform: mean" in capsys.readouterr().out
+    stated = json.loads((folder / "e.json").read_text())["field_error"]["max_nm"]
+    points = RNG.uniform(*LM.corners_nm()[[0, -1]], (200, 3))
+    distance = np.linalg.norm(read_transform(folder / "f.n5")(points) - transform(points), axis=1)
+    assert distance.max() < 1.3 * stated + 0.4
+    report = folder / "c.json"
+    compare = ["evaluate", "compare", str(folder / "f.n5"), str(folder / "t.json")]
+    assert run_app([*compare, f"--grid-of={folder / 'lm.zarr'}", f"--json={report}"]) == 0
+    assert json.loads(report.read_text())["compare"]["max_nm"] < 1.3 * stated + 0.4
+    assert run_app(fine) == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.interop
+def test_itk_of_a_spline_is_sampled(files, capsys):
+    """SimpleITK maps voxel centres (um, x, y, z) where BigWarp's spline does."""
+    import SimpleITK as sitk
+
+    folder, _, _ = files
+    lm = f"--grid-of={folder / 'lm.zarr'}"
+    assert (
+        run_app(
+            [
+                "export",
+                "bigwarp",
+                str(folder / "t.json"),
+                lm,
+                f"--out={folder / 'b.csv'}",
+                "--spacing=0.5 um",
+            ]
+        )
+        == 0
+    )
+    itk = ["export", "itk", str(folder / "b.csv"), f"--out={folder / 'b.h5'}"]
+    assert run_app(itk) == 1
+    assert "--grid-of LM_IMAGE" in capsys.readouterr().err
+    assert run_app([*itk, lm]) == 0
+    read = sitk.ReadTransform(str(folder / "b.h5"))
+    spline = read_transform(folder / "b.csv")
+    for index in ([2, 3, 4], [6, 20, 11]):
+        point = LM.to_world(index)
+        found = np.array(read.TransformPoint((point[::-1] / 1e3).tolist()))[::-1] * 1e3
+        np.testing.assert_allclose(found, spline(point[None])[0], atol=1e-3)
+
+
+@pytest.mark.interop
+def test_elastix_text_read_by_hand(files):
+    """Affine and B-spline text, evaluated with SciPy from the numbers alone."""
+    from scipy.ndimage import map_coordinates
+
+    folder, transform, _ = files
+    words = ["export", "elastix", str(folder / "t.json"), f"--grid-of={folder / 'lm.zarr'}"]
+    assert run_app([*words, f"--out={folder / 'e'}"]) == 0
+
+    def keys(name):
+        lines = (folder / "e" / name).read_text().splitlines()
+        words = [line.strip("()").split(" ", 1) for line in lines if line]
+        return {key: value.replace('"', "") for key, value in words}
+
+    def numbers(record, key):
+        return np.array(record[key].split(), float)
+
+    points = RNG.uniform(*LM.corners_nm()[[0, -1]], (50, 3))
+    affine = keys("TransformParameters.0.txt")
+    p, c = numbers(affine, "TransformParameters"), numbers(affine, "CenterOfRotationPoint")
+    x = points[:, ::-1] / 1e3
+    x = (x - c) @ p[:9].reshape(3, 3).T + p[9:] + c
+    bend = keys("TransformParameters.1.txt")
+    assert bend["InitialTransformParameterFileName"] == "TransformParameters.0.txt"
+    assert bend["HowToCombineTransforms"] == "Compose"
+    size = numbers(bend, "GridSize").astype(int)
+    coefficients = numbers(bend, "TransformParameters").reshape(3, *size[::-1])
+    index = (x - numbers(bend, "GridOrigin")) / numbers(bend, "GridSpacing")
+    moved = [
+        map_coordinates(k, index[:, ::-1].T, order=3, prefilter=False, mode="constant")
+        for k in coefficients
+    ]
+    found = (x + np.stack(moved, -1))[:, ::-1] * 1e3
+    np.testing.assert_allclose(found, transform(points), atol=1e-6)
