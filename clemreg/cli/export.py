@@ -17,10 +17,16 @@ app = typer.Typer(no_args_is_help=True, help="Write files that other programs op
 MaybeRunFolder = Annotated[
     Path | None, typer.Argument(metavar="FOLDER", help="Folder of a finished run.")
 ]
-EmOption = Annotated[str | None, typer.Option(help="EM image, if there is no run.")]
-LmOption = Annotated[str | None, typer.Option(help="LM image, if there is no run.")]
-TransformOption = Annotated[
+EmOption = Annotated[str, typer.Option(help="EM image.")]
+LmOption = Annotated[str, typer.Option(help="LM image.")]
+TransformOption = Annotated[str, typer.Option(help="Transform file (lm -> em).")]
+MaybeEmOption = Annotated[str | None, typer.Option(help="EM image, if there is no run.")]
+MaybeLmOption = Annotated[str | None, typer.Option(help="LM image, if there is no run.")]
+MaybeTransformOption = Annotated[
     str | None, typer.Option(help="Transform file (lm -> em), if there is no run.")
+]
+LabelsOption = Annotated[
+    list[str] | None, typer.Option(help="Label image in the EM frame; may be repeated.")
 ]
 TransformFile = Annotated[str, typer.Argument(help="Transform file (lm -> em).")]
 
@@ -41,12 +47,10 @@ def bdv(
     out: Annotated[
         Path | None, typer.Option(help="XML file; default: FOLDER/export/bdv.xml.")
     ] = None,
-    em: EmOption = None,
-    lm: LmOption = None,
-    transform: TransformOption = None,
-    labels: Annotated[
-        list[str] | None, typer.Option(help="Label image in the EM frame; may be repeated.")
-    ] = None,
+    em: MaybeEmOption = None,
+    lm: MaybeLmOption = None,
+    transform: MaybeTransformOption = None,
+    labels: LabelsOption = None,
     warp_spacing: Annotated[
         str | None, typer.Option(help='Voxel size "x, y, z unit" of the warped EM; default: LM\'s.')
     ] = None,
@@ -112,6 +116,33 @@ def bigwarp(
     error = export_bigwarp(BigWarpCommand(transform, grid_of, out, spacing, unit, project, em))
     result(f"wrote {out}; thin-plate spline against transform: {error}")
     write_json(json, {"spline_error": vars(error)})
+
+
+@app.command()
+def mobie(
+    out: Annotated[Path, typer.Option(help="Folder for the tables.")],
+    em: EmOption,
+    lm: LmOption,
+    transform: TransformOption,
+    labels: LabelsOption = None,
+    spots: Annotated[
+        list[str] | None, typer.Option(help="Table of points in the LM frame; may be repeated.")
+    ] = None,
+    landmarks: Annotated[str | None, typer.Option(help="Landmark table, shown as spots.")] = None,
+    spot_radius: Annotated[str, typer.Option(help="Radius of the spots.")] = "50 nm",
+    field_spacing: Annotated[
+        str | None, typer.Option(help="Spacing of a field that MoBIE needs; default: LM voxels.")
+    ] = None,
+) -> None:
+    """MoBIE collection: images, labels and spots with the transform, nothing resampled."""
+    from clemreg.pipeline.scene import SceneFiles
+    from clemreg.pipeline.viewers import MobieCommand, export_mobie
+
+    files = SceneFiles(transform, em, lm, tuple(labels or ()))
+    command = MobieCommand(files, out, tuple(spots or ()), landmarks, spot_radius, field_spacing)
+    with progress_bar("export") as progress:
+        error = export_mobie(command, progress)
+    result(f"wrote {out}" + (f"; sampled field against transform: {error}" if error else ""))
 
 
 @app.command()

@@ -1,0 +1,122 @@
+"""A scene for MoBIE and other viewers that read OME-Zarr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clemreg.blocks.run import Progress
+from clemreg.errors import ConfigError
+from clemreg.export.mobie import MobieCollection, MobieImage, MobieSpots, write_mobie
+from clemreg.export.sampled_field import FieldError, field_grid
+from clemreg.io.points import read_landmarks, read_points
+from clemreg.io.transforms import read_transform
+from clemreg.io.volumes import describe, open_labels, open_volume
+from clemreg.pipeline.scene import (
+    MASK_COLOUR,
+    SceneFiles,
+    channel_colour,
+    channels_of,
+    display_window,
+)
+from clemreg.space.transform import Transform
+from clemreg.units import nm_per, parse_length_nm
+from clemreg.volume import Volume
+
+
+@dataclass(frozen=True)
+class MobieCommand:
+    """What ``clemreg export mobie`` was told.
+
+    Attributes
+    ----------
+    files
+        Images and transform. OME-Zarr in nm is named where it is, others are written beside.
+    out
+        Folder for the tables.
+    spots
+        Tables of points in the LM frame, for example localisations.
+    landmarks
+        Landmark table; the EM side is shown where the transform sends it.
+    spot_radius
+        Size of the spheres, with unit.
+    field_spacing
+        Distance between the points of a sampled field, with unit; None: the LM voxels.
+    """
+
+    files: SceneFiles
+    out: Path
+    spots: tuple[str, ...] = ()
+    landmarks: str | None = None
+    spot_radius: str = "50 nm"
+    field_spacing: str | None = None
+
+
+def export_mobie(command: MobieCommand, progress: Progress | None = None) -> FieldError | None:
+    """Write a MoBIE collection; return the error of a sampled field, if there is one."""
+    files = command.files
+    transform = read_transform(files.transform)
+    lm, em = open_volume(files.lm, frame="lm"), open_volume(files.em, frame="em")
+    places = [_place(files.lm, lm), _place(files.em, em)]
+    images = [*_lm_images(lm, places[0][0]), *_em_images(em, places[1][0])]
+    for path in files.labels:
+        labels = open_labels(path, frame="em")
+        places.append(_place(path, labels))
+        window = display_window(labels)
+        images.append(
+            MobieImage(labels.name, places[-1][0], None, "labels", MASK_COLOUR, window, in_em=True)
+        )
+    step = None if command.field_spacing is None else parse_length_nm(command.field_spacing)
+    stored = {uri: volume for uri, volume in places if volume is not None}
+    if len(stored) < sum(volume is not None for _, volume in places):
+        raise ConfigError("two images have the same name", hint="rename one of the files")
+    collection = MobieCollection(
+        tuple(images),
+        transform,
+        field_grid(lm.grid, step),
+        tuple(_spots(command, transform)),
+        stored,
+    )
+    return write_mobie(command.out, collection, progress=progress)
+
+
+def _place(path: str, volume: Volume) -> tuple[str, Volume | None]:
+    """Return the uri of an image, and the volume if it has to be written there."""
+    info = describe(path)
+    if info.format.startswith("OME-Zarr") and nm_per(info.unit) == 1.0:
+        return Path(path).resolve().as_posix(), None
+    return f"{Path(path).name.partition('.')[0]}.ome.zarr", volume
+
+
+def _lm_images(lm: Volume, uri: str) -> Iterator[MobieImage]:
+    for number, (name, part) in enumerate(channels_of(lm)):
+        yield MobieImage(
+            f"LM {name}".strip(),
+            uri,
+            number if lm.channels else None,
+            colour=channel_colour(name, number),
+            window=display_window(part),
+        )
+
+
+def _em_images(em: Volume, uri: str) -> Iterator[MobieImage]:
+    for number, (name, part) in enumerate(channels_of(em)):
+        yield MobieImage(
+            f"EM {name}".strip(),
+            uri,
+            number if em.channels else None,
+            window=display_window(part),
+            in_em=True,
+        )
+
+
+def _spots(command: MobieCommand, transform: Transform) -> Iterator[MobieSpots]:
+    radius = parse_length_nm(command.spot_radius)
+    for path in command.spots:
+        yield MobieSpots(Path(path).stem, read_points(path), radius)
+    if command.landmarks is not None:
+        marks = read_landmarks(command.landmarks).usable
+        yield MobieSpots("landmarks LM", marks.lm_nm, radius, marks.names)
+        back = transform.inverse()(marks.em_nm)
+        yield MobieSpots("landmarks EM", back, radius, marks.names)
