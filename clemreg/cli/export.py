@@ -31,6 +31,11 @@ LabelsOption = Annotated[
 TransformFile = Annotated[str, typer.Argument(help="Transform file (lm -> em).")]
 
 
+ImageArgument = Annotated[str, typer.Argument(help="Any image that clemreg opens.")]
+IsLabelsOption = Annotated[bool, typer.Option("--labels", help="The image holds ids.")]
+ColoursOption = Annotated[
+    str | None, typer.Option(help="One a channel, comma separated: magenta, green, #FF8000.")
+]
 UnitOption = Annotated[
     str, typer.Option(help="Unit of the coordinates; nm for OME-Zarr images of clemreg.")
 ]
@@ -197,3 +202,101 @@ def itk(
 
     export_itk(transform, out, grid_of)
     result(f"wrote {out}")
+
+
+@app.command()
+def ngff(
+    transform: TransformFile,
+    out: Annotated[Path, typer.Option(help="Zarr group to write.")],
+    em: EmOption,
+    lm: LmOption,
+    spacing: Annotated[
+        str | None, typer.Option(help="Distance between field points; default: the LM voxels.")
+    ] = None,
+) -> None:
+    """NGFF 0.6 scene: how two OME-Zarr images lie to each other, as affine and displacements."""
+    from clemreg.pipeline.interchange import export_ngff
+
+    with progress_bar("scene") as progress:
+        error = export_ngff(transform, out, (lm, em), spacing, progress)
+    result(f"wrote {out}" + (f"; interpolated field against transform: {error}" if error else ""))
+
+
+@app.command()
+def omezarr(
+    image: ImageArgument,
+    out: Annotated[Path, typer.Option(help="Folder to write, usually NAME.ome.zarr.")],
+    version: Annotated[str, typer.Option(help="OME-Zarr version: 0.5, or 0.4 for old Fiji.")] = (
+        "0.5"
+    ),
+    labels: IsLabelsOption = False,
+    colours: ColoursOption = None,
+) -> None:
+    """OME-Zarr with channel colours and windows, for n5-viewer, MoBIE, napari and Neuroglancer."""
+    from clemreg.pipeline.images import ImageCommand, export_ome_zarr
+
+    wanted: Any = version
+    export_ome_zarr(ImageCommand(image, out, labels, colours), wanted)
+    result(f"wrote {out}")
+
+
+@app.command()
+def imagej(
+    image: ImageArgument,
+    out: Annotated[Path, typer.Option(help="TIFF file to write.")],
+    labels: IsLabelsOption = False,
+    colours: ColoursOption = None,
+) -> None:
+    """ImageJ hyperstack with voxel size, unit, channels, colours and display ranges."""
+    from clemreg.pipeline.images import ImageCommand, export_imagej
+
+    export_imagej(ImageCommand(image, out, labels, colours))
+    result(f"wrote {out}")
+
+
+@app.command()
+def ecclem(
+    subject: Annotated[str, typer.Argument(help="Landmark table; a transform with --matrix.")],
+    out: Annotated[Path, typer.Option(help=".xml, or .csv for two tables of fiducials.")],
+    em: MaybeEmOption = None,
+    lm: MaybeLmOption = None,
+    kind: Annotated[
+        str, typer.Option(help="What ec-CLEM fits: rigid, similarity, affine, spline.")
+    ] = "similarity",
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="Write the affine part of a transform.")
+    ] = False,
+) -> None:
+    """Write ec-CLEM fiducials or a matrix; the LM is its source, the EM its target."""
+    from clemreg.pipeline.interchange import EcclemCommand, export_ecclem
+
+    for path in export_ecclem(EcclemCommand(subject, out, em, lm, kind, matrix)):
+        result(f"wrote {path}")
+
+
+@app.command()
+def neuroglancer(
+    out: Annotated[Path, typer.Option(help="State file (.json).")],
+    em: EmOption,
+    lm: LmOption,
+    transform: TransformOption,
+    labels: LabelsOption = None,
+    warped: Annotated[str | None, typer.Option(help="OME-Zarr of the warped EM.")] = None,
+    server: Annotated[str, typer.Option(help="Where the images are served.")] = (
+        "http://127.0.0.1:9000"
+    ),
+    root: Annotated[Path | None, typer.Option(help="Folder that is served.")] = None,
+    viewer: Annotated[
+        str | None, typer.Option(help="Address of a Neuroglancer; prints a link that opens it.")
+    ] = None,
+) -> None:
+    """Neuroglancer state with OME-Zarr layers, the EM placed by the affine part."""
+    from clemreg.export.neuroglancer import state_link
+    from clemreg.pipeline.scene import SceneFiles
+    from clemreg.pipeline.viewers import NeuroglancerCommand, export_neuroglancer
+
+    files = SceneFiles(transform, em, lm, tuple(labels or ()))
+    state = export_neuroglancer(NeuroglancerCommand(files, out, warped, server, root))
+    result(f"wrote {out}")
+    if viewer is not None:
+        result(state_link(state, viewer))

@@ -23,6 +23,7 @@ from clemreg.io.bigwarp import (
     read_bigwarp,
     write_bigwarp,
 )
+from clemreg.io.ecclem import read_ecclem
 from clemreg.io.tables import Row, check_widths, read_rows
 from clemreg.io.xyz import FloatArray, flip
 from clemreg.space.landmarks import Landmarks
@@ -49,12 +50,13 @@ _Value = TypeVar("_Value")
 def read_landmarks(path: str | Path, *, unit: str = "um") -> Landmarks:
     """Read corresponding points of LM and EM.
 
-    Three kinds of file are told apart by their content:
+    Four kinds of file are told apart by their content:
 
     - the COSEM table, columns ``Pt-index, Rater ID, em-x, em-y, em-z, lm-x, lm-y, lm-z``;
     - clemreg's own, the same with ``Role`` (fit or held_out), ``Active`` and the unit in the
       column names (``em-x-um``);
-    - BigWarp's landmark table, and its JSON file.
+    - BigWarp's landmark table, and its JSON file;
+    - ec-CLEM's XML of fiducials, the LM being its source.
 
     Parameters
     ----------
@@ -77,6 +79,8 @@ def read_landmarks(path: str | Path, *, unit: str = "um") -> Landmarks:
     """
     if Path(path).suffix.lower() == ".json":
         return read_bigwarp(path, unit=unit).landmarks
+    if Path(path).suffix.lower() == ".xml":
+        return read_ecclem(path, unit=unit).landmarks
     rows = read_rows(path, "landmark table")
     if looks_like_bigwarp(rows[0]):
         return landmarks_from_rows(rows, unit)

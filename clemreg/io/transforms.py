@@ -14,6 +14,7 @@ from typing import Any
 from clemreg.errors import ClemregError, DataError, FormatError, GridError, MissingError
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.bigwarp import BigWarpFile, read_bigwarp
+from clemreg.io.ecclem import is_ecclem_matrix, read_ecclem, read_ecclem_matrix
 from clemreg.io.elastix_files import (
     looks_like_elastix,
     read_elastix,
@@ -61,7 +62,7 @@ def read_transform(
         clemreg's ``transform.json``; an elastix ``TransformParameters*.txt``, whose initial
         transform is followed; an ITK ``.h5``, ``.tfm``, ``.txt``; a landmark table or JSON of
         BigWarp, or a landmark table of one rater, from which a thin-plate spline is made; an N5
-        displacement field, or a container that has one.
+        displacement field, or a container that has one; an ec-CLEM matrix or fiducial XML.
     source, target
         Frames of the fixed (LM) and of the moving (EM) image. clemreg's own files say theirs.
     unit
@@ -91,6 +92,8 @@ def read_transform(
         return read_itk(path, source=source, target=target, unit=unit)
     if kind == "n5":
         return read_n5_field(path, source=source, target=target, unit=unit)
+    if kind == "ecclem":
+        return _from_ecclem(Path(path), (source, target), unit)
     landmarks = read_landmarks(path, unit=unit)
     return _from_bigwarp(BigWarpFile(landmarks), str(path), (source, target))
 
@@ -160,7 +163,7 @@ def write_transform(
 
 
 def _kind(path: Path) -> str:
-    """One of json, elastix, itk, n5, landmarks."""
+    """One of json, elastix, itk, n5, ecclem, landmarks."""
     if is_n5_field(path):
         return "n5"
     if not path.is_file():
@@ -170,6 +173,8 @@ def _kind(path: Path) -> str:
         return "json"
     if suffix in (".csv", ".tsv"):
         return "landmarks"
+    if suffix == ".xml":
+        return "ecclem"
     if suffix in (".h5", ".hdf5", ".tfm", ".mat", ".xfm"):
         return "itk"
     with path.open("rb") as stream:
@@ -223,6 +228,17 @@ def _from_bigwarp(file: BigWarpFile, path: str, frames: tuple[str, str]) -> Tran
     if file.kind in _FITS:
         return _FITS[file.kind](em, lm, frames[1], frames[0]).inverse()
     return ThinPlateSpline(lm, em, *frames)
+
+
+def _from_ecclem(path: Path, frames: tuple[str, str], unit: str) -> Transform:
+    """Read the matrix of a result, or fit what ec-CLEM fits (LM to EM, least squares)."""
+    if is_ecclem_matrix(path):
+        return Affine(read_ecclem_matrix(path, unit=unit).matrix, *frames)
+    file = read_ecclem(path, unit=unit)
+    if file.kind == "SPLINE":
+        return _from_bigwarp(BigWarpFile(file.landmarks), str(path), frames)
+    fit = {"RIGID": fit_rigid, "SIMILARITY": fit_similarity, "AFFINE": fit_affine}[file.kind]
+    return fit(file.landmarks.lm_nm, file.landmarks.em_nm, *frames)
 
 
 def _single_rater(landmarks: Landmarks, path: str) -> Landmarks:

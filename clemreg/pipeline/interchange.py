@@ -1,20 +1,25 @@
-"""A transform for other programs: elastix, ITK, N5 displacement field."""
+"""Transforms and landmarks for other programs: elastix, ITK, N5 fields, NGFF, ec-CLEM."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, FormatError
 from clemreg.export.dfield import FieldOptions, write_n5_field
+from clemreg.export.ngff import write_scene
 from clemreg.export.sampled_field import FieldError, SampledField, field_grid
+from clemreg.io.ecclem import write_ecclem, write_ecclem_matrix, write_fiducials
 from clemreg.io.elastix_files import write_elastix
+from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform, write_transform
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.scene import affine_part
 from clemreg.space.field import DisplacementField
 from clemreg.space.grid import Grid
+from clemreg.space.transform import Affine
 from clemreg.units import parse_length_nm
 
 
@@ -94,6 +99,81 @@ def export_itk(transform: str, out: Path, grid_of: str | None) -> None:
                 f"{error.message}; it must be sampled", hint="add --grid-of LM_IMAGE"
             ) from error
         write_transform(DisplacementField.sample(read, _lm_grid(grid_of)), out)
+
+
+def export_ngff(
+    transform: str,
+    out: Path,
+    images: tuple[str, str],
+    spacing: str | None = None,
+    progress: Progress | None = None,
+) -> FieldError | None:
+    """Write an NGFF 0.6 scene of LM and EM (paths); return the error of a sampled field."""
+    relative = [Path(os.path.relpath(Path(p).resolve(), out.resolve())).as_posix() for p in images]
+    places = (relative[0], relative[1])
+    read = read_transform(transform)
+    if isinstance(read, Affine):
+        write_scene(out, read, places)
+        return None
+    field = sampled_field(transform, images[0], spacing)
+    write_scene(out, field, places, progress=progress)
+    return field.error()
+
+
+@dataclass(frozen=True)
+class EcclemCommand:
+    """What ``clemreg export ecclem`` was told.
+
+    Attributes
+    ----------
+    subject
+        Landmark table, or with `matrix` a transform file.
+    out
+        ``.xml``; or ``.csv`` for two tables of fiducials, ``NAME-lm.csv`` and ``NAME-em.csv``.
+    em, lm
+        Images whose sizes stand in the XML; the LM is also where the affine is fitted.
+    kind
+        What ec-CLEM is to fit: rigid, similarity, affine or spline.
+    matrix
+        Write the affine part of a transform instead of landmarks.
+    """
+
+    subject: str
+    out: Path
+    em: str | None = None
+    lm: str | None = None
+    kind: str = "similarity"
+    matrix: bool = False
+
+
+def export_ecclem(command: EcclemCommand) -> tuple[Path, ...]:
+    """Write for ec-CLEM, the LM being its source and the EM its target; return the files.
+
+    Raises
+    ------
+    ConfigError
+        An image is missing, or the suffix is neither ``.xml`` nor ``.csv``.
+    """
+    out = command.out
+    if command.matrix:
+        if command.lm is None:
+            raise ConfigError("the affine is fitted over the LM image", hint="add --lm IMAGE")
+        part = affine_part(read_transform(command.subject), _lm_grid(command.lm))
+        write_ecclem_matrix(part, out)
+        return (out,)
+    landmarks = read_landmarks(command.subject)
+    if out.suffix == ".csv":
+        lm, em = (out.with_name(f"{out.stem}-{side}.csv") for side in ("lm", "em"))
+        write_fiducials(landmarks, lm, em)
+        return lm, em
+    if out.suffix != ".xml" or command.lm is None or command.em is None:
+        raise ConfigError(
+            f"{out.name}: an ec-CLEM file ends in .xml and needs both images, or in .csv",
+            hint="add --em EM --lm LM, or choose --out NAME.csv",
+        )
+    grids = (_lm_grid(command.lm), open_volume(command.em, frame="em").grid)
+    write_ecclem(landmarks, out, grids, kind=command.kind.upper())
+    return (out,)
 
 
 def _lm_grid(image: str) -> Grid:

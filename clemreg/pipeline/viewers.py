@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.export.mobie import MobieCollection, MobieImage, MobieSpots, write_mobie
+from clemreg.export.neuroglancer import (
+    NeuroglancerLayer,
+    neuroglancer_state,
+    write_neuroglancer,
+)
 from clemreg.export.sampled_field import FieldError, field_grid
 from clemreg.io.points import read_landmarks, read_points
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import describe, open_labels, open_volume
+from clemreg.pipeline.images import displays_of
 from clemreg.pipeline.scene import (
     MASK_COLOUR,
     SceneFiles,
+    affine_placement,
     channel_colour,
     channels_of,
     display_window,
+    scene_of_files,
 )
-from clemreg.space.transform import Transform
+from clemreg.space.transform import Affine, Transform
 from clemreg.units import nm_per, parse_length_nm
 from clemreg.volume import Volume
 
@@ -120,3 +130,77 @@ def _spots(command: MobieCommand, transform: Transform) -> Iterator[MobieSpots]:
         yield MobieSpots("landmarks LM", marks.lm_nm, radius, marks.names)
         back = transform.inverse()(marks.em_nm)
         yield MobieSpots("landmarks EM", back, radius, marks.names)
+
+
+@dataclass(frozen=True)
+class NeuroglancerCommand:
+    """What ``clemreg export neuroglancer`` was told.
+
+    Attributes
+    ----------
+    files
+        Images (OME-Zarr) and transform; a deformation is shown by its affine part.
+    out
+        State file, ``.json``.
+    warped
+        OME-Zarr of the EM resampled onto the LM, shown as it is.
+    server
+        Address at which the folder with the images is served.
+    root
+        That folder; None: the deepest one that holds all images.
+    """
+
+    files: SceneFiles
+    out: Path
+    warped: str | None = None
+    server: str = "http://127.0.0.1:9000"
+    root: Path | None = None
+
+
+def export_neuroglancer(command: NeuroglancerCommand) -> dict[str, Any]:
+    """Write a Neuroglancer state; return it.
+
+    Raises
+    ------
+    ConfigError
+        An image is no OME-Zarr, or not below the folder that is served.
+    """
+    scene = scene_of_files(command.files)
+    paths = [command.files.lm, command.files.em, *command.files.labels]
+    paths += [command.warped] if command.warped else []
+    root = command.root or Path(os.path.commonpath([Path(p).resolve().parent for p in paths]))
+    to_lm = affine_placement(scene)
+    em_name = "EM" if isinstance(scene.transform, Affine) else "EM (affine)"
+    layers = [_layer(em_name, command.files.em, root, to_lm)]
+    layers += [_label_layer(path, root, to_lm) for path in command.files.labels]
+    if command.warped is not None:
+        layers.append(_layer("EM warped", command.warped, root, None))
+    layers.append(_layer("LM", command.files.lm, root, None))
+    state = neuroglancer_state(layers, scene.lm.grid, command.server)
+    write_neuroglancer(command.out, state)
+    return state
+
+
+def _layer(name: str, path: str, root: Path, to_world: Affine | None) -> NeuroglancerLayer:
+    volume = open_volume(path)
+    displays = tuple(displays_of(volume))
+    return NeuroglancerLayer(name, _below(path, root), displays, bool(volume.channels), to_world)
+
+
+def _label_layer(path: str, root: Path, to_world: Affine) -> NeuroglancerLayer:
+    labels = open_labels(path)
+    return NeuroglancerLayer(labels.name, _below(path, root), to_world=to_world, is_labels=True)
+
+
+def _below(path: str, root: Path) -> str:
+    if not describe(path).format.startswith("OME-Zarr"):
+        raise ConfigError(
+            f"{path} is no OME-Zarr, which Neuroglancer needs",
+            hint="convert it: clemreg export omezarr IMAGE --out IMAGE.zarr",
+        )
+    try:
+        return Path(path).resolve().relative_to(root.resolve()).as_posix()
+    except ValueError as error:
+        raise ConfigError(
+            f"{path} is not below {root}, the folder that is served", hint="choose another --root"
+        ) from error

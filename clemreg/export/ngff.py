@@ -1,0 +1,207 @@
+"""OME-Zarr images with display settings, and the transform as an NGFF 0.6 scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from clemreg.blocks.run import Progress
+from clemreg.errors import StorageError
+from clemreg.export.sampled_field import SampledField
+from clemreg.io.atomic import atomic_path
+from clemreg.io.volumes import WriteOptions, write_volume
+from clemreg.space.grid import Box, Grid
+from clemreg.space.transform import Affine, FloatArray
+from clemreg.volume import Labels, Volume
+
+VERSION = "0.6"
+FIELD = "coordinateTransformations/dfield"
+SYSTEM = "intrinsic"
+_CHUNK = (64, 64, 64)
+
+
+@dataclass(frozen=True)
+class Display:
+    """How viewers show a channel.
+
+    Attributes
+    ----------
+    name
+        Label of the channel.
+    colour
+        Red, green, blue, 0 to 255.
+    window
+        Grey values shown as black and as full colour.
+    """
+
+    name: str
+    colour: tuple[int, int, int]
+    window: tuple[float, float]
+
+
+def write_ome_zarr(
+    path: str | Path,
+    volume: Volume,
+    displays: Sequence[Display],
+    *,
+    version: Literal["0.4", "0.5"] = "0.5",
+    overwrite: bool = False,
+) -> Path:
+    """Write an OME-Zarr whose ``omero`` metadata say channel names, colours and windows.
+
+    Parameters
+    ----------
+    path
+        Folder, whole or not there.
+    volume
+        With or without channels; one without becomes a volume with one channel, since viewers
+        look for display settings by channel. `Labels` are written without.
+    displays
+        One a channel.
+    version
+        0.5 (zarr 3), or 0.4 (zarr 2) for older readers.
+    overwrite
+        Whether a folder of that name is replaced.
+
+    Raises
+    ------
+    StorageError
+        It exists and must not be replaced, or cannot be written.
+    """
+    shown = volume if volume.channels or isinstance(volume, Labels) else _as_channel(volume)
+    if shown.channels:
+        names = tuple(display.name for display in displays)
+        shown = Volume(shown.data, shown.grid, names, name=shown.name)
+    options = WriteOptions(
+        labels=isinstance(volume, Labels),
+        colours=tuple(bytes(display.colour).hex().upper() for display in displays),
+        windows=tuple(display.window for display in displays),
+    )
+    if Path(path).exists() and not overwrite:
+        raise StorageError(f"{path} exists already", hint="choose another name or remove it")
+    write_volume(path, shown, format="zarr2" if version == "0.4" else "zarr", options=options)
+    return Path(path)
+
+
+def _as_channel(volume: Volume) -> Volume:
+    return Volume(_OneChannel(volume), volume.grid, (volume.name or "0",), name=volume.name)
+
+
+@dataclass(frozen=True, eq=False)
+class _OneChannel:
+    volume: Volume
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1, *self.volume.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.volume.dtype
+
+    def __getitem__(self, key: Any, /) -> Any:
+        return np.asarray(self.volume.data[key[1:]])[None][key[0]]
+
+
+def write_scene(
+    path: str | Path,
+    registration: Affine | SampledField,
+    images: tuple[str, str],
+    *,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a zarr group whose NGFF 0.6 ``scene`` says how LM and EM lie to each other.
+
+    Parameters
+    ----------
+    path
+        Folder of the group.
+    registration
+        LM to EM; a field is stored in the group, displacements first, then its affine part.
+    images
+        Paths or URLs of LM and EM, relative to the group; both in nm.
+    overwrite
+        Whether a folder of that name is replaced.
+    progress
+        Told of the blocks of a field.
+
+    Raises
+    ------
+    StorageError
+        It exists and must not be replaced, or cannot be written.
+
+    Notes
+    -----
+    NGFF 0.6 (RFC-5): a transformation maps coordinates of ``input`` (LM) to those of ``output``
+    (EM), voxel centres at whole indices; matrices and vectors in the axis order z, y, x. Viewers
+    that do not know scenes yet show the images as they are.
+    """
+    import zarr
+
+    lm, em = ({"path": image, "name": SYSTEM} for image in images)
+    ends = {"input": lm, "output": em, "name": "clemreg registration, LM to EM"}
+    with atomic_path(path, overwrite=overwrite) as partial:
+        group = zarr.open_group(str(partial), mode="w", zarr_format=3)
+        if isinstance(registration, Affine):
+            step: dict[str, Any] = {**_affine(registration), **ends}
+        else:
+            _write_field(partial / FIELD, registration, progress)
+            steps: list[dict[str, Any]] = [
+                {"type": "displacements", "path": FIELD, "interpolation": "linear"}
+            ]
+            if registration.affine is not None:
+                steps.append(_affine(registration.affine))
+            step = {"type": "sequence", "transformations": steps, **ends}
+        scene: dict[str, Any] = {"coordinateTransformations": [step]}
+        group.attrs.update({"ome": {"version": VERSION, "scene": scene}})
+    return Path(path)
+
+
+def _affine(affine: Affine) -> dict[str, Any]:
+    return {"type": "affine", "affine": affine.matrix[:3].tolist()}
+
+
+def _write_field(folder: Path, field: SampledField, progress: Progress | None) -> None:
+    """Write the displacements (component, z, y, x), components z, y, x in nm."""
+    import zarr
+
+    group = zarr.open_group(str(folder), mode="w", zarr_format=3)
+    shape = (3, *field.grid.shape)
+    array = group.create_array(
+        "s0",
+        shape=shape,
+        chunks=tuple(min(n, c) for n, c in zip(shape, (3, *_CHUNK), strict=True)),
+        dtype=np.float32,
+        dimension_names=["d", "z", "y", "x"],
+    )
+
+    def store(box: Box, displacement: FloatArray) -> None:
+        array[(slice(None), *box.slices)] = np.moveaxis(displacement, -1, 0).astype(np.float32)
+
+    field.write(store, _CHUNK, progress)
+    metadata: dict[str, Any] = {"version": VERSION, "multiscales": [_field_multiscale(field.grid)]}
+    group.attrs.update({"ome": metadata})
+
+
+def _field_multiscale(grid: Grid) -> dict[str, Any]:
+    axes: list[dict[str, Any]] = [{"name": "d", "type": "displacement", "discrete": True}]
+    axes += [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+    placement = {
+        "type": "sequence",
+        "input": {"path": "s0"},
+        "output": {"name": SYSTEM},
+        "transformations": [
+            {"type": "scale", "scale": [1.0, *grid.spacing_nm]},
+            {"type": "translation", "translation": [0.0, *grid.origin_nm]},
+        ],
+    }
+    return {
+        "name": "displacements",
+        "coordinateSystems": [{"name": SYSTEM, "axes": axes}],
+        "datasets": [{"path": "s0", "coordinateTransformations": [placement]}],
+    }
