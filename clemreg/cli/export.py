@@ -19,7 +19,6 @@ MaybeRunFolder = Annotated[
 ]
 EmOption = Annotated[str, typer.Option(help="EM image.")]
 LmOption = Annotated[str, typer.Option(help="LM image.")]
-TransformOption = Annotated[str, typer.Option(help="Transform file (lm -> em).")]
 MaybeEmOption = Annotated[str | None, typer.Option(help="EM image, if there is no run.")]
 MaybeLmOption = Annotated[str | None, typer.Option(help="LM image, if there is no run.")]
 MaybeTransformOption = Annotated[
@@ -126,9 +125,10 @@ def bigwarp(
 @app.command()
 def mobie(
     out: Annotated[Path, typer.Option(help="Folder for the tables.")],
-    em: EmOption,
-    lm: LmOption,
-    transform: TransformOption,
+    folder: MaybeRunFolder = None,
+    em: MaybeEmOption = None,
+    lm: MaybeLmOption = None,
+    transform: MaybeTransformOption = None,
     labels: LabelsOption = None,
     spots: Annotated[
         list[str] | None, typer.Option(help="Table of points in the LM frame; may be repeated.")
@@ -140,10 +140,10 @@ def mobie(
     ] = None,
 ) -> None:
     """MoBIE collection: images, labels and spots with the transform, nothing resampled."""
-    from clemreg.pipeline.scene import SceneFiles
+    from clemreg.pipeline.export import scene_files
     from clemreg.pipeline.viewers import MobieCommand, export_mobie
 
-    files = SceneFiles(transform, em, lm, tuple(labels or ()))
+    files = scene_files(folder, _files(em, lm, transform, labels))
     command = MobieCommand(files, out, tuple(spots or ()), landmarks, spot_radius, field_spacing)
     with progress_bar("export") as progress:
         error = export_mobie(command, progress)
@@ -277,9 +277,10 @@ def ecclem(
 @app.command()
 def neuroglancer(
     out: Annotated[Path, typer.Option(help="State file (.json).")],
-    em: EmOption,
-    lm: LmOption,
-    transform: TransformOption,
+    folder: MaybeRunFolder = None,
+    em: MaybeEmOption = None,
+    lm: MaybeLmOption = None,
+    transform: MaybeTransformOption = None,
     labels: LabelsOption = None,
     warped: Annotated[str | None, typer.Option(help="OME-Zarr of the warped EM.")] = None,
     server: Annotated[str, typer.Option(help="Where the images are served.")] = (
@@ -292,10 +293,12 @@ def neuroglancer(
 ) -> None:
     """Neuroglancer state with OME-Zarr layers, the EM placed by the affine part."""
     from clemreg.export.neuroglancer import state_link
-    from clemreg.pipeline.scene import SceneFiles
+    from clemreg.pipeline.export import scene_files
     from clemreg.pipeline.viewers import NeuroglancerCommand, export_neuroglancer
 
-    files = SceneFiles(transform, em, lm, tuple(labels or ()))
+    files = scene_files(folder, _files(em, lm, transform, labels))
+    if folder is not None and warped is None:
+        warped = str(folder / "warped_em.zarr")
     state = export_neuroglancer(NeuroglancerCommand(files, out, warped, server, root))
     result(f"wrote {out}")
     if viewer is not None:

@@ -27,6 +27,7 @@ from clemreg.pipeline.scene import (
     Scene,
     SceneFiles,
     bdv_setups,
+    files_of_run,
     scene_of_files,
     scene_of_run,
 )
@@ -118,8 +119,23 @@ def open_scene(run: Path | None, files: SceneFiles | None) -> Scene:
 
     if run is not None and files is None:
         return scene_of_run(open_run(run))
+    return scene_of_files(scene_files(run, files))
+
+
+def scene_files(run: Path | None, files: SceneFiles | None) -> SceneFiles:
+    """Return the files of a finished run, or those that are given.
+
+    Raises
+    ------
+    ConfigError
+        Neither or both are given.
+    """
+    from clemreg.pipeline.run import open_run
+
+    if run is not None and files is None:
+        return files_of_run(open_run(run))
     if files is not None and run is None:
-        return scene_of_files(files)
+        return files
     raise ConfigError(
         "give either the folder of a run, or images and a transform",
         hint="clemreg export ... FOLDER, or --em EM --lm LM --transform FILE",

@@ -65,6 +65,8 @@ class SceneFiles:
         Label images in the EM frame.
     warp_spacing
         ``"x, y, z unit"``: voxel size of the warped EM; None: that of the LM.
+    em_spacing, lm_spacing
+        ``"x, y, z unit"`` for images that do not say their voxel size, or say it wrong.
     """
 
     transform: str
@@ -72,6 +74,35 @@ class SceneFiles:
     lm: str
     labels: tuple[str, ...] = ()
     warp_spacing: str | None = None
+    em_spacing: str | None = None
+    lm_spacing: str | None = None
+
+    def open_em(self) -> Volume:
+        """Open the EM, frame ``"em"``."""
+        return _open(self.em, self.em_spacing, "em")
+
+    def open_lm(self) -> Volume:
+        """Open the LM, frame ``"lm"``."""
+        return _open(self.lm, self.lm_spacing, "lm")
+
+
+def _open(path: str, spacing: str | None, frame: str) -> Volume:
+    override = None if spacing is None else parse_xyz_nm(spacing)
+    return open_volume(path, spacing_nm=override, frame=frame)
+
+
+def files_of_run(context: RunContext) -> SceneFiles:
+    """Name the images and the transform of a finished run."""
+    config = context.config
+    em, lm = context.input(config.em.path), context.input(config.lm.path)
+    transform = context.path("registration", "transform.json")
+    return SceneFiles(
+        str(transform),
+        str(em),
+        str(lm),
+        em_spacing=config.em.voxel_size,
+        lm_spacing=config.lm.voxel_size,
+    )
 
 
 def scene_of_run(context: RunContext) -> Scene:
@@ -94,7 +125,7 @@ def scene_of_files(files: SceneFiles) -> Scene:
         The transform sends the LM elsewhere than to the EM.
     """
     transform = read_transform(files.transform)
-    em, lm = open_volume(files.em, frame="em"), open_volume(files.lm, frame="lm")
+    em, lm = files.open_em(), files.open_lm()
     em = em.channel(0) if em.channels else em
     labels = tuple(open_labels(path, frame="em") for path in files.labels)
     onto = lm.grid.crop(covering_box(transform, em.grid, lm.grid))

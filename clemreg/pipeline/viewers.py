@@ -67,8 +67,8 @@ def export_mobie(command: MobieCommand, progress: Progress | None = None) -> Fie
     """Write a MoBIE collection; return the error of a sampled field, if there is one."""
     files = command.files
     transform = read_transform(files.transform)
-    lm, em = open_volume(files.lm, frame="lm"), open_volume(files.em, frame="em")
-    places = [_place(files.lm, lm), _place(files.em, em)]
+    lm, em = files.open_lm(), files.open_em()
+    places = [_place(files.lm, lm, files.lm_spacing), _place(files.em, em, files.em_spacing)]
     images = [*_lm_images(lm, places[0][0]), *_em_images(em, places[1][0])]
     for path in files.labels:
         labels = open_labels(path, frame="em")
@@ -91,10 +91,10 @@ def export_mobie(command: MobieCommand, progress: Progress | None = None) -> Fie
     return write_mobie(command.out, collection, progress=progress)
 
 
-def _place(path: str, volume: Volume) -> tuple[str, Volume | None]:
+def _place(path: str, volume: Volume, spacing: str | None = None) -> tuple[str, Volume | None]:
     """Return the uri of an image, and the volume if it has to be written there."""
     info = describe(path)
-    if info.format.startswith("OME-Zarr") and nm_per(info.unit) == 1.0:
+    if spacing is None and info.format.startswith("OME-Zarr") and nm_per(info.unit or "um") == 1.0:
         return Path(path).resolve().as_posix(), None
     return f"{Path(path).name.partition('.')[0]}.ome.zarr", volume
 
