@@ -35,6 +35,9 @@ IsLabelsOption = Annotated[bool, typer.Option("--labels", help="The image holds 
 ColoursOption = Annotated[
     str | None, typer.Option(help="One a channel, comma separated: magenta, green, #FF8000.")
 ]
+RaterOption = Annotated[
+    str | None, typer.Option(help="Whose landmarks, if the table has several raters.")
+]
 UnitOption = Annotated[
     str, typer.Option(help="Unit of the coordinates; nm for OME-Zarr images of clemreg.")
 ]
@@ -103,9 +106,17 @@ def _files(
 
 @app.command()
 def bigwarp(
-    transform: TransformFile,
     out: Annotated[Path, typer.Option(help="Landmark table (.csv) or transform file (.json).")],
-    grid_of: Annotated[str, typer.Option(help="LM image over which landmarks are placed.")],
+    transform: Annotated[
+        str | None, typer.Argument(help="Transform file (lm -> em) to sample.")
+    ] = None,
+    grid_of: Annotated[
+        str | None, typer.Option(help="LM image over which landmarks are placed.")
+    ] = None,
+    landmarks: Annotated[
+        str | None, typer.Option(help="Convert this landmark table instead.")
+    ] = None,
+    rater: RaterOption = None,
     spacing: Annotated[str, typer.Option(help="Distance between landmarks.")] = "1 um",
     unit: UnitOption = "um",
     project: Annotated[
@@ -117,9 +128,10 @@ def bigwarp(
     """BigWarp landmarks sampled from a transform; says how well their spline reproduces it."""
     from clemreg.pipeline.export import BigWarpCommand, export_bigwarp
 
-    error = export_bigwarp(BigWarpCommand(transform, grid_of, out, spacing, unit, project, em))
-    result(f"wrote {out}; thin-plate spline against transform: {error}")
-    write_json(json, {"spline_error": vars(error)})
+    command = BigWarpCommand(out, transform, grid_of, landmarks, rater, spacing, unit, project, em)
+    error = export_bigwarp(command)
+    result(f"wrote {out}" + (f"; thin-plate spline against transform: {error}" if error else ""))
+    write_json(json, {"spline_error": vars(error) if error else None})
 
 
 @app.command()
@@ -266,11 +278,12 @@ def ecclem(
     matrix: Annotated[
         bool, typer.Option("--matrix", help="Write the affine part of a transform.")
     ] = False,
+    rater: RaterOption = None,
 ) -> None:
     """Write ec-CLEM fiducials or a matrix; the LM is its source, the EM its target."""
     from clemreg.pipeline.interchange import EcclemCommand, export_ecclem
 
-    for path in export_ecclem(EcclemCommand(subject, out, em, lm, kind, matrix)):
+    for path in export_ecclem(EcclemCommand(subject, out, em, lm, kind, matrix, rater)):
         result(f"wrote {path}")
 
 

@@ -49,7 +49,8 @@ def write_fiducials(landmarks: Landmarks, lm: Path, em: Path, *, unit: str = "um
     Parameters
     ----------
     landmarks
-        Pairs; those that are not active or not set are left out, since ec-CLEM pairs by row.
+        Pairs of one rater; those that are not active or not set are left out, since ec-CLEM pairs
+        by row.
     lm, em
         The two ``.csv`` files.
     unit
@@ -58,7 +59,7 @@ def write_fiducials(landmarks: Landmarks, lm: Path, em: Path, *, unit: str = "um
     Raises
     ------
     DataError
-        No pair is usable.
+        No pair is usable, or there are several raters.
     """
     usable = _usable(landmarks)
     for path, points in ((lm, usable.lm_nm), (em, usable.em_nm)):
@@ -119,7 +120,7 @@ def write_ecclem(
     Parameters
     ----------
     landmarks
-        Pairs; only usable ones are written.
+        Pairs of one rater; only usable ones are written.
     path
         The ``.xml`` file.
     grids
@@ -134,7 +135,7 @@ def write_ecclem(
     Raises
     ------
     DataError
-        The kind is unknown, or no pair is usable.
+        The kind is unknown, no pair is usable, or there are several raters.
     """
     if kind not in KINDS:
         known = ", ".join(KINDS)
@@ -161,6 +162,11 @@ def _usable(landmarks: Landmarks) -> Landmarks:
     usable = landmarks.usable
     if not len(usable):
         raise DataError("no landmark pair is active and set on both sides")
+    if len(usable.raters) > 1:
+        raise DataError(
+            f"ec-CLEM has no raters, but these landmarks have {sorted(usable.raters)}",
+            hint="choose one, for example --rater AW",
+        )
     return usable
 
 

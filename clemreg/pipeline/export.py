@@ -19,6 +19,7 @@ from clemreg.export.bigwarp import (
 from clemreg.io.atomic import atomic_path, atomic_write_json
 from clemreg.io.bigwarp import write_bigwarp
 from clemreg.io.elastix_files import write_elastix
+from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import describe, open_volume
 from clemreg.pipeline.context import RunContext
@@ -32,6 +33,7 @@ from clemreg.pipeline.scene import (
     scene_of_run,
 )
 from clemreg.register.apply import covering_box
+from clemreg.space.landmarks import Landmarks
 from clemreg.units import nm_per, parse_length_nm
 
 
@@ -148,55 +150,75 @@ class BigWarpCommand:
 
     Attributes
     ----------
-    transform
-        Transform file, LM to EM.
-    grid_of
-        LM image over which landmarks are placed.
     out
         Landmark table (``.csv``) or transform file (``.json``).
+    transform, grid_of
+        Transform file, LM to EM, and the LM image over which landmarks are placed.
+    landmarks, rater
+        Instead: a landmark table to convert, and whose landmarks.
     spacing
         Distance between landmarks, with unit.
     unit
         Unit of the coordinates; BigWarp shows the numbers of an image in the unit of its file.
     project, em
-        Project file to write besides, and the EM image it opens.
+        Project file to write besides, and the EM image it opens; the LM image is `grid_of`.
     """
 
-    transform: str
-    grid_of: str
     out: Path
+    transform: str | None = None
+    grid_of: str | None = None
+    landmarks: str | None = None
+    rater: str | None = None
     spacing: str = "1 um"
     unit: str = "um"
     project: Path | None = None
     em: str | None = None
 
 
-def export_bigwarp(command: BigWarpCommand) -> SplineError:
-    """Write BigWarp landmarks sampled from a transform file, and a project if asked for.
+def export_bigwarp(command: BigWarpCommand) -> SplineError | None:
+    """Write BigWarp landmarks, and a project if asked for.
+
+    Returns
+    -------
+    SplineError or None
+        How well the spline reproduces the transform, if landmarks were sampled from one.
 
     Raises
     ------
     ConfigError
-        A project without the EM image, or images in different units.
+        It is not said where landmarks come from; a project without its images, or with images in
+        different units.
     """
-    unit = command.unit
     if command.project is not None:
         _check_project(command)
-    grid = open_volume(command.grid_of, frame="lm").grid
-    transform = read_transform(command.transform)
-    landmarks, error = sample_landmarks(transform, grid, parse_length_nm(command.spacing))
-    write_bigwarp(landmarks, command.out, unit=unit)
-    if command.project is not None and command.em is not None:
+    landmarks, error = _bigwarp_landmarks(command)
+    write_bigwarp(landmarks, command.out, unit=command.unit)
+    if command.project is not None:
         moving, target = (
-            BigWarpImage(Path(p), Path(p).name) for p in (command.em, command.grid_of)
+            BigWarpImage(Path(str(p)), Path(str(p)).name) for p in (command.em, command.grid_of)
         )
-        write_bigwarp_project(command.project, moving, target, landmarks, unit=unit)
+        write_bigwarp_project(command.project, moving, target, landmarks, unit=command.unit)
     return error
 
 
+def _bigwarp_landmarks(command: BigWarpCommand) -> tuple[Landmarks, SplineError | None]:
+    if command.landmarks is not None and command.transform is None:
+        return read_landmarks(command.landmarks).select(rater=command.rater), None
+    if command.transform is None or command.grid_of is None or command.landmarks is not None:
+        raise ConfigError(
+            "landmarks come from a transform over an LM image, or from a table",
+            hint="clemreg export bigwarp TRANSFORM --grid-of LM, or --landmarks TABLE",
+        )
+    grid = open_volume(command.grid_of, frame="lm").grid
+    transform = read_transform(command.transform)
+    return sample_landmarks(transform, grid, parse_length_nm(command.spacing))
+
+
 def _check_project(command: BigWarpCommand) -> None:
-    if command.em is None:
-        raise ConfigError("a BigWarp project needs the EM image", hint="add --em IMAGE")
+    if command.em is None or command.grid_of is None:
+        raise ConfigError(
+            "a BigWarp project needs both images", hint="add --em IMAGE and --grid-of LM_IMAGE"
+        )
     for image in (command.em, command.grid_of):
         found = describe(image).unit or "um"
         if nm_per(found) != nm_per(command.unit):

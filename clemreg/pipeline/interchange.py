@@ -136,6 +136,8 @@ class EcclemCommand:
         What ec-CLEM is to fit: rigid, similarity, affine or spline.
     matrix
         Write the affine part of a transform instead of landmarks.
+    rater
+        Whose landmarks, where there are several raters.
     """
 
     subject: str
@@ -144,6 +146,7 @@ class EcclemCommand:
     lm: str | None = None
     kind: str = "similarity"
     matrix: bool = False
+    rater: str | None = None
 
 
 def export_ecclem(command: EcclemCommand) -> tuple[Path, ...]:
@@ -161,7 +164,7 @@ def export_ecclem(command: EcclemCommand) -> tuple[Path, ...]:
         part = affine_part(read_transform(command.subject), _lm_grid(command.lm))
         write_ecclem_matrix(part, out)
         return (out,)
-    landmarks = read_landmarks(command.subject)
+    landmarks = read_landmarks(command.subject).select(rater=command.rater)
     if out.suffix == ".csv":
         lm, em = (out.with_name(f"{out.stem}-{side}.csv") for side in ("lm", "em"))
         write_fiducials(landmarks, lm, em)

@@ -168,7 +168,7 @@ def export_neuroglancer(command: NeuroglancerCommand) -> dict[str, Any]:
     scene = scene_of_files(command.files)
     paths = [command.files.lm, command.files.em, *command.files.labels]
     paths += [command.warped] if command.warped else []
-    root = command.root or Path(os.path.commonpath([Path(p).resolve().parent for p in paths]))
+    root = command.root or Path(os.path.commonpath([Path(p).absolute().parent for p in paths]))
     to_lm = affine_placement(scene)
     em_name = "EM" if isinstance(scene.transform, Affine) else "EM (affine)"
     layers = [_layer(em_name, command.files.em, root, to_lm)]
@@ -199,7 +199,7 @@ def _below(path: str, root: Path) -> str:
             hint="convert it: clemreg export omezarr IMAGE --out IMAGE.zarr",
         )
     try:
-        return Path(path).resolve().relative_to(root.resolve()).as_posix()
+        return Path(path).absolute().relative_to(root.absolute()).as_posix()
     except ValueError as error:
         raise ConfigError(
             f"{path} is not below {root}, the folder that is served", hint="choose another --root"

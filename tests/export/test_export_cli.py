@@ -11,6 +11,8 @@ import pytest
 
 from clemreg.cli.app import run_app
 from clemreg.io.bigwarp import write_bigwarp
+from clemreg.io.ecclem import read_fiducials
+from clemreg.io.points import read_landmarks, write_landmarks
 from clemreg.io.transforms import read_transform, write_transform
 from clemreg.io.volumes import write_volume
 from clemreg.space import Affine, Grid
@@ -126,7 +128,7 @@ def test_bigwarp_table_transform_file_and_project(files, capsys):
     assert sources["0"]["uri"] == (folder / "em.zarr").resolve().as_posix()
     assert sources["1"]["name"] == "lm.zarr"
     assert run_app([*bigwarp, f"--out={folder / 'c.csv'}", project[0]]) == 1
-    assert "--em IMAGE" in capsys.readouterr().err
+    assert "needs both images" in capsys.readouterr().err
     assert run_app([*bigwarp, f"--out={folder / 'c.csv'}", *project, "--unit=um"]) == 1
     assert "does not convert units" in capsys.readouterr().err
     assert not (folder / "c.csv").exists()
@@ -229,3 +231,40 @@ def test_elastix_text_read_by_hand(files):
     ]
     found = (x + np.stack(moved, -1))[:, ::-1] * 1e3
     np.testing.assert_allclose(found, transform(points), atol=1e-6)
+
+
+def test_landmark_tables_for_bigwarp_and_ecclem(files, capsys):
+    folder, transform, words = files
+    lm = RNG.uniform(*LM.corners_nm()[[0, -1]], (3, 3))
+    marks = Landmarks(
+        tuple("abc") * 2,
+        np.tile(lm, (2, 1)),
+        np.tile(transform(lm), (2, 1)),
+        rater=("AW",) * 3 + ("JB",) * 3,
+    )
+    write_landmarks(marks, folder / "l.csv")
+    table = ["export", "bigwarp", f"--landmarks={folder / 'l.csv'}", f"--out={folder / 'b.csv'}"]
+    assert run_app(table) == 1
+    assert "no raters" in capsys.readouterr().err
+    assert run_app([*table, "--rater=JB"]) == 0
+    found = read_landmarks(folder / "b.csv")
+    assert found.names == ("a", "b", "c")
+    np.testing.assert_allclose(found.em_nm, transform(lm), rtol=1e-12)
+    assert run_app(["export", "bigwarp", f"--out={folder / 'c.csv'}"]) == 1
+    assert "or --landmarks TABLE" in capsys.readouterr().err
+    ecclem = ["export", "ecclem", str(folder / "l.csv")]
+    assert run_app([*ecclem, f"--out={folder / 'e.xml'}", *words[:2]]) == 1
+    assert "no raters" in capsys.readouterr().err
+    assert run_app([*ecclem, f"--out={folder / 'e.xml'}", *words[:2], "--rater=AW"]) == 0
+    np.testing.assert_allclose(read_landmarks(folder / "e.xml").lm_nm, lm, rtol=1e-12)
+    assert run_app([*ecclem, f"--out={folder / 'f.csv'}", "--rater=AW"]) == 0
+    pairs = read_fiducials(folder / "f-lm.csv", folder / "f-em.csv")
+    np.testing.assert_allclose(pairs.em_nm, transform(lm), rtol=1e-12)
+    assert run_app([*ecclem, f"--out={folder / 'e.xml'}", "--rater=AW"]) == 1
+    assert "needs both images" in capsys.readouterr().err
+    matrix = ["export", "ecclem", str(folder / "t.json"), "--matrix", f"--out={folder / 'm.xml'}"]
+    assert run_app(matrix) == 1
+    assert "--lm IMAGE" in capsys.readouterr().err
+    assert run_app([*matrix, words[1]]) == 0
+    affine = read_transform(folder / "m.xml")
+    np.testing.assert_allclose(affine.matrix, transform.parts[0].matrix, atol=1e-9)
