@@ -17,7 +17,7 @@ TransformOption = Annotated[
     str,
     typer.Option(
         "--transform",
-        help="transform.json, elastix TransformParameters*.txt, ITK .h5/.tfm, BigWarp table.",
+        help="transform.json, elastix TransformParameters*.txt, ITK .h5/.tfm, BigWarp, N5 field.",
     ),
 ]
 MaskOption = Annotated[

@@ -18,6 +18,8 @@ COMMANDS = [
     "demo", "run", "init", "info", "doctor", "simulate clem", "segment", "train", "model list",
     "model info", "register", "apply", "evaluate landmarks", "evaluate jacobian",
     "evaluate compare", "report", "export bdv", "export bigwarp", "export elastix", "export itk",
+    "export mobie", "export dfield", "export ngff", "export omezarr", "export imagej",
+    "export ecclem", "export neuroglancer",
 ]  # fmt: skip
 LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (10.0, 20.0, 30.0), "lm")
 
