@@ -236,15 +236,16 @@ class TiffOptions:
 
 DEFAULT_COLOURS = ((255, 0, 255), (0, 255, 0), (0, 255, 255), (255, 255, 0), (255, 255, 255))
 _WHOLE_IN_FLOAT32 = 1 << 24
+_SLAB_BYTES = 1 << 27
 
 
 def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = None) -> None:
     """Write an ImageJ hyperstack with voxel size, unit, channels, colours and display ranges.
 
-    Planes are read and written one by one. The origin is not written: ImageJ and BigWarp disagree
-    on what it means. uint8, uint16 and float32 are kept; other intensities become float32. `Labels`
-    become uint8, uint16 or, up to 2^24, float32, whichever holds all ids, with a random colour
-    each.
+    Planes are read a slab at a time and written one by one. The origin is not written: ImageJ and
+    BigWarp disagree on what it means. uint8, uint16 and float32 are kept; other intensities become
+    float32. `Labels` become uint8, uint16 or, up to 2^24, float32, whichever holds all ids, with a
+    random colour each.
 
     Raises
     ------
@@ -279,11 +280,16 @@ def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = N
 
 
 def _plane_by_plane(volume: Volume) -> Iterator[NDArray[Any]]:
-    """Yield planes (y, x), channels fastest."""
-    for z in range(volume.shape[0]):
-        block = volume.read(Box((z, 0, 0), (z + 1, *volume.shape[1:])))
-        for plane in block if volume.channels else block[None]:
-            yield plane[0]
+    """Yield planes (y, x), channels fastest; several are read at once, as chunks hold several."""
+    depth, height, width = volume.shape
+    plane_bytes = height * width * volume.dtype.itemsize * (len(volume.channels) or 1)
+    step = max(1, min(64, _SLAB_BYTES // plane_bytes))
+    for start in range(0, depth, step):
+        stop = min(start + step, depth)
+        slab = volume.read(Box((start, 0, 0), (stop, height, width)))
+        planes = slab if volume.channels else slab[None]
+        for z in range(stop - start):
+            yield from planes[:, z]
 
 
 def _extremes(volume: Volume, channel: int) -> tuple[float, float]:

@@ -216,6 +216,17 @@ def test_odd_types_flat_and_thin_volumes(tmp_path):
         assert low < high
 
 
+def test_any_slab_gives_the_same_file(tmp_path, monkeypatch):
+    from clemreg.io import tiff
+
+    volume = Volume(PIXELS, LM, NAMES)
+    write_tiff(tmp_path / "a.tif", volume)
+    monkeypatch.setattr(tiff, "_SLAB_BYTES", 4 * PIXELS[:, 0].nbytes)
+    write_tiff(tmp_path / "b.tif", volume)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), np.moveaxis(PIXELS, 0, 1))
+    assert (tmp_path / "a.tif").read_bytes() == (tmp_path / "b.tif").read_bytes()
+
+
 def test_imagej_from_the_command_line(tmp_path, capsys):
     write_volume(tmp_path / "lm.zarr", Volume(PIXELS[:2], LM, ("mito", "er")))
     words = ["export", "imagej", str(tmp_path / "lm.zarr"), f"--out={tmp_path / 'a b.tif'}"]
