@@ -19,6 +19,7 @@ from clemreg.blocks.run import Progress, run
 from clemreg.errors import DataError
 from clemreg.export.hdf5_file import create_hdf5
 from clemreg.io.atomic import atomic_write_json
+from clemreg.io.n5 import disk_errors
 from clemreg.io.writer import pooling_factor, pyramid_grids
 from clemreg.space.grid import Box, Grid
 from clemreg.space.resample import pool_mean, pool_mode
@@ -250,7 +251,8 @@ class N5Store:
     def write(self, number: int, level: int, box: Box, block: NDArray[Any]) -> None:
         """Store the voxels of a box; on disk they lie x, y, z."""
         array = self._arrays[number, level]
-        array[box.slices[::-1]].write(block.transpose()).result()
+        with disk_errors():
+            array[box.slices[::-1]].write(block.transpose()).result()
 
     def read(self, number: int, level: int, box: Box) -> NDArray[Any]:
         """Return the voxels of a box."""

@@ -13,6 +13,7 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import DataError
 from clemreg.export.sampled_field import BLOCK, SampledField
 from clemreg.io.atomic import atomic_path, atomic_write_json
+from clemreg.io.n5 import disk_errors
 from clemreg.io.n5_field import FORWARD, INVERSE, field_attributes
 from clemreg.io.xyz import flip
 from clemreg.space.grid import Box
@@ -110,7 +111,8 @@ def store_field(
     def store(box: Box, displacement: FloatArray) -> None:
         values = flip(displacement) / nm_per(options.unit)
         packed = values.astype(np.float32) if step is None else _quantised(values, step)
-        array[(slice(None), *box.slices[::-1])].write(packed.transpose()).result()
+        with disk_errors():
+            array[(slice(None), *box.slices[::-1])].write(packed.transpose()).result()
 
     field.write(store, progress=progress)
     attributes = field_attributes(field.grid, affine, options.unit)

@@ -114,7 +114,7 @@ def landmarks_from_rows(
 def _flat_error(found: str) -> FormatError:
     return FormatError(
         f"{found}, expected 3-D",
-        hint="place the landmarks in 3-D stacks; Python: read_bigwarp(path, planes_nm=(em_z, lm_z))",
+        hint="place them in 3-D stacks; or in Python, read_bigwarp(path, planes_nm=(em_z, lm_z))",
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +152,19 @@ def _named(transform: Mapping[str, Any]) -> tuple[Triple, Triple]:
     sz, sy, sx = (float(scale[i]) * nm_per(units[i]) for i in index)
     oz, oy, ox = (float(shift[i]) * nm_per(units[i]) for i in index)
     return (sz, sy, sx), (oz, oy, ox)
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn tensorstore's ValueError of a failed write into the OSError it was."""
+    try:
+        yield
+    except ValueError as error:
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        if code is None:
+            raise
+        number = int(code[1])
+        raise OSError(number, os.strerror(number)) from error
 
 
 def _flip(xyz: Any) -> Triple:

@@ -20,7 +20,7 @@ from clemreg.io.atomic import (
     remove,
     storage_errors,
 )
-from clemreg.io.n5 import dataset_attributes
+from clemreg.io.n5 import dataset_attributes, disk_errors
 from clemreg.io.ngff import multiscales_metadata
 from clemreg.io.source import AxesView
 from clemreg.space.grid import Box, Grid, Shape
@@ -346,7 +346,8 @@ class _N5Store:
             self.arrays.append(tensorstore.open(spec, create=True, open=True).result())
 
     def write(self, level: int, box: Box, block: NDArray[Any]) -> None:
-        self.arrays[level][box.slices[::-1]].write(block.transpose()).result()
+        with disk_errors():
+            self.arrays[level][box.slices[::-1]].write(block.transpose()).result()
 
     def read(self, level: int, box: Box) -> NDArray[Any]:
         view = AxesView(_Indexed(self.arrays[level]), "xyz", str(self.writer.path))

@@ -260,24 +260,38 @@ from pathlib import Path
 import numpy as np
 from clemreg.errors import StorageError
 from clemreg.export.bdv import BdvSetup, write_bdv
+from clemreg.export.dfield import write_n5_field
+from clemreg.export.sampled_field import SampledField
 from clemreg.space import Grid
+from clemreg.testing import random_bspline
 from clemreg.volume import Volume
 
+rng = np.random.default_rng(0)
 grid = Grid((70, 80, 90), (8.0, 8.0, 8.0), frame="lm")
-pixels = np.random.default_rng(0).integers(0, 255, grid.shape).astype("u1")
+setup = BdvSetup(Volume(rng.integers(0, 255, grid.shape).astype("u1"), grid), "a")
+field = SampledField(random_bspline(rng, grid, target="em"), grid)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+path = Path(sys.argv[1]) / "a.xml"
+jobs = {
+    "hdf5": lambda: write_bdv(path, [setup]),
+    "n5": lambda: write_bdv(path, [setup], storage="n5"),
+    "field": lambda: write_n5_field(path.with_name("a.n5"), field),
+}
 try:
-    write_bdv(Path(sys.argv[1]) / "a.xml", [BdvSetup(Volume(pixels, grid), "a")])
+    jobs[sys.argv[3]]()
 except StorageError as error:
     sys.stdout.write(error.hint)
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file size limit to run into")
-@pytest.mark.parametrize("limit", [3000, 60_000, 500_000])
-def test_a_full_disk_is_an_error_not_a_crash(tmp_path, limit):
+@pytest.mark.parametrize(
+    ("limit", "what"),
+    [(3000, "hdf5"), (60_000, "hdf5"), (500_000, "hdf5"), (20_000, "n5"), (20_000, "field")],
+)
+def test_a_full_disk_is_an_error_not_a_crash(tmp_path, limit, what):
     """In a child, since HDF5 left alone with a full disk dies when the process ends."""
-    words = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit)]
+    words = [sys.executable, "-c", FULL_DISK, str(tmp_path), str(limit), what]
     child = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert (child.returncode, child.stderr) == (0, "")
     assert "limit" in child.stdout
