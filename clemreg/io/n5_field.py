@@ -48,27 +48,13 @@ def read_n5_field(
     FormatError
         It is no 3-D field, an attribute is damaged, or it is the field of the inverse.
     """
-    folder = Path(path)
-    if "spacing" not in read_attributes(folder):
-        folder = folder / FORWARD
-    if folder.name == INVERSE:
-        raise FormatError(
-            f"{folder} leads from the moving to the fixed image, the other way is expected",
-            hint=f"give the dataset {FORWARD!r} of the same container",
-        )
+    folder = _dataset(Path(path))
     attributes = read_attributes(folder)
     scale = nm_per(str(attributes.get("unit", unit)))
-    displacement = _displacement(folder, attributes) * scale
-    z, y, x = displacement.shape[1:]
-    spacing = _numbers(folder, attributes, "spacing", 3) * scale
-    offset = _numbers(folder, {"offset": [0.0] * 3} | attributes, "offset", 3) * scale
     has_affine = "affine" in attributes
     middle = f"{source}:field" if has_affine else target
-    try:
-        grid = Grid((z, y, x), tuple(flip(spacing)), tuple(flip(offset)), source)
-    except GridError as error:
-        raise FormatError(f"{folder}: {error.message}") from error
-    field = DisplacementField(displacement, grid, middle)
+    grid = read_n5_field_grid(path, frame=source, unit=unit)
+    field = DisplacementField(_displacement(folder, attributes) * scale, grid, middle)
     if not has_affine:
         return field
     rows = _numbers(folder, attributes, "affine", 12).reshape(3, 4)
@@ -76,15 +62,40 @@ def read_n5_field(
     return Chain((field, Affine.from_linear(linear, shift, middle, target)))
 
 
+def read_n5_field_grid(path: str | Path, *, frame: str = "lm", unit: str = "um") -> Grid:
+    """Return the grid on which a displacement field is sampled; errors as in `read_n5_field`."""
+    folder = _dataset(Path(path))
+    attributes = read_attributes(folder)
+    dimensions = attributes.get("dimensions", ())
+    if len(dimensions) != 4 or dimensions[0] != 3:
+        raise FormatError(
+            f"{folder} has dimensions {list(dimensions)}, a displacement field has (3, x, y, z)"
+        )
+    scale = nm_per(str(attributes.get("unit", unit)))
+    spacing = _numbers(folder, attributes, "spacing", 3) * scale
+    offset = _numbers(folder, {"offset": [0.0] * 3} | attributes, "offset", 3) * scale
+    x, y, z = (int(n) for n in dimensions[1:])
+    try:
+        return Grid((z, y, x), tuple(flip(spacing)), tuple(flip(offset)), frame)
+    except GridError as error:
+        raise FormatError(f"{folder}: {error.message}") from error
+
+
+def _dataset(path: Path) -> Path:
+    """Return the dataset itself, where a container is given."""
+    folder = path if "spacing" in read_attributes(path) else path / FORWARD
+    if folder.name == INVERSE:
+        raise FormatError(
+            f"{folder} leads from the moving to the fixed image, the other way is expected",
+            hint=f"give the dataset {FORWARD!r} of the same container",
+        )
+    return folder
+
+
 def _displacement(folder: Path, attributes: dict[str, Any]) -> FloatArray:
     """Components zyx first, (3, z, y, x), in the unit of the file."""
     import tensorstore
 
-    if len(attributes.get("dimensions", ())) != 4 or attributes["dimensions"][0] != 3:
-        raise FormatError(
-            f"{folder} has dimensions {attributes.get('dimensions')}, "
-            "a displacement field has (3, x, y, z)"
-        )
     spec = {"driver": "n5", "kvstore": {"driver": "file", "path": str(folder)}}
     try:
         stored = tensorstore.open(spec, open=True, read=True).result().read().result()

@@ -22,7 +22,7 @@ from clemreg.io.elastix_files import (
     write_elastix,
 )
 from clemreg.io.itk_transforms import SUFFIXES, read_itk, write_itk
-from clemreg.io.n5_field import is_n5_field, read_n5_field
+from clemreg.io.n5_field import is_n5_field, read_n5_field, read_n5_field_grid
 from clemreg.io.points import read_landmarks
 from clemreg.io.tables import read_text
 from clemreg.io.transform_json import (
@@ -117,6 +117,8 @@ def read_fixed_grid(path: str | Path, *, frame: str = "lm", unit: str = "um") ->
     try:
         if kind == "elastix":
             return read_elastix_grid(path, frame=frame, unit=unit)
+        if kind == "n5":
+            return read_n5_field_grid(path, frame=frame, unit=unit)
         record = _load_json(Path(path)).get("fixed_grid") if kind == "json" else None
         return None if record is None else grid_from_json(record)
     except GridError as error:

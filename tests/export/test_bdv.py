@@ -145,6 +145,23 @@ def test_any_block_size_gives_the_same_pixels(tmp_path, monkeypatch):
     assert len(told) == 8 + 1
 
 
+def test_never_more_than_a_block_is_read(tmp_path):
+    class Recorder:
+        shape, dtype = (130, 300, 280), np.dtype("u1")
+        asked = []  # noqa: RUF012
+
+        def __getitem__(self, key):
+            self.asked.append(tuple(k.stop - k.start for k in key))
+            return np.ones(self.asked[-1], "u1")
+
+    volume = Volume(Recorder(), Grid(Recorder.shape, (4.0, 4.0, 4.0)))
+    for storage in ("hdf5", "n5"):
+        write_bdv(tmp_path / f"{storage}.xml", [BdvSetup(volume, "a")], storage=storage)
+    sizes = np.array(Recorder.asked)
+    assert (sizes <= bdv_pixels.BLOCK).all()
+    assert sizes.prod(axis=1).sum() == 2 * np.prod(Recorder.shape)  # nothing is read twice
+
+
 def test_odd_names_stay_readable_xml(tmp_path):
     names = ["]]>&amp;", "tab\t \x00\x1b bell", "µ \N{GRINNING FACE}", "\ud800"]
     setups = [BdvSetup(Volume(EM_PIXELS, EM), name) for name in names]

@@ -12,7 +12,7 @@ from scipy.ndimage import map_coordinates
 from clemreg.errors import DataError, FormatError, FrameError, StorageError
 from clemreg.export.dfield import FieldOptions, write_n5_field
 from clemreg.export.sampled_field import SampledField, field_grid
-from clemreg.io.transforms import read_transform
+from clemreg.io.transforms import read_fixed_grid, read_transform
 from clemreg.space import Affine, Grid
 from clemreg.testing import hostile_grid, random_affine, random_bspline
 
@@ -64,6 +64,7 @@ def test_the_field_maps_as_the_transform_does(tmp_path, affine):
     distance = np.linalg.norm(mapped(folder, INSIDE) - TRANSFORM(INSIDE), axis=1)
     assert distance.max() < 1.2 * stated.max_nm
     assert 0.01 < stated.mean_nm < 5
+    assert read_fixed_grid(folder) == LM
     for path in (tmp_path / "f.n5", folder):
         again = read_transform(path)
         assert (again.source, again.target) == ("lm", "em")

@@ -233,3 +233,15 @@ def test_swapped_channels_are_not_passed(pair):
     for extra in ([], ["--set", "proof={}"]):
         assert run_app([*words, *extra]) == 0
         assert report(pair / "swapped")["verdict"]["status"] in ("warn", "fail")
+
+
+def test_exports_of_a_finished_run(run, tmp_path):
+    bdv = ["export", "bdv", str(run), "--storage=n5", f"--out={tmp_path / 'b' / 'all.xml'}"]
+    mobie = ["export", "mobie", str(run), f"--out={tmp_path / 'm'}"]
+    neuroglancer = ["export", "neuroglancer", str(run), f"--out={tmp_path / 's.json'}"]
+    for words in (bdv, mobie, neuroglancer):
+        assert run_app(words) == 0
+    assert len(list((tmp_path / "b" / "all.n5").glob("setup*"))) == 6
+    assert "em-transforms.csv" in (tmp_path / "m" / "collection.csv").read_text()
+    layers = json.loads((tmp_path / "s.json").read_text())["layers"]
+    assert [layer["name"] for layer in layers] == ["EM (affine)", "EM warped", "LM"]
