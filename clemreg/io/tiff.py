@@ -6,6 +6,7 @@ import gzip
 import io
 import re
 import struct
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -261,7 +262,9 @@ def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = N
     dtype = _stored_dtype(volume, extremes)
     z, y, x = (s / 1e3 for s in volume.grid.spacing_nm)
     depth, height, width = volume.shape
-    with atomic_path(path) as partial:
+    with atomic_path(path) as partial, warnings.catch_warnings():
+        # Beyond 4 GB a file has one page entry and the pixels of all behind it, as ImageJ does.
+        warnings.filterwarnings("ignore", message=".*truncating ImageJ file")
         tifffile.imwrite(
             partial,
             (plane.astype(dtype, copy=False) for plane in _plane_by_plane(volume)),
