@@ -199,6 +199,26 @@ def test_an_appended_dataset_can_be_moved(tmp_path):
         assert file["s01"].attrs["dataType"] == "uint16"
 
 
+def test_a_dataset_without_settings_gets_none(tmp_path):
+    """BigDataViewer refuses settings that do not fit, so half of them would be worse than none."""
+    path = write_bdv(tmp_path / "d.xml", [BdvSetup(Volume(EM_PIXELS, EM), "one")])
+    path.with_suffix(".settings.xml").unlink()
+    append_bdv(path, [BdvSetup(Volume(EM_PIXELS, EM), "two")])
+    assert len(ET.parse(path).findall(".//ViewSetup")) == 2
+    assert not path.with_suffix(".settings.xml").exists()
+
+
+def test_no_file_of_another_is_taken_for_an_appended_one(tmp_path):
+    path = write_bdv(tmp_path / "d.xml", [BdvSetup(Volume(EM_PIXELS, EM), "one")])
+    for name in ("d-s01.h5", "d-links.h5"):
+        (tmp_path / name).write_text("mine")
+    append_bdv(path, [BdvSetup(Volume(EM_PIXELS // 2, EM), "two")])
+    name = ET.parse(path).find(".//hdf5").text
+    assert name == "d-links-2.h5"
+    np.testing.assert_array_equal(cells(tmp_path / name, 1), EM_PIXELS // 2)
+    assert {(tmp_path / n).read_text() for n in ("d-s01.h5", "d-links.h5")} == {"mine"}
+
+
 def test_a_legacy_dataset_stays_legacy(tmp_path):
     setup = BdvSetup(Volume(EM_PIXELS, EM), "one")
     path = write_bdv(tmp_path / "d.xml", [setup], storage="hdf5-legacy")
