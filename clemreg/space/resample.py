@@ -52,7 +52,9 @@ def sample_array(
 
 def pool_mean(array: NDArray[Any], factor: Sequence[int]) -> NDArray[np.float32]:
     """Mean of blocks (zyx factors); a partial last block is the mean of what is there."""
-    total = np.asarray(array, dtype=np.float64)
+    # Sums of 8 and 16 bits are exact in 32, and twice as fast there.
+    small = array.dtype in (np.uint8, np.uint16) and np.prod(factor) <= 1 << 16
+    total: NDArray[Any] = np.asarray(array, dtype=np.uint32 if small else np.float64)
     for axis, f in enumerate(factor):
         total = _add_runs(total, axis, int(f))
     return (total / _block_sizes(array.shape, factor)).astype(np.float32)
