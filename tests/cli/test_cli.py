@@ -15,7 +15,7 @@ from clemreg.testing import hostile_grid, random_affine, random_bspline
 from clemreg.volume import Volume
 
 COMMANDS = [
-    "demo", "run", "init", "info", "doctor", "simulate clem", "segment", "train", "model list",
+    "demo", "run", "init", "info", "doctor", "simulate clem", "segment", "train", "score", "model list",
     "model info", "register", "apply", "evaluate landmarks", "evaluate jacobian",
     "evaluate compare", "report", "export bdv", "export bigwarp", "export elastix", "export itk",
     "export mobie", "export dfield", "export ngff", "export omezarr", "export imagej",

@@ -1,0 +1,132 @@
+"""Masks as views: another volume's voxels, tested and cut when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.errors import GridError
+from clemreg.space.grid import Box, Grid, Shape
+from clemreg.volume import LazyArray, Volume
+
+Test = Callable[[NDArray[Any]], NDArray[np.bool_]]
+# Origins may differ by this part of a voxel: some files state corners, some centres.
+_ORIGIN_TOLERANCE = 0.3
+
+
+@dataclass(frozen=True)
+class MaskView:
+    """Every `step`-th voxel of an array from `start` on, as the answer to a question.
+
+    Attributes
+    ----------
+    data
+        Array (z, y, x).
+    test
+        Turns a block of it into booleans.
+    start, step, shape
+        Voxel (0, 0, 0) of the view is `start` of the array; zyx.
+    """
+
+    data: LazyArray
+    test: Test
+    start: Shape
+    step: Shape
+    shape: Shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Boolean."""
+        return np.dtype(bool)
+
+    def __getitem__(self, key: tuple[slice, slice, slice], /) -> NDArray[np.bool_]:
+        """Read a box, given as three slices with start and stop."""
+        fine = tuple(
+            slice(first + k.start * step, first + (k.stop - 1) * step + 1, step)
+            for k, first, step in zip(key, self.start, self.step, strict=True)
+        )
+        block = np.asarray(self.data[tuple(slice(f.start, f.stop) for f in fine)])
+        return self.test(block[tuple(slice(None, None, f.step) for f in fine)])
+
+    def read(self) -> NDArray[np.bool_]:
+        """Return the whole mask."""
+        return self[Box.of_shape(self.shape).slices]
+
+
+def at_least(threshold: float) -> Test:
+    """Test for values from `threshold` on."""
+    return lambda values: np.asarray(values >= threshold)
+
+
+def nonzero(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Test for values that are not 0."""
+    return np.asarray(values != 0)
+
+
+def one_of(ids: Collection[int]) -> Test:
+    """Test for ids."""
+    wanted = np.asarray(sorted(ids))
+    return lambda values: np.isin(values, wanted)
+
+
+def mask_on(volume: Volume, grid: Grid, test: Test) -> MaskView:
+    """Look at a volume on a grid whose voxels are whole multiples of its own.
+
+    Raises
+    ------
+    GridError
+        The voxel sizes do not fit, or the volume does not cover the grid.
+    """
+    own = volume.grid
+    ratio = np.asarray(grid.spacing_nm) / np.asarray(own.spacing_nm)
+    step = np.rint(ratio).astype(int)
+    name = volume.name or "volume"
+    if (step < 1).any() or not np.allclose(ratio, step, rtol=1e-3):
+        raise GridError(
+            f"{name} has voxels of {own.spacing_nm} nm (z, y, x), which do not divide "
+            f"{grid.spacing_nm} nm",
+            hint="resample one onto the voxels of the other",
+        )
+    # The lower of the middle voxels: for voxels of half the size this is every second, from 0 on.
+    start = np.floor(own.to_index(grid.origin_nm) + _ORIGIN_TOLERANCE).astype(int)
+    last = start + (np.asarray(grid.shape) - 1) * step
+    if (start < 0).any() or (last >= own.shape).any():
+        raise GridError(
+            f"{name} (shape {own.shape}, origin {own.origin_nm} nm) does not cover the voxels "
+            f"{grid.shape} from {grid.origin_nm} nm on",
+            hint="check that both are in the same frame: `clemreg info` shows the origins",
+        )
+    return MaskView(volume.data, test, tuple(start), tuple(step), grid.shape)
+
+
+def common_grid(prediction: Volume, truth: Volume) -> Grid:
+    """Voxels of the prediction that the truth covers; the truth's voxels may be finer.
+
+    Two volumes of one shape and voxel size, one of which has no origin (0), are taken as the same
+    voxels.
+
+    Raises
+    ------
+    GridError
+        They do not overlap, or the prediction leaves out part of the truth.
+    """
+    p, t = prediction.grid, truth.grid
+    same_size = p.shape == t.shape and np.allclose(p.spacing_nm, t.spacing_nm, rtol=1e-3)
+    if same_size and (not any(p.origin_nm) or not any(t.origin_nm)):
+        return p
+    step = np.maximum(1, np.rint(np.asarray(p.spacing_nm) / np.asarray(t.spacing_nm))).astype(int)
+    start = np.rint(p.to_index(t.origin_nm)).astype(int)
+    wanted = Box(tuple(start), tuple(start + -(-np.asarray(t.shape) // step)))
+    found = wanted.clip(p.shape)
+    missing = np.asarray(wanted.shape) - np.asarray(found.shape)
+    if found.size == 0 or (missing > 1).any():
+        raise GridError(
+            f"the prediction (shape {p.shape}, origin {p.origin_nm} nm) does not cover the truth "
+            f"(shape {t.shape}, origin {t.origin_nm} nm)",
+            hint="both must lie in one frame; cut the truth to what was predicted",
+        )
+    return p.crop(found)

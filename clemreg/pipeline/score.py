@@ -1,0 +1,186 @@
+"""``clemreg score``: a prediction and the truth as files in, the metrics out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from clemreg.errors import ConfigError, DataError, VoxelSizeError
+from clemreg.evaluate.instances import score_instances
+from clemreg.evaluate.masks import Test, at_least, common_grid, mask_on, nonzero, one_of
+from clemreg.evaluate.scores import METRICS, ScoreOptions, score_masks, to_json
+from clemreg.io.quantise import SURFACE
+from clemreg.io.volumes import open_volume
+from clemreg.segment.classes import Category, category
+from clemreg.space.grid import Grid
+from clemreg.units import parse_xyz_nm
+from clemreg.volume import LazyArray, Volume
+
+Unannotated = Literal["leave-out", "background"]
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What to score, and how.
+
+    Attributes
+    ----------
+    spacing
+        Voxel size ``"x, y, z unit"`` of files that have none.
+    label
+        Class, if the truth holds the atomic ids of COSEM (0: not annotated); empty: the truth
+        is a mask, or objects.
+    channel
+        Channel of the prediction; empty: the one called `label`, or the only one.
+    threshold
+        Foreground of the prediction from this value on; None: 127 in uint8 signed distances,
+        else all but 0.
+    annotated
+        Mask file of the voxels whose truth is known.
+    unannotated
+        ``leave-out`` voxels that nobody annotated, or count them as ``background`` as the paper
+        does.
+    metrics
+        Names out of `METRICS`; empty: all.
+    options
+        Tolerance and clip distance.
+    """
+
+    spacing: str | None = None
+    label: str = ""
+    channel: str = ""
+    threshold: float | None = None
+    annotated: Path | None = None
+    unannotated: Unannotated = "leave-out"
+    metrics: tuple[str, ...] = ()
+    options: ScoreOptions = field(default_factory=ScoreOptions)
+
+
+def score_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str, float | None]:
+    """Score a predicted mask or signed distance; None stands for NaN.
+
+    Raises
+    ------
+    ConfigError
+        The prediction has several channels and none is named; a metric or class is not known.
+    GridError
+        The voxels of the two do not fit.
+    """
+    found, true, grid = _open(prediction, truth, request)
+    kind = category(request.label) if request.label else None
+    if kind is not None and kind.grown_nm:
+        raise ConfigError(
+            f"{kind.name} are annotated too small and must be grown before they are scored",
+            hint="use clemreg.segment.groundtruth.CropTruth, which does, on the crop",
+        )
+    scores = score_masks(
+        mask_on(found, grid, _foreground(found, request.threshold)),
+        mask_on(true, grid, one_of(kind.ids) if kind else nonzero),
+        grid.spacing_nm,
+        annotated=_annotated(true, grid, kind, request),
+        metrics=request.metrics or METRICS,
+        options=request.options,
+    )
+    return to_json(scores)
+
+
+def score_instance_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str, Any]:
+    """Score predicted objects, ids in both files, object by object.
+
+    Raises
+    ------
+    DataError
+        A file does not hold whole numbers.
+    GridError
+        The voxels of the two do not fit.
+    """
+    found, true, grid = _open(prediction, truth, request)
+    if grid.shape != true.shape or grid.shape != found.shape:
+        raise DataError(
+            f"objects are compared voxel by voxel, but the prediction is {found.shape} and the "
+            f"truth {true.shape}",
+            hint="cut or resample one onto the voxels of the other",
+        )
+    annotated = _annotated(true, grid, None, request)
+    return score_instances(found.data, true.data, annotated=annotated).to_json()
+
+
+def _open(prediction: str, truth: str, request: ScoreRequest) -> tuple[Volume, Volume, Grid]:
+    spacing = parse_xyz_nm(request.spacing) if request.spacing else None
+    found = _channel(open_volume(prediction, spacing_nm=spacing), request)
+    try:
+        true = open_volume(truth, spacing_nm=spacing)
+    except VoxelSizeError:
+        # A mask without voxel size on the prediction's own voxels: its shape is the proof.
+        true = open_volume(truth, spacing_nm=found.grid.spacing_nm)
+        if true.shape != found.shape:
+            raise
+    true = true.channel(0) if len(true.channels) == 1 else true
+    if true.channels:
+        raise ConfigError(f"{truth} has channels {list(true.channels)}; the truth is one volume")
+    grid = common_grid(found, true)
+    if grid == found.grid and grid.shape == true.shape:
+        true = replace(true, grid=grid, coarser=())
+    return found, true, grid
+
+
+def _channel(volume: Volume, request: ScoreRequest) -> Volume:
+    if not volume.channels:
+        return volume
+    if request.channel:
+        return volume.channel(request.channel)
+    if len(volume.channels) == 1:
+        return volume.channel(0)
+    if request.label:
+        names = {_known_name(c): c for c in volume.channels}
+        wanted = category(request.label).name
+        if wanted in names:
+            return volume.channel(names[wanted])
+    raise ConfigError(
+        f"{volume.name} has channels {', '.join(volume.channels)}",
+        hint=f"choose one: --channel {volume.channels[0]}",
+    )
+
+
+def _known_name(channel: str) -> str:
+    try:
+        return category(channel).name
+    except FileNotFoundError:
+        return channel
+
+
+def _foreground(volume: Volume, threshold: float | None) -> Test:
+    if threshold is not None:
+        return at_least(threshold)
+    if volume.dtype.kind == "f":
+        raise ConfigError(
+            f"{volume.name} holds {volume.dtype} values",
+            hint="say where the foreground begins: --threshold 0.5",
+        )
+    return at_least(SURFACE) if volume.dtype == np.uint8 and _is_graded(volume) else nonzero
+
+
+def _is_graded(volume: Volume) -> bool:
+    """Tell a signed distance from a mask of 0 and 1 or 0 and any other value."""
+    seen: set[int] = set()
+    for box in volume.grid.box.tiles((64, 256, 256)):
+        seen |= set(np.unique(volume.read(box)).tolist())
+        if len(seen) > 2:
+            return True
+    return 0 not in seen and 1 not in seen
+
+
+def _annotated(
+    truth: Volume, grid: Grid, kind: Category | None, request: ScoreRequest
+) -> LazyArray | None:
+    if request.unannotated == "background":
+        return None
+    if request.annotated is not None:
+        given = open_volume(request.annotated, spacing_nm=truth.grid.spacing_nm)
+        if given.shape == truth.shape:
+            given = replace(given, grid=truth.grid, coarser=())
+        return mask_on(given, grid, nonzero)
+    return mask_on(truth, grid, nonzero) if kind else None

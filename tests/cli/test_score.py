@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tifffile
+from scipy.ndimage import distance_transform_edt, gaussian_filter, label
+
+from clemreg.cli.app import run_app
+from clemreg.evaluate.scores import METRICS
+from clemreg.io.quantise import quantise
+from clemreg.io.volumes import WriteOptions, create_volume, write_volume
+from clemreg.space.grid import Box, Grid
+from clemreg.testing import hostile_grid
+from clemreg.volume import Volume
+
+GRID = hostile_grid("em")
+XYZ = "4, 4, 5.24 nm"
+
+
+def blob(seed: int, shape=GRID.shape, share=0.3) -> np.ndarray:
+    noise = gaussian_filter(np.random.default_rng(seed).random(shape), 1.5)
+    return noise > np.quantile(noise, 1 - share)
+
+
+def dice(p, t) -> float:
+    return 2 * (p & t).sum() / (p.sum() + t.sum())
+
+
+def run_score(tmp_path, *arguments) -> dict:
+    out = tmp_path / "score.json"
+    assert run_app(["score", *map(str, arguments), "--json", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("value", [1, 255, 3])
+def test_masks_in_tiff(tmp_path, value):
+    p, t = blob(1), blob(2)
+    tifffile.imwrite(tmp_path / "p.tif", (p * value).astype(np.uint8))
+    tifffile.imwrite(tmp_path / "t.tif", t.astype(np.uint16) * 999)
+    files = tmp_path / "p.tif", tmp_path / "t.tif"
+    found = run_score(tmp_path, *files, "--voxel-size", XYZ)
+    assert tuple(found) == METRICS
+    assert found["dice"] == pytest.approx(dice(p, t))
+    positive = distance_transform_edt(~t, sampling=(5.24, 4, 4))[p]
+    assert found["mean_false_positive_distance"] == pytest.approx(positive.mean(), rel=1e-6)
+    one = run_score(
+        tmp_path, *files, "--spacing", XYZ, "--metric", "precision_with_tolerance",
+        "--metric", "mean_false_positive_distance_clipped", "--tolerance", "6 nm", "--clip", "7 nm",
+    )  # fmt: skip
+    assert list(one) == ["precision_with_tolerance", "mean_false_positive_distance_clipped"]
+    clipped = positive.clip(max=7).mean()
+    assert one["mean_false_positive_distance_clipped"] == pytest.approx(clipped, rel=1e-6)
+
+
+def test_prediction_as_written_by_segment_against_a_mask_without_voxel_size(tmp_path):
+    x = np.stack([np.tanh(gaussian_filter(np.random.default_rng(i).normal(size=GRID.shape), 1) * 3)
+                  for i in (1, 2)])  # fmt: skip
+    options = WriteOptions(chunk=(8, 8, 8), levels=1)
+    out = tmp_path / "p.zarr"
+    names = ("mito", "mito_mem")
+    with create_volume(out, GRID, np.uint8, channels=names, options=options) as writer:
+        writer[GRID.box] = quantise(x)
+    t = blob(2)
+    np_t = tmp_path / "t.tif"
+    tifffile.imwrite(np_t, t.astype(np.uint8))
+    found = run_score(tmp_path, out, np_t, "--channel", "mito_mem", "--metric", "dice")
+    assert found == {"dice": pytest.approx(dice(quantise(x[1]) >= 127, t))}
+    higher = run_score(
+        tmp_path, out, np_t, "--channel", "mito", "--metric", "dice", "--threshold", "140"
+    )
+    assert higher == {"dice": pytest.approx(dice(quantise(x[0]) >= 140, t))}
+
+
+def crop_and_prediction(tmp_path):
+    """COSEM ids in 2 nm voxels, 0 where nobody looked; and a prediction of a larger region."""
+    fine = Grid((14, 18, 22), (2.62, 2.0, 2.0), (310.48, -192.0, 82.0), "em")
+    ids = np.random.default_rng(0).choice([0, 3, 4, 35], fine.shape, p=[0.3, 0.2, 0.2, 0.3])
+    write_volume(tmp_path / "ids.zarr", Volume(ids.astype(np.uint64), fine))
+    p = blob(3)
+    write_volume(tmp_path / "p.zarr", Volume(p.astype(np.uint8) * 255, GRID))
+    box = Box((2, 2, 3), (9, 11, 14))  # 310.48 = 300 + 2 * 5.24, and so on
+    return tmp_path / "p.zarr", tmp_path / "ids.zarr", p[box.slices], ids[::2, ::2, ::2]
+
+
+def test_cosem_ids_leave_out_what_nobody_annotated(tmp_path):
+    prediction, truth, p, ids = crop_and_prediction(tmp_path)
+    t, known = np.isin(ids, (3, 4, 5)), ids > 0
+    found = run_score(tmp_path, prediction, truth, "--label", "mito")
+    assert found["dice"] == pytest.approx(dice(p & known, t))
+    paper = run_score(tmp_path, prediction, truth, "--label", "mito", "--unannotated", "background")
+    assert paper["dice"] == pytest.approx(dice(p, t))
+    assert paper["dice"] < found["dice"]
+
+
+def test_a_mask_says_what_is_annotated(tmp_path):
+    p, t, known = blob(1), blob(2), blob(3, share=0.6)
+    for name, mask in (("p", p), ("t", t), ("known", known)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", mask.astype(np.uint8))
+    found = run_score(
+        tmp_path, tmp_path / "p.tif", tmp_path / "t.tif", "--voxel-size", XYZ,
+        "--annotated", tmp_path / "known.tif",
+    )  # fmt: skip
+    assert found["dice"] == pytest.approx(dice(p & known, t & known))
+
+
+def test_objects(tmp_path):
+    t = label(blob(1))[0]
+    p = np.roll(t, 1, axis=2)
+    for name, ids in (("p", p), ("t", t)):
+        write_volume(tmp_path / f"{name}.zarr", Volume(ids.astype(np.uint32) * 70_000, GRID))
+    found = run_score(tmp_path, tmp_path / "p.zarr", tmp_path / "t.zarr", "--instances")
+    assert found["true_objects"] == t.max()
+    assert 0 < found["instance_f1"] < 1
+    assert found["dice"] == pytest.approx(dice(p > 0, t > 0))
+
+
+def test_empty_masks_give_null(tmp_path):
+    for name in "pt":
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.zeros(GRID.shape, np.uint8))
+    found = run_score(tmp_path, tmp_path / "p.tif", tmp_path / "t.tif", "--voxel-size", XYZ)
+    assert found["dice"] is None
+    assert found["hausdorff"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["p.tif", "t.tif"], 1, "does not say its voxel size"),
+        (["p.tif", "short.tif", "--voxel-size", XYZ], 1, "prediction"),
+        (["p.tif", "t.tif", "--voxel-size", XYZ, "--metric", "iou"], 1, "no metric 'iou'"),
+        (["p.tif", "t.tif", "--voxel-size", XYZ, "--label", "mitos"], 1, "no class 'mitos'"),
+        (["p.tif", "t.tif", "--voxel-size", XYZ, "--label", "ribo"], 1, "grown"),
+        (["f.tif", "t.tif", "--voxel-size", XYZ], 1, "--threshold 0.5"),
+        (["f.tif", "t.tif", "--voxel-size", XYZ, "--instances", "--threshold", "1"], 1, "float32"),
+        (["two.zarr", "t.tif"], 1, "--channel a"),
+        (["p.tif", "t.tif", "--voxel-size", XYZ, "--unannotated", "yes"], 2, "neither leave-out"),
+        (["absent.tif", "t.tif"], 1, "absent.tif"),
+    ],
+)
+def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, arguments, code, text):
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("p.tif", blob(1).astype(np.uint8))
+    tifffile.imwrite("t.tif", blob(2).astype(np.uint8))
+    tifffile.imwrite("short.tif", np.zeros((30, 17, 23), np.uint8))
+    tifffile.imwrite("f.tif", blob(2).astype(np.float32))
+    channels = ("a", "b")
+    with create_volume("two.zarr", GRID, np.uint8, channels=channels) as writer:
+        writer[GRID.box] = np.zeros((2, *GRID.shape))
+    assert run_app(["score", *arguments]) == code
+    assert text in capsys.readouterr().err
