@@ -15,11 +15,11 @@ from clemreg.testing import hostile_grid, random_affine, random_bspline
 from clemreg.volume import Volume
 
 COMMANDS = [
-    "demo", "run", "init", "info", "doctor", "simulate clem", "segment", "train", "score", "model list",
-    "model info", "register", "apply", "evaluate landmarks", "evaluate jacobian",
-    "evaluate compare", "report", "export bdv", "export bigwarp", "export elastix", "export itk",
-    "export mobie", "export dfield", "export ngff", "export omezarr", "export imagej",
-    "export ecclem", "export neuroglancer",
+    "demo", "run", "init", "info", "doctor", "simulate clem", "segment", "train", "score",
+    "model list", "model info", "register", "apply", "evaluate landmarks", "evaluate jacobian",
+    "evaluate compare", "report", "export bdv", "export bigwarp", "export elastix",
+    "export itk", "export mobie", "export dfield", "export ngff", "export omezarr",
+    "export imagej", "export ecclem", "export neuroglancer",
 ]  # fmt: skip
 LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (10.0, 20.0, 30.0), "lm")
 
