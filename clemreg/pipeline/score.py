@@ -10,11 +10,12 @@ import numpy as np
 
 from clemreg.errors import ConfigError, DataError, VoxelSizeError
 from clemreg.evaluate.instances import score_instances
-from clemreg.evaluate.masks import Test, at_least, common_grid, mask_on, nonzero, one_of
+from clemreg.evaluate.masks import MaskView, Test, at_least, common_grid, mask_on, nonzero, one_of
 from clemreg.evaluate.scores import METRICS, ScoreOptions, score_masks, to_json
 from clemreg.io.quantise import SURFACE
 from clemreg.io.volumes import open_volume
 from clemreg.segment.classes import Category, category
+from clemreg.segment.sdt import grow
 from clemreg.space.grid import Grid
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import LazyArray, Volume
@@ -71,16 +72,12 @@ def score_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str,
     """
     found, true, grid = _open(prediction, truth, request)
     kind = category(request.label) if request.label else None
-    if kind is not None and kind.grown_nm:
-        raise ConfigError(
-            f"{kind.name} are annotated too small and must be grown before they are scored",
-            hint="use clemreg.segment.groundtruth.CropTruth, which does, on the crop",
-        )
+    annotated = _annotated(true, grid, kind, request)
     scores = score_masks(
         mask_on(found, grid, _foreground(found, request.threshold)),
-        mask_on(true, grid, one_of(kind.ids) if kind else nonzero),
+        _truth_mask(true, grid, kind),
         grid.spacing_nm,
-        annotated=_annotated(true, grid, kind, request),
+        annotated=annotated,
         metrics=request.metrics or METRICS,
         options=request.options,
     )
@@ -173,6 +170,16 @@ def _is_graded(volume: Volume) -> bool:
     return 0 not in seen and 1 not in seen
 
 
+def _truth_mask(truth: Volume, grid: Grid, kind: Category | None) -> MaskView:
+    if kind is None:
+        return mask_on(truth, grid, nonzero)
+    if kind.grown_nm:
+        # Drawn too small: grown at the voxels of the annotation, as for training.
+        mask = grow(np.isin(truth.read(), kind.ids), kind.grown_nm, truth.grid.spacing_nm)
+        return mask_on(replace(truth, data=mask, coarser=()), grid, nonzero)
+    return mask_on(truth, grid, one_of(kind.ids))
+
+
 def _annotated(
     truth: Volume, grid: Grid, kind: Category | None, request: ScoreRequest
 ) -> LazyArray | None:
@@ -183,4 +190,12 @@ def _annotated(
         if given.shape == truth.shape:
             given = replace(given, grid=truth.grid, coarser=())
         return mask_on(given, grid, nonzero)
-    return mask_on(truth, grid, nonzero) if kind else None
+    if kind is None:
+        return None
+    if kind.separate:
+        raise ConfigError(
+            f"{kind.name} are annotated in a label set of their own, which does not say where "
+            "nobody looked",
+            hint="add --annotated CROP/labels/all, or --unannotated background",
+        )
+    return mask_on(truth, grid, nonzero)

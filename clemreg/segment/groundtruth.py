@@ -15,7 +15,7 @@ from clemreg.errors import ConfigError, DataError, FormatError, MissingError
 from clemreg.io.n5 import read_attributes
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.segment.classes import AnnotatedIds, Annotation, Category, category
-from clemreg.segment.sdt import signed_distance_nm
+from clemreg.segment.sdt import grow
 from clemreg.space.grid import Box, Grid
 from clemreg.volume import Labels, LazyArray, Volume
 
@@ -83,9 +83,7 @@ class CosemCrop:
     def _mask(self, kind: Category, every: NDArray[Any]) -> NDArray[np.bool_]:
         labels = self.sets[kind.separate].read() if kind.separate in self.sets else every
         mask: NDArray[np.bool_] = np.isin(labels, kind.ids)
-        if kind.grown_nm and mask.any() and not mask.all():
-            return signed_distance_nm(mask, self.grid.spacing_nm) + kind.grown_nm >= 0
-        return mask
+        return grow(mask, kind.grown_nm, self.grid.spacing_nm)
 
     def read(self, box: Box) -> dict[str, NDArray[Any]]:
         """Label sets in a box, as `clemreg.segment.sdt.crop_targets` takes them.

@@ -39,7 +39,7 @@ class Target:
     @property
     def tanh(self) -> FloatArray:
         """What the network's output is compared with."""
-        return np.tanh(self.distance_nm / np.float32(SCALE_NM))
+        return np.asarray(np.tanh(self.distance_nm / np.float32(SCALE_NM)), dtype=np.float32)
 
 
 def context_voxels(spacing_nm: Sequence[float]) -> tuple[int, int, int]:
@@ -79,6 +79,16 @@ def signed_distance_nm(mask: BoolArray, spacing_nm: Sequence[float]) -> FloatArr
     if not mask.any():
         return -(border_distance_nm(np.ones_like(mask), spacing_nm) + np.float32(1))
     return _distance(_eroded(mask), spacing_nm) - _distance(~mask, spacing_nm)
+
+
+def grow(mask: BoolArray, grown_nm: float, spacing_nm: Sequence[float]) -> BoolArray:
+    """Take in everything up to `grown_nm` away; nothing, if the mask is all or empty.
+
+    This is the mask whose signed distance `label_target` makes of annotations drawn too small.
+    """
+    if not grown_nm or mask.all() or not mask.any():
+        return mask
+    return np.asarray(signed_distance_nm(mask, spacing_nm) + np.float32(grown_nm) >= 0)
 
 
 def border_distance_nm(known: BoolArray, spacing_nm: Sequence[float]) -> FloatArray:

@@ -94,6 +94,20 @@ def test_cosem_ids_leave_out_what_nobody_annotated(tmp_path):
     assert paper["dice"] < found["dice"]
 
 
+def test_ribosomes_are_grown(tmp_path):
+    prediction, truth, p, ids = crop_and_prediction(tmp_path)
+    fine = Grid((14, 18, 22), (2.62, 2.0, 2.0), (310.48, -192.0, 82.0), "em")
+    points = np.zeros(fine.shape, np.uint64)
+    points[[3, 9], [4, 13], [5, 18]] = 34
+    write_volume(tmp_path / "ribo.zarr", Volume(points, fine))
+    t = (distance_transform_edt(points == 0, sampling=fine.spacing_nm) <= 8)[::2, ::2, ::2]
+    found = run_score(
+        tmp_path, prediction, tmp_path / "ribo.zarr", "--label", "ribo", "--annotated", truth
+    )
+    known = ids > 0
+    assert found["dice"] == pytest.approx(dice(p & known, t & known))
+
+
 def test_a_mask_says_what_is_annotated(tmp_path):
     p, t, known = blob(1), blob(2), blob(3, share=0.6)
     for name, mask in (("p", p), ("t", t), ("known", known)):
@@ -131,7 +145,11 @@ def test_empty_masks_give_null(tmp_path):
         (["p.tif", "short.tif", "--voxel-size", XYZ], 1, "prediction"),
         (["p.tif", "t.tif", "--voxel-size", XYZ, "--metric", "iou"], 1, "no metric 'iou'"),
         (["p.tif", "t.tif", "--voxel-size", XYZ, "--label", "mitos"], 1, "no class 'mitos'"),
-        (["p.tif", "t.tif", "--voxel-size", XYZ, "--label", "ribo"], 1, "grown"),
+        (
+            ["p.tif", "t.tif", "--voxel-size", XYZ, "--label", "ribo"],
+            1,
+            "--annotated CROP/labels/all",
+        ),
         (["f.tif", "t.tif", "--voxel-size", XYZ], 1, "--threshold 0.5"),
         (["f.tif", "t.tif", "--voxel-size", XYZ, "--instances", "--threshold", "1"], 1, "float32"),
         (["two.zarr", "t.tif"], 1, "--channel a"),

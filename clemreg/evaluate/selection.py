@@ -1,0 +1,284 @@
+"""Choose checkpoints by their scores: validation, leave one crop out, convergence, comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from clemreg.errors import ConfigError
+from clemreg.evaluate.results import Result, require
+from clemreg.evaluate.scores import higher_is_better
+
+EVERY, EARLIEST, EMPTY_BY, LATEST = 25_000, 700_000, 500_000, 2_000_000
+CONVERGENCE_METRICS = ("dice", "mean_false_distance")
+Mode = Literal["validation", "test"]
+Arm = Callable[[Result], bool]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A checkpoint that was chosen by its scores.
+
+    Attributes
+    ----------
+    label, setup, iteration, raw_dataset
+        Class, network, checkpoint, and the EM it reads.
+    metric
+        What it was chosen by.
+    value
+        Mean over the crops it was chosen on.
+    crops
+        Those crops.
+    """
+
+    label: str
+    setup: str
+    iteration: int
+    raw_dataset: str
+    metric: str
+    value: float
+    crops: tuple[str, ...]
+
+    @property
+    def configuration(self) -> tuple[str, int, str]:
+        """What tells checkpoints apart."""
+        return self.setup, self.iteration, self.raw_dataset
+
+
+def best(results: Sequence[Result], metric: str) -> Choice | None:
+    """Best checkpoint for one class: the best mean over crops, NaN left out; None if all are NaN.
+
+    Of equal ones the earlier wins.
+
+    Raises
+    ------
+    ConfigError
+        The results are of several classes.
+    """
+    chosen = [r for r in results if r.metric == metric]
+    labels = {r.label for r in chosen}
+    if len(labels) > 1:
+        raise ConfigError(f"a checkpoint is chosen for one class, not for {sorted(labels)}")
+    groups: dict[tuple[str, int, str], list[Result]] = {}
+    for result in chosen:
+        if not math.isnan(result.value):
+            key = (result.setup, result.iteration, result.raw_dataset)
+            groups.setdefault(key, []).append(result)
+    sign = -1 if higher_is_better(metric) else 1
+    ranked = sorted(
+        (sign * _mean(group), iteration, setup, raw)
+        for (setup, iteration, raw), group in groups.items()
+    )
+    if not ranked:
+        return None
+    value, iteration, setup, raw = ranked[0]
+    crops = tuple(sorted({r.crop for r in groups[setup, iteration, raw]}))
+    return Choice(labels.pop(), setup, iteration, raw, metric, sign * value, crops)
+
+
+def _mean(results: Sequence[Result]) -> float:
+    return math.fsum(r.value for r in results) / len(results)
+
+
+def choose(results: Sequence[Result], metric: str) -> dict[tuple[str, str], Choice]:
+    """Best checkpoint for every class and sample, by (label, parent_dataset_id).
+
+    Raises
+    ------
+    MissingError
+        There is no score by that metric.
+    """
+    require([r for r in results if r.metric == metric], metric)
+    pairs = sorted({(r.label, r.parent_dataset_id) for r in results})
+    choices = {}
+    for label, sample in pairs:
+        some = [r for r in results if (r.label, r.parent_dataset_id) == (label, sample)]
+        choice = best(some, metric)
+        if choice is not None:
+            choices[label, sample] = choice
+    return choices
+
+
+@dataclass(frozen=True)
+class CropScore:
+    """Score on one crop of the checkpoint that was chosen for it.
+
+    Attributes
+    ----------
+    crop, choice
+        The crop, and the checkpoint with the crops it was chosen on.
+    value
+        Its score on `crop`; NaN if it was not scored there.
+    """
+
+    crop: str
+    choice: Choice
+    value: float
+
+
+def crop_scores(results: Sequence[Result], metric: str, mode: Mode) -> list[CropScore]:
+    """Scores of one class on every crop.
+
+    Parameters
+    ----------
+    mode
+        ``validation``: one checkpoint, chosen on all crops. ``test``: for each crop the one
+        chosen on the others, so that no score was used to choose; a class in one crop only has
+        no such score.
+    """
+    chosen = [r for r in results if r.metric == metric]
+    scores = []
+    for crop in sorted({r.crop for r in chosen}):
+        seen = chosen if mode == "validation" else [r for r in chosen if r.crop != crop]
+        choice = best(seen, metric)
+        if choice is not None:
+            scores.append(CropScore(crop, choice, _value_on(chosen, choice, crop)))
+    return scores
+
+
+def _value_on(results: Iterable[Result], choice: Choice, crop: str) -> float:
+    for r in results:
+        if r.crop == crop and (r.setup, r.iteration, r.raw_dataset) == choice.configuration:
+            return r.value
+    return math.nan
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Whether training of a class can stop.
+
+    Attributes
+    ----------
+    state
+        ``converged``; ``empty``: still nothing is predicted; ``limit``: trained as long as is
+        allowed; ``running``: go on.
+    iteration
+        The checkpoint at which that was found.
+    """
+
+    state: Literal["converged", "empty", "limit", "running"]
+    iteration: int
+
+
+def convergence(curves: Mapping[str, Mapping[int, float]]) -> Convergence:
+    """Apply the paper's rule for ending a training.
+
+    Checkpoints are scored every 25 000 iterations. Training has converged at the first one, from
+    700 000 on, that is no better than the one before, which is worse than the one before it, by
+    every metric. It ends at 500 000 if nothing was predicted until then (every score is NaN),
+    and at 2 000 000 in any case.
+
+    Parameters
+    ----------
+    curves
+        Mean score by iteration, for each metric (`CONVERGENCE_METRICS` in the paper).
+
+    Raises
+    ------
+    ConfigError
+        The metrics were scored at different iterations, or never.
+    """
+    iterations = sorted(next(iter(curves.values()), {}))
+    if not iterations or any(sorted(curve) != iterations for curve in curves.values()):
+        raise ConfigError(
+            f"{', '.join(curves) or 'no metric'}: scores of the same checkpoints are needed",
+            hint="score every checkpoint by every metric",
+        )
+    early = [math.isnan(c[k]) for c in curves.values() for k in iterations if k <= EMPTY_BY]
+    if iterations[-1] >= EMPTY_BY and early and all(early):
+        return Convergence("empty", next(k for k in iterations if k >= EMPTY_BY))
+    for before, last, now in zip(iterations, iterations[1:], iterations[2:], strict=False):
+        if now >= EARLIEST and all(
+            _stalls(metric, curve[before], curve[last], curve[now])
+            for metric, curve in curves.items()
+        ):
+            return Convergence("converged", now)
+    if iterations[-1] >= LATEST:
+        return Convergence("limit", LATEST)
+    return Convergence("running", iterations[-1])
+
+
+def _stalls(metric: str, before: float, last: float, now: float) -> bool:
+    """Tell whether a metric got worse and did not recover; NaN tells nothing."""
+    if any(math.isnan(v) for v in (before, last, now)):
+        return False
+    sign = 1 if higher_is_better(metric) else -1
+    return sign * now <= sign * last and sign * last < sign * before
+
+
+def curves(results: Sequence[Result], setup: str, label: str) -> dict[str, dict[int, float]]:
+    """Mean score over crops by iteration, for the metrics of the convergence rule."""
+    out: dict[str, dict[int, float]] = {}
+    for metric in CONVERGENCE_METRICS:
+        by_iteration: dict[int, list[Result]] = {}
+        for r in results:
+            if (r.setup, r.label, r.metric) == (setup, label, metric):
+                by_iteration.setdefault(r.iteration, []).append(r)
+        out[metric] = {
+            k: _mean(real) if (real := [r for r in rs if not math.isnan(r.value)]) else math.nan
+            for k, rs in sorted(by_iteration.items())
+        }
+    return out
+
+
+def incomplete(results: Sequence[Result]) -> dict[tuple[str, str], tuple[int, ...]]:
+    """Find iterations that some crop or metric of a class and setup lacks, by (setup, label)."""
+    out = {}
+    for pair in sorted({(r.setup, r.label) for r in results}):
+        mine = [r for r in results if (r.setup, r.label) == pair]
+        wanted = {r.iteration for r in mine}
+        groups: dict[tuple[str, ...], set[int]] = {}
+        for r in mine:
+            groups.setdefault((r.crop, r.metric, r.raw_dataset), set()).add(r.iteration)
+        lacking = sorted(set().union(*(wanted - found for found in groups.values())))
+        if lacking:
+            out[pair] = tuple(lacking)
+    return out
+
+
+def compare(
+    results: Sequence[Result], arms: Mapping[str, Arm], metric: str, mode: Mode
+) -> list[dict[str, Any]]:
+    """Put arms side by side, a row for every class and crop that all of them have.
+
+    Parameters
+    ----------
+    arms
+        Which results belong to each arm, by name; the best checkpoint is chosen within each.
+
+    Returns
+    -------
+    list
+        Rows with ``label`` and ``crop``, and for each arm ``setup``, ``iteration``,
+        ``raw_dataset``, ``metric_params``, ``value`` with ``_<arm>`` behind.
+    """
+    rows = []
+    for label in sorted({r.label for r in results}):
+        mine = [r for r in results if r.label == label and r.metric == metric]
+        found = {name: _arm_scores(mine, arm, metric, mode) for name, arm in arms.items()}
+        shared = set.intersection(*(set(scores) for scores in found.values())) if found else set()
+        for crop in sorted(shared):
+            row: dict[str, Any] = {"label": label, "crop": crop, "metric": metric}
+            for name in arms:
+                row |= {f"{k}_{name}": v for k, v in found[name][crop].items()}
+            rows.append(row)
+    return rows
+
+
+def _arm_scores(
+    results: Sequence[Result], arm: Arm, metric: str, mode: Mode
+) -> dict[str, dict[str, Any]]:
+    mine = [r for r in results if arm(r)]
+    params = mine[0].metric_params if mine else "{}"
+    return {
+        score.crop: {
+            "setup": score.choice.setup,
+            "iteration": score.choice.iteration,
+            "raw_dataset": score.choice.raw_dataset,
+            "metric_params": params,
+            "value": score.value,
+        }
+        for score in crop_scores(mine, metric, mode)
+    }
