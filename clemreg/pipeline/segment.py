@@ -41,7 +41,8 @@ def segment_volume(
     em
         EM (z, y, x).
     model
-        Bundled name, file, or ``"auto"``: the bundled network with the nearest voxel size.
+        Bundled name, file, or ``"auto"``: the bundled network with the nearest voxel size. Also
+        a COSEM network, or a script that keeps the contract of `clemreg.segment.contract`.
 
     Raises
     ------
@@ -49,6 +50,8 @@ def segment_volume(
         torch is not installed.
     """
     try:
+        from clemreg.segment.exchange import block_network
+        from clemreg.segment.external import predict_with
         from clemreg.segment.models import choose_model, load_model
         from clemreg.segment.predict import PredictOptions, predict
     except ImportError as error:
@@ -56,6 +59,9 @@ def segment_volume(
             f"segmenting needs torch and safetensors: {error}",
             hint="pip install 'clemreg-toolkit[segment]', or give a prediction from elsewhere",
         ) from error
+    other = block_network(model)
+    if other is not None:
+        return predict_with(em, other, out, progress=progress)
     name = choose_model(em.grid.spacing_nm) if model == "auto" else model
     options = PredictOptions(block=block)
     return predict(em, load_model(name), out, options=options, progress=progress)

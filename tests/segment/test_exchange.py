@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from clemreg.cli.app import run_app
+from clemreg.errors import ConfigError, DependencyError, FormatError, GridError, VoxelSizeError
+from clemreg.segment.checkpoints import CosemModel
+from clemreg.segment.contract import BlockNetwork, as_block_network, load_script
+from clemreg.segment.cosem import CosemOptions, CosemUNet
+from clemreg.segment.exchange import (
+    block_network,
+    export_network,
+    import_network,
+    network_info,
+    open_network,
+    write_safetensors,
+)
+from clemreg.segment.external import output_grid, predict_with
+from clemreg.segment.models import ModelCard, save_model
+from clemreg.segment.network import NetworkOptions, UNet
+from clemreg.segment.setups import Setup
+from clemreg.space.grid import Grid
+from clemreg.volume import Volume
+
+pytestmark = pytest.mark.torch
+CLASSES = ("mito", "er")
+EM = Grid((9, 14, 21), (8.0, 8.0, 8.0), (300.0, -200.0, 70.0), "em")
+
+
+@pytest.fixture
+def own(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "own.safetensors"
+    options = NetworkOptions(CLASSES, widths=(2, 3, 4))
+    save_model(UNet(options).eval(), ModelCard("own", (5.24, 4.0, 4.0), ("x",), 7), path)
+    return path
+
+
+def cosem(input_nm=8.0) -> CosemModel:
+    torch.manual_seed(1)
+    options = CosemOptions(CLASSES, input_nm, widths=(2, 3, 4, 5), up_widths=(3, 2, 4))
+    return CosemModel(Setup("setup46", input_nm, CLASSES, 1), CosemUNet(options).eval(), "x")
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning")
+def test_torchscript_runs_without_clemreg(own, tmp_path):
+    out = export_network(own, tmp_path / "own.ts")
+    extra = {"clemreg.json": ""}
+    script = torch.jit.load(out, _extra_files=extra)
+    meta = json.loads(extra["clemreg.json"])
+    assert meta["classes"] == list(CLASSES)
+    assert meta["input_voxel_size_nm"] == [5.24, 4.0, 4.0]
+    network = open_network(own).network
+    x = torch.rand((2, 1, 52, 44, 48))  # another size than it was traced with
+    with torch.inference_mode():
+        torch.testing.assert_close(script(x), network(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_onnx_gives_the_same_numbers(own, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    out = export_network(own, tmp_path / "own.onnx", block=48)
+    onnx.checker.check_model(str(out), full_check=True)
+    assert [p.name for p in tmp_path.glob("*.onnx*")] == ["own.onnx"]  # weights inside
+    session = onnxruntime.InferenceSession(str(out))
+    x = np.random.default_rng(0).uniform(-1, 1, (1, 1, 48, 48, 48)).astype(np.float32)
+    assert session.get_inputs()[0].shape == list(x.shape)
+    meta = json.loads(session.get_modelmeta().custom_metadata_map["clemreg.json"])
+    assert meta["name"] == "own"
+    with torch.inference_mode():
+        expected = open_network(own).network(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(session.run(None, {"em": x})[0], expected, atol=1e-5)
+
+
+def test_onnx_says_what_it_needs(own, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(DependencyError, match="needs onnx and onnxscript") as error:
+        export_network(own, tmp_path / "own.onnx")
+    assert "clemreg-toolkit[onnx]" in error.value.hint
+    with pytest.raises(GridError, match="cannot take 45 voxels"):
+        monkeypatch.undo()
+        export_network(own, tmp_path / "own.onnx", block=45)
+    with pytest.raises(ConfigError, match=r"\.safetensors, \.ts, \.onnx"):
+        export_network(own, tmp_path / "own.pt")
+
+
+def test_safetensors_there_and_back(own, tmp_path):
+    copy = tmp_path / "copy.safetensors"
+    import_network(own, copy)
+    for name, value in open_network(own).network.state_dict().items():
+        assert torch.equal(open_network(copy).network.state_dict()[name], value)
+    assert network_info(copy)["card"]["steps"] == 7
+    model, kept = cosem(), tmp_path / "cosem.safetensors"
+    write_safetensors(model, kept)
+    loaded = open_network(kept)
+    assert isinstance(loaded, CosemModel)
+    assert (loaded.setup.name, loaded.classes) == ("setup46", CLASSES)
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(loaded.network.state_dict()[name], value)
+    info = network_info(kept)
+    assert info["input_voxel_size_nm"] == [8.0] * 3
+    assert info["output_voxel_size_nm"] == [4.0] * 3
+
+
+def test_command_line(own, tmp_path, capsys):
+    copy = tmp_path / "copy.safetensors"
+    report = str(tmp_path / "i.json")
+    assert run_app(["model", "import", str(own), "--out", str(copy), "--json", report]) == 0
+    assert json.loads((tmp_path / "i.json").read_text())["classes"] == list(CLASSES)
+    assert run_app(["model", "export", str(copy), "--out", str(tmp_path / "x.ts")]) == 0
+    assert run_app(["model", "export", str(own), "--out", str(tmp_path / "x.h5")]) == 1
+    assert "endings: .safetensors, .ts, .onnx" in capsys.readouterr().err
+    (tmp_path / "setup04").mkdir()
+    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "setup04" / "625000")
+    bad = ["model", "import", str(tmp_path / "setup04" / "625000"), "--out", str(copy)]
+    assert run_app(bad) == 1
+    assert "setup04 takes 8 nm" in capsys.readouterr().err
+    assert run_app([*bad, "--setup", "01"]) == 1
+    assert "does not hold the COSEM network" in capsys.readouterr().err
+
+
+def test_what_is_no_network(tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"not safetensors")
+    with pytest.raises(FormatError, match="not a safetensors file"):
+        open_network(path)
+    write_safetensors(cosem(), path)
+    from safetensors.torch import load_file, save_file
+
+    header = {"format": "clemreg-cosem-1", "setup": "{}", "network": "{}"}
+    save_file(load_file(path), path, metadata=header)
+    with pytest.raises(FormatError, match="broken header"):
+        open_network(path)
+
+
+SCRIPT = """
+import torch
+from torch.nn.functional import interpolate
+
+input_size = (7, 8, 10)
+output_size = (5, 8, 4)
+input_voxel_size = (8.0, 8.0, 8.0)
+output_voxel_size = (8.0, 4.0, 8.0)
+output_channels = ("sum", "left")
+
+def model(x):
+    x = interpolate(x, scale_factor=(1, 2, 1), mode="nearest")
+    mean = torch.nn.functional.avg_pool3d(x, (3, 9, 7), stride=1)
+    return torch.cat([mean, x[:, :, 1:-1, 4:-4, :4]], dim=1)
+"""
+
+
+def test_any_script_that_keeps_the_contract(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SCRIPT)
+    network = load_script(path)
+    assert (network.scale, network.halo) == ((1, 2, 1), (1, 2, 3))
+    values = np.random.default_rng(0).integers(0, 255, EM.shape).astype(np.uint8)
+    em = Volume(values, EM)
+    out = predict_with(em, network, tmp_path / "o.zarr", limits=(0, 255))
+    assert out.channels == ("sum", "left")
+    assert out.grid.shape == (9, 28, 21)
+    assert out.grid.spacing_nm == (8, 4, 8)
+    assert out.grid.origin_nm == (300, -202, 70)
+    padded = np.pad(values * (2 / 255) - 1, ((1, 1), (2, 2), (3, 3)), mode="symmetric")
+    fine = np.repeat(padded, 2, axis=1).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(fine, (3, 9, 7))[:, :28]
+    expected = np.stack([windows.mean(axis=(3, 4, 5)), fine[1:-1, 4:-4, :-6]])
+    stored = np.clip(np.rint(expected * 128 + 127), 0, 255)
+    assert np.abs(out.read().astype(int) - stored).max() <= 1
+    assert (out.read() == stored).mean() > 0.99
+    assert network_info(path)["classes"] == ["sum", "left"]
+
+
+def test_an_interrupted_prediction_goes_on(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SCRIPT)
+    network = load_script(path)
+    em = Volume(np.random.default_rng(0).integers(0, 255, EM.shape).astype(np.uint8), EM)
+    whole = predict_with(em, network, tmp_path / "whole.zarr").read()
+    calls = []
+
+    def stops(block):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return network.run(block)
+
+    parts = {k: getattr(network, k) for k in network.__dataclass_fields__}
+    with pytest.raises(KeyboardInterrupt):
+        predict_with(em, BlockNetwork(**parts | {"run": stops}), tmp_path / "o.zarr")
+    assert not (tmp_path / "o.zarr").exists()
+    done = len(calls) - 1
+    out = predict_with(em, BlockNetwork(**parts | {"run": stops}), tmp_path / "o.zarr")
+    np.testing.assert_array_equal(out.read(), whole)
+    blocks = 2 * 4 * 6
+    assert len(calls) == blocks + 1
+    assert done == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("del model", "does not define model"),
+        ("input_size = 7", "are not three numbers"),
+        ("input_size = (7, 8, 0)", "not three positive"),
+        ("output_size = (5, 8, 5)", "middle"),
+        ("output_size = (5, 7, 4)", "middle|no multiple"),
+        ("output_voxel_size = (8.0, 3.0, 8.0)", "whole multiple"),
+        ("output_channels = ('a', 'a')", "distinct names"),
+    ],
+)
+def test_scripts_that_do_not_keep_it(tmp_path, line, text):
+    path = tmp_path / "mine.py"
+    path.write_text(f"{SCRIPT}\n{line}\n")
+    with pytest.raises(ConfigError, match=text):
+        load_script(path)
+
+
+def test_a_model_that_gives_something_else_is_stopped(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(SCRIPT.replace('("sum", "left")', '("sum",)'))
+    em = Volume(np.ones(EM.shape, np.uint8), EM)
+    with pytest.raises(FormatError, match=r"gave an array of shape \(2, 5, 8, 4\)"):
+        predict_with(em, load_script(path), tmp_path / "o.zarr", limits=(0, 9))
+    wrong = Volume(np.ones(EM.shape, np.uint8), Grid(EM.shape, (16.0, 16.0, 16.0)))
+    with pytest.raises(VoxelSizeError, match=r"takes EM of \(8\.0, 8\.0, 8\.0\) nm"):
+        predict_with(wrong, load_script(path), tmp_path / "o.zarr")
+
+
+def test_a_nearby_voxel_size_is_taken_with_a_note(tmp_path, caplog):
+    path = tmp_path / "mine.py"
+    path.write_text(SCRIPT)
+    grid = Grid(EM.shape, (10.48, 8.0, 8.0), (1.0, 2.0, 3.0), "em")
+    with caplog.at_level(logging.WARNING):
+        out = predict_with(
+            Volume(np.ones(EM.shape, np.uint8), grid), load_script(path), tmp_path / "o.zarr",
+            limits=(0, 2),
+        )  # fmt: skip
+    assert "are taken as the network's" in caplog.text
+    assert out.grid.spacing_nm == (10.48, 4.0, 8.0)
+
+
+@pytest.mark.slow
+def test_cosem_blocks_of_any_size_give_the_same_voxels(tmp_path):
+    model = cosem(8.0)
+    grid = Grid((10, 12, 30), (8.0,) * 3, (1.0, 2.0, 3.0), "em")
+    em = Volume(np.random.default_rng(0).integers(0, 255, grid.shape).astype(np.uint8), grid)
+    scale = model.network.options.scale
+    results = []
+    for most in (40, 80):
+        network = as_block_network(model, most=most, classes=("er", "mito"))
+        assert network.classes == ("er", "mito")
+        results.append(predict_with(em, network, tmp_path / f"{most}.zarr", limits=(0, 255)))
+    small, large = (r.read() for r in results)
+    assert small.shape == (2, 10 * scale, 12 * scale, 30 * scale)
+    assert results[0].grid == output_grid(grid, network)
+    np.testing.assert_array_equal(small, large)
+    assert small.std() > 0
+    kept = tmp_path / "cosem.safetensors"
+    write_safetensors(model, kept)
+    assert block_network(kept).classes == CLASSES
+
+
+def test_segment_takes_a_script(tmp_path):
+    from clemreg.io.volumes import open_volume, write_volume
+
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    values = np.random.default_rng(0).integers(0, 255, EM.shape).astype(np.uint8)
+    write_volume(tmp_path / "em.zarr", Volume(values, EM))
+    out = tmp_path / "o.zarr"
+    arguments = ["segment", str(tmp_path / "em.zarr"), "--out", str(out)]
+    assert run_app([*arguments, "--model", str(tmp_path / "mine.py")]) == 0
+    assert open_volume(out).channels == ("sum", "left")
+    assert run_app([*arguments, "--model", str(tmp_path / "absent.py")]) == 1
