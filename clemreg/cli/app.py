@@ -9,7 +9,18 @@ from typing import Any, cast
 
 import typer
 
-from clemreg.cli import evaluate, export, inspect, model, register, run, score, segment, simulate
+from clemreg.cli import (
+    ab,
+    evaluate,
+    export,
+    inspect,
+    model,
+    register,
+    run,
+    score,
+    segment,
+    simulate,
+)
 from clemreg.cli.console import say
 from clemreg.errors import ClemregError
 
@@ -51,7 +62,7 @@ def _options(
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
 
 
-for group in (run, inspect, simulate, segment, model, score, register, evaluate, export):
+for group in (run, inspect, simulate, segment, model, score, ab, register, evaluate, export):
     group.add_to(app)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.errors import GridError
+from clemreg.errors import ConfigError, GridError
+from clemreg.io.quantise import SURFACE
 from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import LazyArray, Volume
 
@@ -71,6 +72,37 @@ def one_of(ids: Collection[int]) -> Test:
     """Test for ids."""
     wanted = np.asarray(sorted(ids))
     return lambda values: np.isin(values, wanted)
+
+
+def foreground(volume: Volume, threshold: float | None = None) -> Test:
+    """Test for the foreground of a prediction or a mask.
+
+    From `threshold` on, if there is one. Else from 127 on in a uint8 signed distance, and
+    everything that is not 0 in a mask (0 and one other value) or in ids.
+
+    Raises
+    ------
+    ConfigError
+        The values are fractions, and there is no threshold.
+    """
+    if threshold is not None:
+        return at_least(threshold)
+    if volume.dtype.kind == "f":
+        raise ConfigError(
+            f"{volume.name} holds {volume.dtype} values",
+            hint="say where the foreground begins: --threshold 0.5",
+        )
+    return at_least(SURFACE) if volume.dtype == np.uint8 and _is_graded(volume) else nonzero
+
+
+def _is_graded(volume: Volume) -> bool:
+    """Tell a signed distance from a mask of 0 and 1 or 0 and any other value."""
+    seen: set[int] = set()
+    for box in volume.grid.box.tiles((64, 256, 256)):
+        seen |= set(np.unique(volume.read(box)).tolist())
+        if len(seen) > 2:
+            return True
+    return 0 not in seen and 1 not in seen
 
 
 def mask_on(volume: Volume, grid: Grid, test: Test) -> MaskView:

@@ -10,9 +10,8 @@ import numpy as np
 
 from clemreg.errors import ConfigError, DataError, VoxelSizeError
 from clemreg.evaluate.instances import score_instances
-from clemreg.evaluate.masks import MaskView, Test, at_least, common_grid, mask_on, nonzero, one_of
+from clemreg.evaluate.masks import MaskView, common_grid, foreground, mask_on, nonzero, one_of
 from clemreg.evaluate.scores import METRICS, ScoreOptions, score_masks, to_json
-from clemreg.io.quantise import SURFACE
 from clemreg.io.volumes import open_volume
 from clemreg.segment.classes import Category, category
 from clemreg.segment.sdt import grow
@@ -74,7 +73,7 @@ def score_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str,
     kind = category(request.label) if request.label else None
     annotated = _annotated(true, grid, kind, request)
     scores = score_masks(
-        mask_on(found, grid, _foreground(found, request.threshold)),
+        mask_on(found, grid, foreground(found, request.threshold)),
         _truth_mask(true, grid, kind),
         grid.spacing_nm,
         annotated=annotated,
@@ -147,27 +146,6 @@ def _known_name(channel: str) -> str:
         return category(channel).name
     except FileNotFoundError:
         return channel
-
-
-def _foreground(volume: Volume, threshold: float | None) -> Test:
-    if threshold is not None:
-        return at_least(threshold)
-    if volume.dtype.kind == "f":
-        raise ConfigError(
-            f"{volume.name} holds {volume.dtype} values",
-            hint="say where the foreground begins: --threshold 0.5",
-        )
-    return at_least(SURFACE) if volume.dtype == np.uint8 and _is_graded(volume) else nonzero
-
-
-def _is_graded(volume: Volume) -> bool:
-    """Tell a signed distance from a mask of 0 and 1 or 0 and any other value."""
-    seen: set[int] = set()
-    for box in volume.grid.box.tiles((64, 256, 256)):
-        seen |= set(np.unique(volume.read(box)).tolist())
-        if len(seen) > 2:
-            return True
-    return 0 not in seen and 1 not in seen
 
 
 def _truth_mask(truth: Volume, grid: Grid, kind: Category | None) -> MaskView:

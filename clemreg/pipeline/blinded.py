@@ -1,0 +1,121 @@
+"""``clemreg ab``: make the page of a blinded comparison, and read what was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clemreg.blocks.run import Progress
+from clemreg.errors import DataError, GridError
+from clemreg.evaluate.blinded import Key, decode, draw_pairs, preference, read_choices, read_key
+from clemreg.evaluate.masks import MaskView, foreground, mask_on
+from clemreg.io.atomic import atomic_write_text
+from clemreg.io.volumes import open_volume
+from clemreg.report.blinded import as_grey, render_pairs
+from clemreg.units import parse_xyz_nm
+from clemreg.volume import Volume
+
+PAGE, KEY = "pairs.html", "key.json"
+
+
+@dataclass(frozen=True)
+class BlindedOptions:
+    """How to draw a blinded comparison.
+
+    Attributes
+    ----------
+    channel
+        Class, if the predictions have channels; empty: the first.
+    spacing
+        Voxel size ``"x, y, z unit"`` of files that have none.
+    count, edge
+        Number of places, and their voxels along each axis.
+    seed
+        Of places and sides.
+    """
+
+    channel: str = ""
+    spacing: str | None = None
+    count: int = 100
+    edge: int = 150
+    seed: int = 0
+
+
+def start_comparison(
+    em: str,
+    predictions: tuple[str, str],
+    out: Path,
+    options: BlindedOptions | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Path:
+    """Write ``pairs.html``, for the one who judges, and ``key.json``, not for their eyes.
+
+    Parameters
+    ----------
+    em
+        EM on whose voxels both predictions lie.
+    predictions
+        Signed distances in uint8, or masks.
+
+    Raises
+    ------
+    GridError
+        The predictions do not lie on the voxels of the EM.
+    """
+    options = options or BlindedOptions()
+    size = parse_xyz_nm(options.spacing) if options.spacing else None
+    volume = _plain(open_volume(em, spacing_nm=size), "")
+    masks = [_mask(open_volume(p, spacing_nm=size), volume, options) for p in predictions]
+    shape = volume.grid.shape
+    pairs = draw_pairs(shape, count=options.count, edge=options.edge, seed=options.seed)
+    shown = []
+    for done, pair in enumerate(pairs):
+        block = volume.read(pair.box)
+        low, high = (float(v) for v in np.percentile(block, [0.5, 99.5]))
+        grey = as_grey(block, (low, max(high, low + 1)))
+        shown.append((pair, grey, masks[0][pair.box.slices], masks[1][pair.box.slices]))
+        if progress is not None:
+            progress(done + 1, len(pairs), "places")
+    Key(predictions[0], predictions[1], pairs).write(out / KEY)
+    atomic_write_text(out / PAGE, render_pairs("Which prediction is better?", shown))
+    return out / PAGE
+
+
+def read_comparison(folder: Path, choices: Path, decoded: Path | None = None) -> dict[str, Any]:
+    """Count what was chosen and test it; optionally write ``pair,choice`` with the names.
+
+    Raises
+    ------
+    FormatError
+        Choices and key do not belong together.
+    DataError
+        Nothing was chosen.
+    """
+    key, chosen = read_key(folder / KEY), read_choices(choices)
+    if not chosen:
+        raise DataError(f"{choices} holds no choice")
+    if decoded is not None:
+        names = {"a": key.a, "b": key.b, "neither": "neither"}
+        rows = [f'{n},"{names[side]}"' for n, side in sorted(decode(key, chosen).items())]
+        atomic_write_text(decoded, "pair,choice\n" + "\n".join(rows) + "\n")
+    return preference(key, chosen).to_json()
+
+
+def _mask(found: Volume, em: Volume, options: BlindedOptions) -> MaskView:
+    found = _plain(found, options.channel)
+    if found.shape != em.shape:
+        raise GridError(
+            f"{found.name} has {found.shape} voxels, the EM {em.shape}",
+            hint="give the level of the EM that the predictions were made on",
+        )
+    return mask_on(found, found.grid, foreground(found))
+
+
+def _plain(volume: Volume, channel: str) -> Volume:
+    if not volume.channels:
+        return volume
+    return volume.channel(channel or 0)

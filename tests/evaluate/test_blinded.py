@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from math import comb
+
+import numpy as np
+import pytest
+
+from clemreg.cli.app import run_app
+from clemreg.errors import ConfigError, FormatError, MissingError
+from clemreg.evaluate.blinded import (
+    Key,
+    Pair,
+    decode,
+    draw_pairs,
+    preference,
+    read_choices,
+    read_key,
+)
+from clemreg.io.volumes import write_volume
+from clemreg.report.blinded import montage, outlines, render_pairs
+from clemreg.space.grid import Box, Grid
+from clemreg.volume import Volume
+
+SHAPE = (11, 17, 23)
+
+
+def test_places_lie_inside_and_sides_are_balanced():
+    pairs = draw_pairs((40, 300, 500), count=101, edge=150, seed=3)
+    assert all(p.box.shape == (40, 150, 150) for p in pairs)
+    assert all(p.box.clip((40, 300, 500)) == p.box for p in pairs)
+    starts = np.array([p.box.start for p in pairs])
+    assert np.ptp(starts, axis=0)[1:].min() > 100
+    assert abs(sum(1 if p.left == "a" else -1 for p in pairs)) == 1
+    assert draw_pairs((40, 300, 500), count=101, seed=3) == pairs
+    assert draw_pairs((40, 300, 500), count=101, seed=4) != pairs
+    with pytest.raises(ConfigError, match="cannot be drawn"):
+        draw_pairs(SHAPE, count=0)
+
+
+def binomial_p(a: int, b: int) -> float:
+    """Two-sided: the chance of any split at most as likely as this one, added up."""
+    n = a + b
+    chances = [comb(n, k) / 2**n for k in range(n + 1)]
+    return sum(c for c in chances if c <= chances[a] * (1 + 1e-9))
+
+
+@pytest.mark.parametrize(("a", "b", "neither"), [(8, 2, 3), (5, 5, 0), (0, 6, 1), (60, 40, 7)])
+def test_p_value_is_exact(a, b, neither):
+    pairs = draw_pairs(SHAPE, count=a + b + neither, edge=5, seed=1)
+    wanted = ["a"] * a + ["b"] * b + ["neither"] * neither
+    choices = {
+        p.number: w if w == "neither" else ("left" if w == p.left else "right")
+        for p, w in zip(pairs, wanted, strict=True)
+    }
+    key = Key("old", "new", pairs)
+    found = preference(key, choices)
+    assert (found.prefer_a, found.prefer_b, found.neither) == (a, b, neither)
+    assert found.p_value == pytest.approx(binomial_p(a, b))
+    assert list(decode(key, choices).values()) == wanted
+
+
+def test_no_preference_gives_no_p(tmp_path):
+    key = Key("old", "new", draw_pairs(SHAPE, count=3, edge=4))
+    found = preference(key, {1: "neither"})
+    assert math.isnan(found.p_value)
+    assert found.to_json()["p_value"] is None
+    key.write(tmp_path / "key.json")
+    assert read_key(tmp_path / "key.json") == key
+    with pytest.raises(FormatError, match="pair 4, the key has 3"):
+        preference(key, {4: "left"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pair,choice\n1,both\n", "line 2: 'both' is none of left, right, neither"),
+        ("pair,choice\n1,left\n1,right\n", "line 3: pair 1 was judged before"),
+        ("pair,choice\none,left\n", "is not a number"),
+        ("place,choice\n1,left\n", "expected pair, choice"),
+    ],
+)
+def test_bad_choices(tmp_path, text, message):
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(FormatError, match=message):
+        read_choices(tmp_path / "c.csv")
+
+
+def test_bad_keys(tmp_path):
+    with pytest.raises(MissingError, match="no key"):
+        read_key(tmp_path / "key.json")
+    for text in ("[]", "{}", '{"schema": 2}', "no json"):
+        (tmp_path / "key.json").write_text(text)
+        with pytest.raises(FormatError, match=r"key\.json"):
+            read_key(tmp_path / "key.json")
+
+
+def pictures(html: str, alt: str) -> list[np.ndarray]:
+    from PIL import Image
+
+    found = re.findall(rf'alt="{alt}" src="data:image/png;base64,([^"]+)"', html)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(f)))) for f in found]
+
+
+def test_the_page_shows_each_on_its_side_and_names_none():
+    em = np.arange(5 * 7 * 9).reshape(5, 7, 9).astype(np.uint8)
+    a, b = (np.zeros(em.shape, bool) for _ in range(2))
+    a[:, 2:6, 2:6] = True
+    b[:, :, 6:8] = True
+    box = Box((0, 0, 0), em.shape)
+    shown = [(Pair(1, box, "a"), em, a, b), (Pair(2, box, "b"), em, a, b)]
+    html = render_pairs("Which <one>?", shown)
+    assert "Which &lt;one&gt;?" in html
+    left, right = pictures(html, "left prediction"), pictures(html, "right prediction")
+    np.testing.assert_array_equal(left[0], right[1])
+    np.testing.assert_array_equal(left[1], right[0])
+    np.testing.assert_array_equal(left[0], outlines(a))
+    np.testing.assert_array_equal(pictures(html, "EM")[0], montage(em))
+    np.testing.assert_array_equal(montage(em)[:7], em[2])  # xy, then xz, then yz
+    np.testing.assert_array_equal(montage(em)[9:14], em[:, 3])
+    np.testing.assert_array_equal(montage(em)[16:21, 1:8], em[:, :, 4])
+    edge = outlines(a)[:7, :, 3] > 0
+    assert edge[2, 2:6].all()
+    assert edge[3].tolist() == [False, False, True, False, False, True, False, False, False]
+    assert (outlines(a)[..., 1][outlines(a)[..., 3] > 0] == 255).all()
+
+
+def test_from_files_to_the_p_value(tmp_path):
+    grid = Grid(SHAPE, (5.24, 4.0, 4.0), (1.0, 2.0, 3.0), "em")
+    rng = np.random.default_rng(0)
+    values = {
+        "em": rng.integers(0, 255, SHAPE).astype(np.uint8),
+        "a": rng.integers(0, 255, SHAPE).astype(np.uint8),
+        "b": rng.integers(0, 9, SHAPE).astype(np.uint16) * 70,
+    }
+    for name, array in values.items():
+        write_volume(tmp_path / f"{name}.zarr", Volume(array, grid))
+    out = tmp_path / "ab"
+    files = [str(tmp_path / f"{n}.zarr") for n in ("em", "a", "b")]
+    start = ["ab", "start", *files, "--out", str(out), "--count", "6", "--edge", "9"]
+    assert run_app(start) == 0
+    html = (out / "pairs.html").read_text()
+    assert "a.zarr" not in html
+    key = read_key(out / "key.json")
+    assert (key.a, key.b) == (files[1], files[2])
+    first = key.pairs[0]
+    block = {n: v[first.box.slices] for n, v in values.items()}
+    mask = block["a"] >= 127 if first.left == "a" else block["b"] != 0
+    np.testing.assert_array_equal(pictures(html, "left prediction")[0], outlines(mask))
+    assert pictures(html, "EM")[0].max() == 255
+    chosen = ["left" if p.left == "b" else "right" for p in key.pairs]
+    lines = [f"{p.number},{c}" for p, c in zip(key.pairs, chosen, strict=True)]
+    (tmp_path / "choices.csv").write_text("pair,choice\n" + "\n".join(lines) + "\n")
+    read = ["ab", "read", str(out), str(tmp_path / "choices.csv")]
+    extra = ["--json", str(tmp_path / "p.json"), "--decoded", str(tmp_path / "d.csv")]
+    assert run_app([*read, *extra]) == 0
+    report = json.loads((tmp_path / "p.json").read_text())
+    assert (report["prefer_a"], report["prefer_b"]) == (0, 6)
+    assert report["p_value"] == pytest.approx(2 / 64)
+    assert (tmp_path / "d.csv").read_text().count("b.zarr") == 6
+    (tmp_path / "choices.csv").write_text("pair,choice\n")
+    assert run_app(read) == 1
