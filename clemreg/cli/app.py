@@ -16,6 +16,7 @@ from clemreg.cli import (
     inspect,
     model,
     register,
+    results,
     run,
     score,
     segment,
@@ -62,7 +63,19 @@ def _options(
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
 
 
-for group in (run, inspect, simulate, segment, model, score, ab, register, evaluate, export):
+for group in (
+    run,
+    inspect,
+    simulate,
+    segment,
+    model,
+    score,
+    results,
+    ab,
+    register,
+    evaluate,
+    export,
+):
     group.add_to(app)
 
 

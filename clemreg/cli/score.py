@@ -50,6 +50,10 @@ def score(
     clip: Annotated[
         str, typer.Option(help="Longest distance that counts in *_clipped.")
     ] = "200 nm",
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page with bars and a slice, FILE.html.")
+    ] = None,
+    em: Annotated[str, typer.Option(help="EM volume to show behind the slice.")] = "",
     json: JsonOption = None,
 ) -> None:
     """Score a segmentation: overlap, distances and information; object by object if asked."""
@@ -57,6 +61,7 @@ def score(
     from clemreg.pipeline.score import (
         ScoreRequest,
         Unannotated,
+        report_scores,
         score_files,
         score_instance_files,
     )
@@ -74,8 +79,10 @@ def score(
         tuple(metric or ()),
         ScoreOptions(parse_length_nm(tolerance), parse_length_nm(clip)),
     )
-    report = dict(score_files(prediction, truth, request))
+    scores = dict(score_files(prediction, truth, request))
+    if report is not None:
+        report_scores(prediction, truth, request, scores, report, em)
     if instances:
-        report |= score_instance_files(prediction, truth, request)
-    table({name: "–" if value is None else value for name, value in report.items()})
-    write_json(json, report)
+        scores |= score_instance_files(prediction, truth, request)
+    table({name: "–" if value is None else value for name, value in scores.items()})
+    write_json(json, scores)

@@ -14,7 +14,7 @@ from clemreg.io.quantise import SURFACE
 from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import LazyArray, Volume
 
-Test = Callable[[NDArray[Any]], NDArray[np.bool_]]
+Test = Callable[[NDArray[Any]], NDArray[Any]]
 # Origins may differ by this part of a voxel: some files state corners, some centres.
 _ORIGIN_TOLERANCE = 0.3
 
@@ -41,10 +41,11 @@ class MaskView:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Boolean."""
-        return np.dtype(bool)
+        """Of the answers: boolean for a test."""
+        answer: np.dtype[Any] = self.test(np.zeros(1, dtype=self.data.dtype)).dtype
+        return answer
 
-    def __getitem__(self, key: tuple[slice, slice, slice], /) -> NDArray[np.bool_]:
+    def __getitem__(self, key: tuple[slice, slice, slice], /) -> NDArray[Any]:
         """Read a box, given as three slices with start and stop."""
         fine = tuple(
             slice(first + k.start * step, first + (k.stop - 1) * step + 1, step)
@@ -52,10 +53,6 @@ class MaskView:
         )
         block = np.asarray(self.data[tuple(slice(f.start, f.stop) for f in fine)])
         return self.test(block[tuple(slice(None, None, f.step) for f in fine)])
-
-    def read(self) -> NDArray[np.bool_]:
-        """Return the whole mask."""
-        return self[Box.of_shape(self.shape).slices]
 
 
 def at_least(threshold: float) -> Test:
@@ -133,6 +130,12 @@ def mask_on(volume: Volume, grid: Grid, test: Test) -> MaskView:
             hint="check that both are in the same frame: `clemreg info` shows the origins",
         )
     return MaskView(volume.data, test, tuple(start), tuple(step), grid.shape)
+
+
+def sampled(volume: Volume, grid: Grid) -> MaskView:
+    """Look at the values of a volume, as they are, on a grid as for `mask_on`."""
+    volume = volume.channel(0) if volume.channels else volume
+    return mask_on(volume, grid, lambda values: values)
 
 
 def common_grid(prediction: Volume, truth: Volume) -> Grid:

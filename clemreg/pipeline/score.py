@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,12 +11,21 @@ import numpy as np
 
 from clemreg.errors import ConfigError, DataError, VoxelSizeError
 from clemreg.evaluate.instances import score_instances
-from clemreg.evaluate.masks import MaskView, common_grid, foreground, mask_on, nonzero, one_of
+from clemreg.evaluate.masks import (
+    MaskView,
+    common_grid,
+    foreground,
+    mask_on,
+    nonzero,
+    one_of,
+    sampled,
+)
 from clemreg.evaluate.scores import METRICS, ScoreOptions, score_masks, to_json
 from clemreg.io.volumes import open_volume
+from clemreg.report.scores import LabelScores, Slice, write_score_report
 from clemreg.segment.classes import Category, category
 from clemreg.segment.sdt import grow
-from clemreg.space.grid import Grid
+from clemreg.space.grid import Box, Grid
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import LazyArray, Volume
 
@@ -81,6 +91,62 @@ def score_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str,
         options=request.options,
     )
     return to_json(scores)
+
+
+def report_scores(
+    prediction: str,
+    truth: str,
+    request: ScoreRequest,
+    scores: Mapping[str, float | None],
+    page: Path,
+    em: str = "",
+) -> None:
+    """Write a page with the scores and the slice that holds most of the structure.
+
+    Parameters
+    ----------
+    scores
+        What `score_files` gave.
+    em
+        EM volume behind the slice; empty: none.
+
+    Raises
+    ------
+    GridError
+        The EM does not lie on the voxels of the prediction.
+    """
+    found, true, grid = _open(prediction, truth, request)
+    kind = category(request.label) if request.label else None
+    p = mask_on(found, grid, foreground(found, request.threshold))
+    t = _truth_mask(true, grid, kind)
+    known = _annotated(true, grid, kind, request)
+    z = max(
+        range(grid.shape[0]), key=lambda i: int((p[_plane(grid, i)] | t[_plane(grid, i)]).sum())
+    )
+    where = _plane(grid, z)
+    box = Box((z, 0, 0), (z + 1, *grid.shape[1:]))
+    name = kind.name if kind else found.name
+    behind = None
+    if em:
+        volume = open_volume(
+            em, spacing_nm=parse_xyz_nm(request.spacing) if request.spacing else None
+        )
+        behind = sampled(volume, grid)[where][0]
+    plane = Slice(
+        name,
+        grid.crop(box),
+        behind,
+        p[where][0],
+        t[where][0],
+        np.ones(grid.shape[1:], bool) if known is None else np.asarray(known[where])[0] != 0,
+    )
+    summary = f"{prediction} against {truth}; voxels of {grid.spacing_nm[::-1]} nm (x, y, z)."
+    labels = [LabelScores(name, dict(scores))]
+    write_score_report(page, f"Scores of {name}", labels, [plane], summary=summary)
+
+
+def _plane(grid: Grid, z: int) -> tuple[slice, slice, slice]:
+    return Box((z, 0, 0), (z + 1, *grid.shape[1:])).slices
 
 
 def score_instance_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str, Any]:

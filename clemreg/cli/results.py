@@ -1,0 +1,119 @@
+"""``clemreg results``: scores of many checkpoints, and what follows from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from clemreg.cli.console import JsonOption, format_value, result, write_json
+
+app = typer.Typer(
+    no_args_is_help=True, help="Scores of many checkpoints: choose, compare, tables in and out."
+)
+
+StoreArgument = Annotated[Path, typer.Argument(help="SQLite file with scores.")]
+MetricOption = Annotated[str, typer.Option(help="Metric to choose by.")]
+ModeOption = Annotated[
+    str, typer.Option(help='"test" (leave one crop out) or "validation" (choose on all crops).')
+]
+OutOption = Annotated[Path | None, typer.Option(help="Also write the rows to this CSV.")]
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Attach the command group."""
+    parent.add_typer(app, name="results")
+
+
+@app.command("import")
+def import_(
+    store: StoreArgument,
+    tables: Annotated[list[Path], typer.Argument(help="CSV tables with the paper's columns.")],
+) -> None:
+    """Add CSV tables to a store; a score that is there with another value is an error."""
+    from clemreg.pipeline.results import import_tables
+
+    result(f"{import_tables(store, tables)} new scores in {store}")
+
+
+@app.command()
+def export(
+    store: StoreArgument,
+    out: Annotated[Path, typer.Option(help="Folder for one CSV a class.")],
+) -> None:
+    """Write one CSV a class with the paper's columns."""
+    from clemreg.pipeline.results import export_tables
+
+    for path in export_tables(store, out):
+        result(f"wrote {path}")
+
+
+@app.command()
+def best(
+    store: StoreArgument,
+    metric: MetricOption = "dice",
+    mode: ModeOption = "validation",
+    out: OutOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Best checkpoint for every class and sample."""
+    from clemreg.pipeline.results import best_checkpoints
+
+    _answer(best_checkpoints(store, metric, _mode(mode)), out, json)
+
+
+@app.command()
+def converged(store: StoreArgument, out: OutOption = None, json: JsonOption = None) -> None:
+    """Tell for every setup and class whether training can end."""
+    from clemreg.pipeline.results import convergences
+
+    _answer(convergences(store), out, json)
+
+
+@app.command()
+def compare(
+    store: StoreArgument,
+    kind: Annotated[str, typer.Argument(help="4nm-vs-8nm, raw-vs-refined or all-vs-many-vs-few.")],
+    metric: MetricOption = "dice",
+    mode: ModeOption = "test",
+    out: OutOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Compare what the paper compared, class by class and crop by crop."""
+    from clemreg.pipeline.results import comparison
+
+    _answer(comparison(store, kind, metric, _mode(mode)), out, json)
+
+
+@app.command()
+def report(
+    store: StoreArgument,
+    out: Annotated[Path, typer.Option(help="HTML page to write.")],
+    metric: MetricOption = "dice",
+) -> None:
+    """Write a page: bars for every class, and all scores of its best checkpoint."""
+    from clemreg.pipeline.results import report_store
+
+    report_store(store, out, metric)
+    result(f"wrote {out}")
+
+
+def _mode(text: str) -> Any:
+    if text not in ("validation", "test"):
+        raise typer.BadParameter(f"{text!r} is neither validation nor test")
+    return cast("Any", text)
+
+
+def _answer(rows: list[dict[str, Any]], out: Path | None, json: Path | None) -> None:
+    names = list(rows[0]) if rows else []
+    lines = [names, *([format_value(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    for line in lines:
+        cells = (f"{c:<{w}}" for c, w in zip(line, widths, strict=True))
+        result("  ".join(cells).rstrip())
+    if out is not None:
+        from clemreg.pipeline.results import write_rows
+
+        write_rows(out, rows)
+    write_json(json, {"rows": rows})

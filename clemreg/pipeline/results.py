@@ -1,0 +1,138 @@
+"""``clemreg results``: the store of scores as tables and as a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clemreg.errors import MissingError
+from clemreg.evaluate.results import Result, ResultStore, read_csv, require, write_csv
+from clemreg.evaluate.scores import METRICS
+from clemreg.evaluate.selection import (
+    Choice,
+    Mode,
+    best,
+    choose,
+    convergence,
+    crop_scores,
+    curves,
+    incomplete,
+)
+from clemreg.io.atomic import atomic_write_text, plain
+from clemreg.pipeline.validation import compare_as_published
+from clemreg.report.scores import LabelScores, write_score_report
+
+
+def open_store(path: Path) -> ResultStore:
+    """Open a store that exists.
+
+    Raises
+    ------
+    MissingError
+        There is no such file.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no store {path}", hint="make one: clemreg results import")
+    return ResultStore(path)
+
+
+def import_tables(store: Path, tables: Sequence[Path]) -> int:
+    """Add the rows of CSV tables, all or none; return how many are new."""
+    return ResultStore(store).add([row for path in tables for row in read_csv(path)])
+
+
+def export_tables(store: Path, folder: Path) -> list[Path]:
+    """Write one CSV a class with the paper's columns."""
+    return write_csv(require(open_store(store).find(), "anything"), folder)
+
+
+def best_checkpoints(store: Path, metric: str, mode: Mode) -> list[dict[str, Any]]:
+    """Find the best checkpoint for each class and sample, with its score.
+
+    In test mode the score is the mean over crops, each scored with the checkpoint that was
+    chosen on the others; the checkpoint shown is still the one chosen on all.
+    """
+    results = open_store(store).find(metric=metric)
+    rows = []
+    for (label, sample), choice in choose(results, metric).items():
+        mine = [r for r in results if (r.label, r.parent_dataset_id) == (label, sample)]
+        row = {"label": label, "sample": sample} | _described(choice)
+        if mode == "test":
+            held_out = [s.value for s in crop_scores(mine, metric, "test") if s.value == s.value]
+            row["value"] = sum(held_out) / len(held_out) if held_out else None
+            row["crops"] = len(held_out)
+        rows.append(row)
+    return rows
+
+
+def _described(choice: Choice) -> dict[str, Any]:
+    return {
+        "setup": choice.setup,
+        "iteration": choice.iteration,
+        "raw_dataset": choice.raw_dataset,
+        "metric": choice.metric,
+        "value": choice.value,
+        "crops": len(choice.crops),
+    }
+
+
+def convergences(store: Path) -> list[dict[str, Any]]:
+    """Apply the rule for ending a training to every setup and class in the store."""
+    results = open_store(store).find(refined=False)
+    lacking = incomplete(results)
+    rows = []
+    for setup, label in sorted({(r.setup, r.label) for r in require(results, "anything")}):
+        found = convergence(curves(results, setup, label))
+        missing = list(lacking.get((setup, label), ()))
+        rows.append({
+            "setup": setup, "label": label, "state": found.state, "iteration": found.iteration,
+            "incomplete": missing,
+        })  # fmt: skip
+    return rows
+
+
+def comparison(store: Path, kind: str, metric: str, mode: Mode) -> list[dict[str, Any]]:
+    """Compare as the paper did, see `clemreg.pipeline.validation.compare_as_published`."""
+    rows = compare_as_published(open_store(store).find(), kind, metric, mode)
+    if not rows:
+        raise MissingError(
+            f"no class and crop has a score in every arm of {kind}",
+            hint="test mode needs at least two crops a class; try --mode validation",
+        )
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows of one kind as CSV."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: "" if v is None else v for k, v in plain(row).items()} for row in rows)
+    atomic_write_text(path, stream.getvalue())
+
+
+def report_store(store: Path, page: Path, metric: str) -> None:
+    """Write a page with the best checkpoint of every class: bars, and every score."""
+    results = open_store(store).find()
+    rows = []
+    for label in sorted({r.label for r in require(results, "anything")}):
+        mine = [r for r in results if r.label == label and not r.refined]
+        choice = best(mine, metric)
+        if choice is not None:
+            rows.append(_label_scores(mine, choice))
+    summary = f"For every class the checkpoint with the best {metric}, averaged over its crops."
+    write_score_report(page, "Scores of a training", rows, summary=summary)
+
+
+def _label_scores(results: Sequence[Result], choice: Choice) -> LabelScores:
+    mine = [r for r in results if (r.setup, r.iteration, r.raw_dataset) == choice.configuration]
+    means: dict[str, float | None] = {}
+    for metric in METRICS:
+        values = [r.value for r in mine if r.metric == metric and r.value == r.value]
+        if values:
+            means[metric] = sum(values) / len(values)
+    dice = tuple(r.value for r in mine if r.metric == "dice" and r.value == r.value)
+    return LabelScores(choice.label, means, f"{choice.setup} at {choice.iteration}", dice)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tifffile
+
+from clemreg.cli.app import run_app
+from clemreg.evaluate.results import Result, ResultStore, write_csv
+
+BASE = Result(
+    "p", "d", "setup03", 500_000, "mito", "1", "volumes/raw/s0", "n5", "jrc_hela-2", 127.0,
+    False, "dice", "{}", 0.5,
+)  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    rows = [
+        replace(BASE, setup=s, crop=c, value=v, iteration=i, metric=m)
+        for m, sign in (("dice", 1), ("mean_false_distance", -40))
+        for s, i, c, v in [
+            ("setup03", 500_000, "1", 0.6 * sign), ("setup03", 500_000, "2", 0.4 * sign),
+            ("setup01", 525_000, "1", 0.3 * sign), ("setup01", 525_000, "2", 0.9 * sign),
+            ("setup25", 525_000, "1", 0.2 * sign), ("setup25", 525_000, "2", 0.1 * sign),
+        ]
+    ]  # fmt: skip
+    tables = write_csv(rows, tmp_path / "csv")
+    path = tmp_path / "scores.db"
+    assert run_app(["results", "import", str(path), *map(str, tables)]) == 0
+    assert len(ResultStore(path).find()) == 12
+    return path
+
+
+def test_tables_in_and_out(store, tmp_path, capsys):
+    assert run_app(["results", "export", str(store), "--out", str(tmp_path / "out")]) == 0
+    first, again = ((tmp_path / f / "mito.csv").read_text() for f in ("csv", "out"))
+    assert sorted(first.splitlines()) == sorted(again.splitlines())
+    assert run_app(["results", "import", str(store), str(tmp_path / "csv" / "mito.csv")]) == 0
+    assert "0 new scores" in capsys.readouterr().out
+
+
+def test_best_in_both_modes(store, tmp_path, capsys):
+    out = tmp_path / "b.json"
+    assert run_app(["results", "best", str(store), "--json", str(out)]) == 0
+    row = json.loads(out.read_text())["rows"][0]
+    assert (row["setup"], row["value"], row["crops"]) == ("setup01", pytest.approx(0.6), 2)
+    assert "setup01" in capsys.readouterr().out
+    assert run_app(["results", "best", str(store), "--mode", "test", "--json", str(out)]) == 0
+    # Chosen on crop 2: setup01, 0.3 on crop 1. Chosen on crop 1: setup03, 0.4 on crop 2.
+    assert json.loads(out.read_text())["rows"][0]["value"] == pytest.approx(0.35)
+    assert run_app(["results", "best", str(store), "--mode", "both"]) == 2
+
+
+def test_compare_and_converged(store, tmp_path):
+    out = tmp_path / "c.csv"
+    command = ["results", "compare", str(store), "all-vs-many-vs-few", "--mode", "validation"]
+    assert run_app([*command, "--out", str(out)]) == 0
+    with out.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(r["value_all"]) for r in rows] == [0.3, 0.9]
+    assert [r["setup_few"] for r in rows] == ["setup25"] * 2
+    assert run_app(["results", "converged", str(store), "--json", str(tmp_path / "k.json")]) == 0
+    found = json.loads((tmp_path / "k.json").read_text())["rows"]
+    assert {(r["setup"], r["state"]) for r in found} == {
+        ("setup01", "running"), ("setup03", "running"), ("setup25", "running"),
+    }  # fmt: skip
+
+
+def test_mistakes_are_explained(store, tmp_path, capsys):
+    assert run_app(["results", "compare", str(store), "raw-vs-refined"]) == 1
+    assert "every arm of raw-vs-refined" in capsys.readouterr().err
+    assert run_app(["results", "best", str(tmp_path / "no.db")]) == 1
+    assert "no store" in capsys.readouterr().err
+    assert run_app(["results", "best", str(store), "--metric", "voi"]) == 1
+    assert "no score of voi" in capsys.readouterr().err
+
+
+def test_pages(store, tmp_path):
+    page = tmp_path / "all.html"
+    assert run_app(["results", "report", str(store), "--out", str(page)]) == 0
+    assert "setup01 at 525000" in page.read_text()
+    rng = np.random.default_rng(0)
+    for name in ("p", "t", "em"):
+        array = rng.integers(0, 2 if name != "em" else 255, (5, 17, 23)).astype(np.uint8)
+        tifffile.imwrite(tmp_path / f"{name}.tif", array)
+    files = [str(tmp_path / f"{n}.tif") for n in ("p", "t")]
+    one = tmp_path / "one.html"
+    extra = ["--em", str(tmp_path / "em.tif"), "--report", str(one)]
+    assert run_app(["score", *files, "--voxel-size", "4, 4, 5.24 nm", *extra]) == 0
+    assert "Overlap by class" in one.read_text()
+    assert one.read_text().count("data:image/png") == 3
