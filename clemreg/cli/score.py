@@ -7,7 +7,7 @@ from typing import Annotated, cast
 
 import typer
 
-from clemreg.cli.console import JsonOption, table, write_json
+from clemreg.cli.console import JsonOption, progress_bar, table, write_json
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -57,7 +57,7 @@ def score(
     json: JsonOption = None,
 ) -> None:
     """Score a segmentation: overlap, distances and information; object by object if asked."""
-    from clemreg.evaluate.scores import ScoreOptions
+    from clemreg.evaluate.scores import METRICS, ScoreOptions
     from clemreg.pipeline.score import (
         ScoreRequest,
         Unannotated,
@@ -76,10 +76,10 @@ def score(
         threshold,
         annotated,
         cast("Unannotated", unannotated),
-        tuple(metric or ()),
-        ScoreOptions(parse_length_nm(tolerance), parse_length_nm(clip)),
+        ScoreOptions(tuple(metric or METRICS), parse_length_nm(tolerance), parse_length_nm(clip)),
     )
-    scores = dict(score_files(prediction, truth, request))
+    with progress_bar("score") as progress:
+        scores = dict(score_files(prediction, truth, request, progress=progress))
     if report is not None:
         report_scores(prediction, truth, request, scores, report, em)
     if instances:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, DataError, GridError
 from clemreg.evaluate.nearest import nearest_distances
 from clemreg.space.grid import Box
@@ -32,20 +33,24 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """Lengths that some metrics depend on.
+    """What to measure, and the lengths that some metrics depend on.
 
     Attributes
     ----------
+    metrics
+        Names out of `METRICS`.
     tolerance_nm
         A voxel no further than this from the other mask is no error (``*_with_tolerance``).
     clip_nm
         Distances count as at most this (``*_clipped``).
     """
 
+    metrics: tuple[str, ...] = METRICS
     tolerance_nm: float = 40.0
     clip_nm: float = 200.0
 
     def __post_init__(self) -> None:
+        _check_names(self.metrics)
         if not (self.tolerance_nm >= 0 and self.clip_nm > 0):
             raise ConfigError(
                 f"tolerance {self.tolerance_nm} nm and clip distance {self.clip_nm} nm must be "
@@ -59,8 +64,8 @@ def score_masks(
     spacing_nm: Sequence[float],
     *,
     annotated: LazyArray | None = None,
-    metrics: Sequence[str] = METRICS,
     options: ScoreOptions | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Score a predicted mask; both are read block by block.
 
@@ -79,13 +84,11 @@ def score_masks(
         Mask (z, y, x) of the voxels whose truth is known; the others are left out, as if they
         lay outside the volume. None: all are known. (The paper's code counts voxels that nobody
         annotated as background: leave this None and let `truth` be 0 there.)
-    metrics
-        Names out of `METRICS`.
 
     Returns
     -------
     dict
-        Value of each metric; distances in nm, ``voi`` in bits.
+        Value of each metric in `options`; distances in nm, ``voi`` in bits.
 
     Raises
     ------
@@ -93,8 +96,6 @@ def score_masks(
         The shapes differ.
     DataError
         A value is NaN, or no voxel is annotated.
-    ConfigError
-        A metric is not known.
 
     References
     ----------
@@ -102,13 +103,19 @@ def score_masks(
     98:873 (2007).
     """
     options = options or ScoreOptions()
-    _check_names(metrics)
+    say = progress or _silent
     masks = _Masks(prediction, truth, annotated, tuple(float(s) for s in spacing_nm))
+    say(0, 3, "overlap")
     counts = masks.counts()
     values = dict(_overlap_metrics(counts))
-    if any(part in name for name in metrics for part in _DISTANCES):
-        values |= _distance_metrics(masks, counts, options)
-    return {name: values[name] for name in metrics}
+    if any(part in name for name in options.metrics for part in _DISTANCES):
+        values |= _distance_metrics(masks, counts, options, say)
+    say(3, 3, "done")
+    return {name: values[name] for name in options.metrics}
+
+
+def _silent(done: int, total: int, message: str) -> None:
+    """Report nothing."""
 
 
 def higher_is_better(metric: str) -> bool:
@@ -259,12 +266,16 @@ def _entropy(p: NDArray[np.float64]) -> float:
     return float(-(p * np.log2(p)).sum())
 
 
-def _distance_metrics(masks: _Masks, n: _Counts, options: ScoreOptions) -> dict[str, float]:
+def _distance_metrics(
+    masks: _Masks, n: _Counts, options: ScoreOptions, say: Progress
+) -> dict[str, float]:
     names = [name for name in METRICS if any(part in name for part in _DISTANCES)]
     if n.one_is_empty:
         both_empty = n.predicted == n.true == 0
         return dict.fromkeys(names, math.nan) | {"hausdorff": 0.0 if both_empty else math.nan}
+    say(1, 3, "distances of the prediction")
     false_positive = _summed(masks.read_prediction, masks.read_truth, masks, options)
+    say(2, 3, "distances of the truth")
     false_negative = _summed(masks.read_truth, masks.read_prediction, masks, options)
     fp, fn = false_positive.beyond, false_negative.beyond
     tp = n.union - fp - fn

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, DataError, VoxelSizeError
 from clemreg.evaluate.instances import score_instances
 from clemreg.evaluate.masks import (
@@ -20,7 +21,7 @@ from clemreg.evaluate.masks import (
     one_of,
     sampled,
 )
-from clemreg.evaluate.scores import METRICS, ScoreOptions, score_masks, to_json
+from clemreg.evaluate.scores import ScoreOptions, score_masks, to_json
 from clemreg.io.volumes import open_volume
 from clemreg.report.scores import LabelScores, Slice, write_score_report
 from clemreg.segment.classes import Category, category
@@ -53,10 +54,8 @@ class ScoreRequest:
     unannotated
         ``leave-out`` voxels that nobody annotated, or count them as ``background`` as the paper
         does.
-    metrics
-        Names out of `METRICS`; empty: all.
     options
-        Tolerance and clip distance.
+        Metrics, tolerance and clip distance.
     """
 
     spacing: str | None = None
@@ -65,11 +64,12 @@ class ScoreRequest:
     threshold: float | None = None
     annotated: Path | None = None
     unannotated: Unannotated = "leave-out"
-    metrics: tuple[str, ...] = ()
     options: ScoreOptions = field(default_factory=ScoreOptions)
 
 
-def score_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str, float | None]:
+def score_files(
+    prediction: str, truth: str, request: ScoreRequest, *, progress: Progress | None = None
+) -> dict[str, float | None]:
     """Score a predicted mask or signed distance; None stands for NaN.
 
     Raises
@@ -87,8 +87,8 @@ def score_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str,
         _truth_mask(true, grid, kind),
         grid.spacing_nm,
         annotated=annotated,
-        metrics=request.metrics or METRICS,
         options=request.options,
+        progress=progress,
     )
     return to_json(scores)
 

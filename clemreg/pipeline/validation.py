@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.evaluate.masks import at_least, mask_on, nonzero
 from clemreg.evaluate.results import Result, metric_params
-from clemreg.evaluate.scores import METRICS, ScoreOptions, score_masks
+from clemreg.evaluate.scores import ScoreOptions, score_masks
 from clemreg.evaluate.selection import Arm, Mode, compare
 from clemreg.io.quantise import SURFACE
 from clemreg.segment.classes import Annotation, category
@@ -57,62 +57,55 @@ class Prediction:
     threshold: float = SURFACE
 
 
-@dataclass(frozen=True)
-class ValidationOptions:
-    """How to score on crops.
-
-    Attributes
-    ----------
-    metrics
-        Names out of `METRICS`.
-    scores
-        Tolerance and clip distance.
-    leave_out_unannotated
-        Leave out what nobody annotated; False counts it as background, as the paper does.
-    """
-
-    metrics: tuple[str, ...] = METRICS
-    scores: ScoreOptions | None = None
-    leave_out_unannotated: bool = True
+Unannotated = Literal["leave-out", "background"]
 
 
 def validate(
     prediction: Prediction,
     crops: Sequence[CosemCrop],
-    options: ValidationOptions | None = None,
+    options: ScoreOptions | None = None,
     *,
+    unannotated: Unannotated = "leave-out",
     progress: Progress | None = None,
 ) -> list[Result]:
     """Score a prediction on every crop where its class was looked for.
 
     A crop where the class was looked for and is not there counts as empty truth, whatever its
     voxels hold, as in the paper.
+
+    Parameters
+    ----------
+    options
+        Metrics, tolerance and clip distance.
+    unannotated
+        ``leave-out`` voxels that nobody annotated, or count them as ``background`` as the paper
+        does.
     """
-    options = options or ValidationOptions()
+    options = options or ScoreOptions()
     usable = [c for c in crops if c.of(prediction.label) is not Annotation.UNKNOWN]
     results: list[Result] = []
     for done, crop in enumerate(usable):
         if progress is not None:
             progress(done, len(usable), crop.name)
-        results += _on_crop(prediction, crop, options)
+        results += _on_crop(prediction, crop, options, unannotated)
     if progress is not None:
         progress(len(usable), len(usable), "done")
     return results
 
 
-def _on_crop(prediction: Prediction, crop: CosemCrop, options: ValidationOptions) -> list[Result]:
+def _on_crop(
+    prediction: Prediction, crop: CosemCrop, options: ScoreOptions, unannotated: Unannotated
+) -> list[Result]:
     truth, known, grid = crop.truth(prediction.label)
     if crop.of(prediction.label) is Annotation.ABSENT:
         truth = truth & False
-    lengths = options.scores or ScoreOptions()
     test = nonzero if prediction.refined else at_least(prediction.threshold)
     scores = score_masks(
         mask_on(prediction.volume, grid, test),
         truth & known,
         grid.spacing_nm,
-        annotated=known if options.leave_out_unannotated else None,
-        metrics=options.metrics,
-        options=lengths,
+        annotated=known if unannotated == "leave-out" else None,
+        options=options,
     )
     return [
         Result(
@@ -128,7 +121,7 @@ def _on_crop(prediction: Prediction, crop: CosemCrop, options: ValidationOptions
             threshold=prediction.threshold,
             refined=prediction.refined,
             metric=metric,
-            metric_params=metric_params(metric, lengths.tolerance_nm, lengths.clip_nm),
+            metric_params=metric_params(metric, options.tolerance_nm, options.clip_nm),
             value=value,
         )
         for metric, value in scores.items()

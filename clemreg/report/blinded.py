@@ -92,4 +92,4 @@ def as_grey(values: NDArray[Any], limits: tuple[float, float]) -> Bytes:
     """Map grey values so that `limits` become black and white."""
     low, high = limits
     scaled = (values.astype(np.float32) - low) * (255 / (high - low))
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(scaled, 0, 255), dtype=np.uint8)

@@ -206,4 +206,5 @@ def error_picture(plane: Slice) -> NDArray[np.float32]:
 
 def _unit(em: NDArray[Any]) -> NDArray[np.float64]:
     low, high = np.percentile(em, [0.5, 99.5])
-    return np.clip((em.astype(float) - low) / max(float(high - low), 1e-9), 0, 1)
+    scaled = (em.astype(float) - low) / max(float(high - low), 1e-9)
+    return np.asarray(np.clip(scaled, 0, 1), dtype=np.float64)

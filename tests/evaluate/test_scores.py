@@ -162,7 +162,7 @@ def test_blocks_do_not_matter(monkeypatch, name, block, halo):
 
 def test_only_the_metrics_asked_for(monkeypatch):
     monkeypatch.setattr(scores, "nearest_distances", None)  # none of these needs distances
-    assert tuple(score_masks(blob(1), blob(2), SPACING, metrics=OF_ONE)) == OF_ONE
+    assert tuple(score_masks(blob(1), blob(2), SPACING, options=ScoreOptions(OF_ONE))) == OF_ONE
 
 
 def test_which_way_is_better():
@@ -182,6 +182,6 @@ def test_bad_input():
     with pytest.raises(DataError, match="NaN"):
         score_masks(np.full(SHAPE, np.nan), EMPTY, SPACING)
     with pytest.raises(ConfigError, match="no metric 'Dice'"):
-        score_masks(EMPTY, EMPTY, SPACING, metrics=("Dice",))
+        ScoreOptions(("Dice",))
     with pytest.raises(ConfigError, match="tolerance"):
         ScoreOptions(tolerance_nm=math.nan)

@@ -8,10 +8,9 @@ import pytest
 
 from clemreg.errors import ConfigError
 from clemreg.evaluate.results import Result
-from clemreg.evaluate.scores import score_masks
+from clemreg.evaluate.scores import ScoreOptions, score_masks
 from clemreg.pipeline.validation import (
     Prediction,
-    ValidationOptions,
     compare_as_published,
     validate,
 )
@@ -50,11 +49,11 @@ def test_scores_on_the_crops_where_someone_looked():
     p = pred.volume.read()[PLACE] >= 127
     expected = score_masks(p, np.isin(ids, (3, 4)), EM.spacing_nm, annotated=ids > 0)
     assert {r.metric: r.value for r in results} == pytest.approx(expected, nan_ok=True)
-    paper = validate(pred, crops, ValidationOptions(("dice",), leave_out_unannotated=False))
-    whole = score_masks(p, np.isin(ids, (3, 4)), EM.spacing_nm, metrics=("dice",))
+    paper = validate(pred, crops, ScoreOptions(("dice",)), unannotated="background")
+    whole = score_masks(p, np.isin(ids, (3, 4)), EM.spacing_nm, options=ScoreOptions(("dice",)))
     assert paper[0].value == pytest.approx(whole["dice"])
     assert paper[0].value < expected["dice"]
-    refined = validate(replace(pred, refined=True), crops, ValidationOptions(("recall",)))
+    refined = validate(replace(pred, refined=True), crops, ScoreOptions(("recall",)))
     assert refined[0].value > 0.98  # everything but 0
 
 
