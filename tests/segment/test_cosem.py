@@ -158,6 +158,7 @@ def test_halo_is_the_receptive_field_rounded_up_to_the_step():
     assert reach.max() > HALO - STEP
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input_nm", [4.0, 8.0])
 def test_moving_the_input_by_eighteen_voxels_moves_the_output(input_nm):
     network = narrow(input_nm)
