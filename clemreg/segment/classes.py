@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
 
 from clemreg.errors import ConfigError, MissingError
 
@@ -160,9 +163,8 @@ CATEGORIES = (
     Category("ribosomes", "ribo", (34,), "ribo", separate="ribosomes", grown_nm=8.0),
 )  # fmt: skip
 
-CYTOSOL = "cytosol"
-"""Not predicted: what none of the categories, ribosomes apart, claims (`cytosol_parts`)."""
-CYTOSOL_ID = 35
+CYTOSOL = Category("cytosol", "cyto", (35,), "cyto")
+"""Annotated, but not predicted: what no category but ribosomes claims (`cytosol_mask`)."""
 
 ALL = tuple(c.name for c in CATEGORIES if c.name != "ERES_membrane")
 MANY = (
@@ -238,8 +240,7 @@ class AnnotatedIds:
         return Annotation.PRESENT if ids & self.present else Annotation.ABSENT
 
 
-_BY_NAME = {c.name: c for c in CATEGORIES}
-_ALIASES = {alias: c for c in CATEGORIES for alias in (c.cellmap, c.paper, c.name)}
+_ALIASES = {alias: c for c in (*CATEGORIES, CYTOSOL) for alias in (c.cellmap, c.paper, c.name)}
 # Names that layers on the portal carry.
 _SUFFIXES = ("_pred", "_seg")
 
@@ -287,20 +288,28 @@ def weight_source(name: str, predicted: Collection[str]) -> str:
     return parent if parent in predicted else category(name).name
 
 
-def cytosol_parts(predicted: Iterable[str]) -> tuple[str, ...]:
-    """Categories whose union the cytosol is the complement of: all predicted but ribosomes.
+def cytosol_mask(masks: Mapping[str, NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    """Cytosol as the paper reconstructs it: what no predicted class but ribosomes claims.
+
+    Parameters
+    ----------
+    masks
+        Where each class is predicted (z, y, x), by name.
 
     Raises
     ------
     ConfigError
-        Not all categories of the ``all`` group are predicted, so that the rest is more than
-        cytosol.
+        Not all classes of the ``all`` group are predicted, so that the rest is more than cytosol.
     """
-    names = {category(name).name for name in predicted}
-    lacking = [name for name in ALL if name not in names]
+    by_name = {category(name).name: mask for name, mask in masks.items()}
+    lacking = [name for name in ALL if name not in by_name]
     if lacking:
         raise ConfigError(
             f"cytosol is what no other class claims, and {', '.join(lacking)} are not predicted",
             hint="use a network that predicts all classes",
         )
-    return tuple(name for name in ALL if name != "ribosomes")
+    claimed = np.zeros_like(next(iter(by_name.values())), dtype=bool)
+    for name in ALL:
+        if name != "ribosomes":
+            claimed |= by_name[name]
+    return ~claimed

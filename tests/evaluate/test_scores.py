@@ -59,6 +59,10 @@ def test_overlap_and_hausdorff_agree_with_simpleitk(name):
     assert found["dice"] == pytest.approx(overlap.GetDiceCoefficient())
     assert found["jaccard"] == pytest.approx(overlap.GetJaccardCoefficient())
     assert found["false_negative_rate"] == pytest.approx(overlap.GetFalseNegativeError())
+    discoveries = overlap.GetFalseDiscoveryRate()
+    assert found["false_discovery_rate"] == pytest.approx(discoveries)
+    if not t.all():
+        assert found["false_positive_rate"] == pytest.approx(overlap.GetFalsePositiveError())
     hausdorff = sitk.HausdorffDistanceImageFilter()
     hausdorff.Execute(itk(p), itk(t))
     assert found["hausdorff"] == pytest.approx(hausdorff.GetHausdorffDistance(), rel=1e-6)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from clemreg.errors import ConfigError, MissingError
@@ -12,7 +13,7 @@ from clemreg.segment.classes import (
     AnnotatedIds,
     Annotation,
     category,
-    cytosol_parts,
+    cytosol_mask,
     parts_of,
     weight_source,
     wholes_of,
@@ -128,11 +129,18 @@ def test_impossible_annotations():
 
 
 def test_cytosol_is_what_nothing_else_claims():
-    parts = cytosol_parts(ALL)
-    assert len(parts) == 33
-    assert "ribosomes" not in parts
+    rng = np.random.default_rng(0)
+    masks = {name: rng.random((5, 6, 7)) < 0.03 for name in ALL}
+    masks["er"][0, 0, 0] = True
+    masks["ribosomes"][:] = True
+    found = cytosol_mask({category(n).cellmap: m for n, m in masks.items()})
+    expected = [m for n, m in masks.items() if n != "ribosomes"]
+    np.testing.assert_array_equal(found, np.sum(expected, axis=0) == 0)
+    assert 0 < found.sum() < found.size
     with pytest.raises(ConfigError, match="golgi"):
-        cytosol_parts(MANY)
+        cytosol_mask({name: masks[name] for name in MANY})
+    assert category("cyto").ids == (35,)
+    assert "cytosol" not in IDS
 
 
 def test_setups_of_the_paper():
