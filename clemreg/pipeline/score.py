@@ -79,14 +79,12 @@ def score_files(
     GridError
         The voxels of the two do not fit.
     """
-    found, true, grid = _open(prediction, truth, request)
-    kind = category(request.label) if request.label else None
-    annotated = _annotated(true, grid, kind, request)
+    compared = _Compared.of(prediction, truth, request)
     scores = score_masks(
-        mask_on(found, grid, foreground(found, request.threshold)),
-        _truth_mask(true, grid, kind),
-        grid.spacing_nm,
-        annotated=annotated,
+        compared.prediction,
+        compared.truth,
+        compared.grid.spacing_nm,
+        annotated=compared.annotated,
         options=request.options,
         progress=progress,
     )
@@ -115,38 +113,65 @@ def report_scores(
     GridError
         The EM does not lie on the voxels of the prediction.
     """
-    found, true, grid = _open(prediction, truth, request)
-    kind = category(request.label) if request.label else None
-    p = mask_on(found, grid, foreground(found, request.threshold))
-    t = _truth_mask(true, grid, kind)
-    known = _annotated(true, grid, kind, request)
-    z = max(
-        range(grid.shape[0]), key=lambda i: int((p[_plane(grid, i)] | t[_plane(grid, i)]).sum())
+    compared = _Compared.of(prediction, truth, request)
+    spacing = compared.grid.spacing_nm[::-1]
+    write_score_report(
+        page,
+        f"Scores of {compared.name}",
+        [LabelScores(compared.name, dict(scores))],
+        [compared.fullest_slice(_behind(em, request))],
+        summary=f"{prediction} against {truth}; voxels of {spacing} nm (x, y, z).",
     )
-    where = _plane(grid, z)
-    box = Box((z, 0, 0), (z + 1, *grid.shape[1:]))
-    name = kind.name if kind else found.name
-    behind = None
-    if em:
-        volume = open_volume(
-            em, spacing_nm=parse_xyz_nm(request.spacing) if request.spacing else None
+
+
+def _behind(em: str, request: ScoreRequest) -> Volume | None:
+    spacing = parse_xyz_nm(request.spacing) if request.spacing else None
+    return open_volume(em, spacing_nm=spacing) if em else None
+
+
+@dataclass(frozen=True, eq=False)
+class _Compared:
+    """Prediction and truth as masks on the voxels that both have."""
+
+    name: str
+    grid: Grid
+    prediction: MaskView
+    truth: MaskView
+    annotated: LazyArray | None
+
+    @classmethod
+    def of(cls, prediction: str, truth: str, request: ScoreRequest) -> _Compared:
+        found, true, grid = _open(prediction, truth, request)
+        kind = category(request.label) if request.label else None
+        return cls(
+            kind.name if kind else found.name,
+            grid,
+            mask_on(found, grid, foreground(found, request.threshold)),
+            _truth_mask(true, grid, kind),
+            _annotated(true, grid, kind, request),
         )
-        behind = sampled(volume, grid)[where][0]
-    plane = Slice(
-        name,
-        grid.crop(box),
-        behind,
-        p[where][0],
-        t[where][0],
-        np.ones(grid.shape[1:], bool) if known is None else np.asarray(known[where])[0] != 0,
-    )
-    summary = f"{prediction} against {truth}; voxels of {grid.spacing_nm[::-1]} nm (x, y, z)."
-    labels = [LabelScores(name, dict(scores))]
-    write_score_report(page, f"Scores of {name}", labels, [plane], summary=summary)
+
+    def fullest_slice(self, em: Volume | None) -> Slice:
+        """Return the slice across z that holds most of prediction and truth together."""
+
+        def filled(z: int) -> int:
+            where = _plane(self.grid, z).slices
+            return int((self.prediction[where] | self.truth[where]).sum())
+
+        box = _plane(self.grid, max(range(self.grid.shape[0]), key=filled))
+        known = np.ones(box.shape) if self.annotated is None else self.annotated[box.slices]
+        return Slice(
+            self.name,
+            self.grid.crop(box),
+            None if em is None else sampled(em, self.grid)[box.slices][0],
+            self.prediction[box.slices][0],
+            self.truth[box.slices][0],
+            np.asarray(known)[0] != 0,
+        )
 
 
-def _plane(grid: Grid, z: int) -> tuple[slice, slice, slice]:
-    return Box((z, 0, 0), (z + 1, *grid.shape[1:])).slices
+def _plane(grid: Grid, z: int) -> Box:
+    return Box((z, 0, 0), (z + 1, *grid.shape[1:]))
 
 
 def score_instance_files(prediction: str, truth: str, request: ScoreRequest) -> dict[str, Any]:
