@@ -8,10 +8,10 @@ numbered in the order of their first voxel, so that ids do not depend on blocks 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,16 +19,27 @@ from numpy.typing import ArrayLike, NDArray
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Parts, Read, chunk_of, collect, map_volume
 from clemreg.blocks.stitch import Connectivity, FacePairs, face_planes, merge
-from clemreg.io.atomic import partial_path, remove
+from clemreg.io.atomic import atomic_path, partial_path, remove
 from clemreg.io.volumes import VolumeWriter, WriteOptions, create_volume, open_labels
 from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import Labels
 
-Measure = Callable[[Box, NDArray[np.uint32], int], dict[str, NDArray[Any]]]
-"""Called with a box, its labels and their number; columns for labels 1, 2, ... of the block.
+COLUMNS = ("first_min", "voxels", "value", "border_max")
 
-A column whose name ends in ``_min`` or ``_max`` is joined by minimum or maximum, others by sum.
-"""
+
+class Measure(Protocol):
+    """More to know of each object; picklable.
+
+    A column whose name ends in ``_min`` or ``_max`` is joined by minimum or maximum, others by
+    sum.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns."""
+
+    def __call__(self, box: Box, labels: NDArray[np.uint32], count: int) -> dict[str, NDArray[Any]]:
+        """Columns for the labels 1 to `count` of a box."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +111,13 @@ def find_components(
         with create_volume(local, grid, np.uint32, options=options) as writer:
             work = _LabelBlock(read, writer, connectivity, measure)
             parts = collect(work, parts.folder, blocks, how.named("label"))
-    rows, offsets = _gather(parts)
-    counts = _counts(grid, how.block)
+    columns = (*COLUMNS, *(() if measure is None else measure.columns))
+    rows, offsets = gather(parts, columns)
+    counts = block_counts(grid, how.block)
     pairs = FacePairs(parts, counts, how.block, offsets, connectivity)
     found = collect(pairs, folder / "pairs", blocks, how.named("join"))
     joined = np.concatenate([part["pairs"] for part in found])
-    table, of_label = _join(rows, merge(int(offsets[-1]), joined))
+    table, of_label = join_labels(rows, merge(int(offsets[-1]), joined))
     return Components(folder, grid, how.block, table, of_label, offsets)
 
 
@@ -127,15 +139,27 @@ def write_components(
     options
         Default: one level.
     """
-    new = np.asarray(ids)
-    top = int(new.max(initial=0))
-    dtype = np.dtype(np.uint32 if top < 2**32 else np.uint64)
-    lookup = found.folder / f"ids-{out.name}.npy"
-    of_label = new.astype(dtype)[found.of_label] if len(new) else np.empty(0, dtype)
-    np.save(lookup, of_label)
-    read = _Relabelled(open_labels(found.folder / "local.zarr"), lookup, found.offsets, found.block)
-    map_volume(read, out, found.grid, dtype, how.named("write"), options)
+    read = relabelled(found, ids, out.name)
+    map_volume(read, out, found.grid, read.dtype, how.named("write"), options)
     return open_labels(out, frame=found.grid.frame)
+
+
+def relabelled(found: Components, ids: ArrayLike, name: str) -> Relabelled:
+    """Objects under given ids, as a `Read` of boxes that are blocks; see `write_components`.
+
+    Parameters
+    ----------
+    name
+        Of the id table that is kept in the working folder.
+    """
+    new = np.asarray(ids)
+    dtype = np.dtype(np.uint32 if int(new.max(initial=0)) < 2**32 else np.uint64)
+    of_label = new.astype(dtype)[found.of_label] if len(new) else np.empty(0, dtype)
+    lookup = found.folder / f"ids-{name}.npy"
+    with atomic_path(lookup) as partial, partial.open("wb") as stream:
+        np.save(stream, of_label)
+    labels = open_labels(found.folder / "local.zarr")
+    return Relabelled(labels, lookup, dtype, found.offsets, found.block)
 
 
 def consecutive(keep: ArrayLike) -> NDArray[np.int64]:
@@ -161,15 +185,16 @@ class _LabelBlock:
             values, connectivity=self.connectivity, return_N=True, out_dtype=np.uint32
         )
         self.writer[block.core] = labels
-        rows = _rows(labels, int(count), values, block.core, self.writer.grid)
+        rows = label_rows(labels, int(count), values, block.core, self.writer.grid)
         if self.measure is not None:
             rows |= self.measure(block.core, labels, int(count))
         return rows | face_planes(labels)
 
 
-def _rows(
+def label_rows(
     labels: NDArray[np.uint32], count: int, values: NDArray[Any], core: Box, grid: Grid
 ) -> dict[str, NDArray[Any]]:
+    """Columns of the labels 1 to `count` of a block: see `Components`."""
     flat = labels.ravel()
     where = np.flatnonzero(flat)
     present = flat[where]
@@ -195,25 +220,25 @@ def _on_border(labels: NDArray[np.uint32], count: int, core: Box, grid: Grid) ->
     return touching[1:]
 
 
-def _gather(parts: Parts) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
+def gather(
+    parts: Parts, columns: Sequence[str]
+) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
     """Columns of all labels, block after block, and where each block starts."""
-    planes = {f"{name}{axis}" for name in ("low", "high") for axis in range(3)}
-    with np.load(parts.path(0)) as first:
-        names = [name for name in first.files if name not in planes]
-    rows = [parts.some(number, *names) for number in range(len(parts))]
+    rows = [parts.some(number, *columns) for number in range(len(parts))]
     offsets = np.concatenate([[0], np.cumsum([len(r["voxels"]) for r in rows])]).astype(np.int64)
-    return {name: np.concatenate([r[name] for r in rows]) for name in names}, offsets
+    return {name: np.concatenate([r[name] for r in rows]) for name in columns}, offsets
 
 
-def _counts(grid: Grid, block: Shape) -> Shape:
+def block_counts(grid: Grid, block: Shape) -> Shape:
+    """Blocks along z, y, x."""
     z, y, x = (-(-n // b) for n, b in zip(grid.shape, block, strict=True))
     return z, y, x
 
 
-def _join(
+def join_labels(
     rows: dict[str, NDArray[Any]], sets: NDArray[np.int64]
 ) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-    """Table of the joined objects, and the row of each label."""
+    """Join columns of labels by their sets: the table of objects, and the row of each label."""
     count = int(sets.max(initial=-1)) + 1
     table = {
         ("value_max" if name == "value" else name): _reduced(name, column, sets, count)
@@ -239,17 +264,19 @@ def _reduced(name: str, column: NDArray[Any], sets: NDArray[np.int64], count: in
 
 
 @dataclass(frozen=True)
-class _Relabelled:
-    """Final ids of a box that is made of whole blocks."""
+class Relabelled:
+    """Final ids of a box that is one block."""
 
     labels: Labels
     lookup: Path
+    dtype: np.dtype[Any]
     offsets: NDArray[np.int64]
     block: Shape
 
     def __call__(self, box: Box) -> NDArray[Any]:
+        """Ids of a block."""
         place = [a // b for a, b in zip(box.start, self.block, strict=True)]
-        number = int(np.ravel_multi_index(place, _counts(self.labels.grid, self.block)))
+        number = int(np.ravel_multi_index(place, block_counts(self.labels.grid, self.block)))
         ids = np.load(self.lookup, mmap_mode="r")
         start, stop = self.offsets[number], self.offsets[number + 1]
         table = np.concatenate([np.zeros(1, ids.dtype), ids[start:stop]])
