@@ -1,0 +1,1 @@
+"""From predictions to objects: smooth, threshold, mask, label, fill, choose; block by block."""
