@@ -65,13 +65,14 @@ class VolumeFile:
 
     Parameters
     ----------
-    uri, spacing_nm, channel
+    uri, spacing_nm, channel, frame
         As in `clemreg.io.volumes.open_volume`.
     """
 
     uri: str
     spacing_nm: Triple | None = None
     channel: str | int | None = None
+    frame: str = "em"
 
     def open(self) -> Volume:
         """Open the volume, once a process."""
@@ -93,7 +94,7 @@ class VolumeFile:
 
 @lru_cache(maxsize=16)
 def _opened(file: VolumeFile) -> Volume:
-    return open_volume(file.uri, spacing_nm=file.spacing_nm, channel=file.channel)
+    return open_volume(file.uri, spacing_nm=file.spacing_nm, channel=file.channel, frame=file.frame)
 
 
 def map_volume(
