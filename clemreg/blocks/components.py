@@ -8,17 +8,17 @@ numbered in the order of their first voxel, so that ids do not depend on blocks 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Parts, Read, chunk_of, collect, map_volume
-from clemreg.blocks.stitch import Connectivity, FacePairs, face_planes, merge
+from clemreg.blocks.stitch import PLANES, Connectivity, FacePairs, face_planes, merge
 from clemreg.io.atomic import atomic_path, partial_path, remove
 from clemreg.io.volumes import VolumeWriter, WriteOptions, create_volume, open_labels
 from clemreg.space.grid import Box, Grid, Shape
@@ -27,19 +27,11 @@ from clemreg.volume import Labels
 COLUMNS = ("first_min", "voxels", "value", "border_max")
 
 
-class Measure(Protocol):
-    """More to know of each object; picklable.
+Measure = Callable[[Box, NDArray[np.uint32], int], dict[str, NDArray[Any]]]
+"""Called with a box, its labels and their number; columns for labels 1, 2, ... of the block.
 
-    A column whose name ends in ``_min`` or ``_max`` is joined by minimum or maximum, others by
-    sum.
-    """
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the columns."""
-
-    def __call__(self, box: Box, labels: NDArray[np.uint32], count: int) -> dict[str, NDArray[Any]]:
-        """Columns for the labels 1 to `count` of a box."""
+A column whose name ends in ``_min`` or ``_max`` is joined by minimum or maximum, others by sum.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +103,7 @@ def find_components(
         with create_volume(local, grid, np.uint32, options=options) as writer:
             work = _LabelBlock(read, writer, connectivity, measure)
             parts = collect(work, parts.folder, blocks, how.named("label"))
-    columns = (*COLUMNS, *(() if measure is None else measure.columns))
-    rows, offsets = gather(parts, columns)
+    rows, offsets = gather(parts, [name for name in parts[0] if name not in PLANES])
     counts = block_counts(grid, how.block)
     pairs = FacePairs(parts, counts, how.block, offsets, connectivity)
     found = collect(pairs, folder / "pairs", blocks, how.named("join"))

@@ -15,6 +15,9 @@ from clemreg.space.grid import Shape
 
 Connectivity = Literal[6, 26]
 
+# First and last plane of a block along each axis.
+PLANES = tuple(f"{name}{axis}" for axis in range(3) for name in ("low", "high"))
+
 # Neighbours within a plane, as steps along its two axes.
 _SIDEWAYS: dict[Connectivity, tuple[tuple[int, int], ...]] = {
     6: ((0, 0),),

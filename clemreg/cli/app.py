@@ -15,6 +15,7 @@ from clemreg.cli import (
     export,
     inspect,
     model,
+    refine,
     register,
     results,
     run,
@@ -75,6 +76,7 @@ for group in (
     register,
     evaluate,
     export,
+    refine,
 ):
     group.add_to(app)
 

@@ -95,7 +95,6 @@ class _Neighbours:
 
     read: Read
     grid: Grid
-    columns: tuple[str, ...] = ("object_min", "object_max")
 
     def __call__(self, box: Box, labels: NDArray[np.uint32], count: int) -> dict[str, NDArray[Any]]:
         none = np.iinfo(np.uint64).max

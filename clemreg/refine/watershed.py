@@ -30,7 +30,7 @@ from clemreg.blocks.components import (
 from clemreg.blocks.distance import inner
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Parts, Read, chunk_of, collect, map_volume
-from clemreg.blocks.stitch import face_planes, merge
+from clemreg.blocks.stitch import PLANES, face_planes, merge
 from clemreg.io.atomic import partial_path, remove
 from clemreg.io.volumes import VolumeWriter, WriteOptions, create_volume
 from clemreg.refine.agglomerate import Agglomeration, Boundaries, agglomerate, find_boundaries
@@ -212,9 +212,7 @@ class _ExitPairs:
 
     def _labels_at(self, number: int, local: NDArray[np.int64]) -> NDArray[np.int64]:
         """Labels of voxels on the outer planes of a block."""
-        planes = self.parts.some(
-            number, *(f"{name}{axis}" for name in ("low", "high") for axis in range(3))
-        )
+        planes = self.parts.some(number, *PLANES)
         labels = np.zeros(len(local), dtype=np.int64)
         for name, plane in planes.items():
             axis = int(name[-1])

@@ -17,11 +17,11 @@ from clemreg.volume import Volume
 COMMANDS = [
     "demo", "run", "init", "info", "doctor", "simulate clem", "segment", "train", "score",
     "model list", "model info", "register", "apply", "evaluate landmarks", "evaluate jacobian",
-    "evaluate compare", "report", "export bdv", "export bigwarp", "export elastix",
-    "export itk", "export mobie", "export dfield", "export ngff", "export omezarr",
-    "export imagej", "export ecclem", "export neuroglancer", "model import", "model export",
-    "ab start", "ab read", "results import", "results export", "results best",
-    "results converged", "results compare", "results report",
+    "evaluate compare", "report", "export bdv", "export bigwarp", "export elastix", "export itk",
+    "export mobie", "export dfield", "export ngff", "export omezarr", "export imagej",
+    "export ecclem", "export neuroglancer", "model import", "model export", "ab start", "ab read",
+    "results import", "results export", "results best", "results converged", "results compare",
+    "results report", "refine",
 ]  # fmt: skip
 LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (10.0, 20.0, 30.0), "lm")
 
