@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import JsonOption, format_value, progress_bar, result, table, write_json
 
 
 def add_to(parent: typer.Typer) -> None:
     """Attach the commands."""
     parent.command()(refine)
+    parent.command("refine-scan")(refine_scan)
 
 
 def refine(
@@ -51,3 +52,50 @@ def refine(
         table({"skipped": report["skipped"]})
     write_json(json, report)
     result(f"wrote {out}")
+
+
+def refine_scan(
+    prediction: Annotated[str, typer.Argument(help="Prediction: uint8 signed distances.")],
+    out: Annotated[Path, typer.Option(help="Folder for scan.html and scan.json.")],
+    quantiles: Annotated[str, typer.Option(help="Quantiles to try, 0 to 1.")] = "0.25,0.5",
+    thresholds: Annotated[
+        str, typer.Option(help="Thresholds to try, 0 to 1.")
+    ] = "0.6,0.7,0.8,0.875,0.9,0.95",
+    truth: Annotated[str | None, typer.Option(help="Annotated ids, to score with.")] = None,
+    channel: Annotated[str | None, typer.Option(help="Channel of the prediction.")] = None,
+    min_volume_nm3: Annotated[float, typer.Option(help="Leave out objects up to this.")] = 2e7,
+    sigma_nm: Annotated[float, typer.Option(help="Gaussian before the watershed.")] = 12.0,
+    spacing: Annotated[
+        str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
+    ] = None,
+    block: Annotated[int, typer.Option(help="Voxels per block along each axis.")] = 128,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    json: JsonOption = None,
+) -> None:
+    """Split touching objects with many settings, side by side on a page to choose from."""
+    from clemreg.pipeline.scan import ScanOptions, scan_file
+
+    options = ScanOptions(
+        _numbers(quantiles, "--quantiles"),
+        _numbers(thresholds, "--thresholds"),
+        min_volume_nm3,
+        sigma_nm,
+        channel,
+        spacing,
+        block,
+        "serial" if workers == 1 else "processes",
+        workers,
+    )
+    with progress_bar("scan") as progress:
+        report = scan_file(prediction, out, truth=truth, options=options, progress=progress)
+    for candidate in report["candidates"]:
+        result("  ".join(f"{k} {format_value(v)}" for k, v in candidate.items() if v is not None))
+    write_json(json, report)
+    result(f"wrote {out / 'scan.html'}")
+
+
+def _numbers(text: str, option: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {text!r} is not numbers with commas") from error

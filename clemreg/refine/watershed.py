@@ -60,11 +60,14 @@ class Fragments:
     ----------
     found
         The basins; their rows are the nodes of the graph.
+    basins
+        Their ids, row + 1.
     boundaries
         Affinities between touching basins.
     """
 
     found: Components
+    basins: Labels
     boundaries: Boundaries
 
 
@@ -97,7 +100,7 @@ def find_fragments(read: Read, grid: Grid, folder: Path, how: Blockwise) -> Frag
     found = find_basins(affinity.read, grid, folder, how)
     basins = write_components(found, consecutive(np.ones(len(found))), folder / "basins.zarr", how)
     boundaries = find_boundaries(basins, affinity, len(found), folder / "boundaries", how)
-    return Fragments(found, boundaries)
+    return Fragments(found, basins, boundaries)
 
 
 def find_basins(read: Read, grid: Grid, folder: Path, how: Blockwise) -> Components:

@@ -1,0 +1,125 @@
+"""The page of settings, its scores against skimage, and what it says of touching objects."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from skimage.metrics import variation_of_information
+
+from clemreg.blocks.stages import Blockwise
+from clemreg.cli.app import run_app
+from clemreg.io.volumes import write_volume
+from clemreg.refine.overlap import find_overlap
+from clemreg.refine.page import colours
+from clemreg.space.grid import Grid
+from clemreg.volume import Labels, Volume
+
+from .conftest import GRID
+from .test_watershed import sausages  # noqa: F401 - a fixture
+
+
+@pytest.mark.parametrize("block", [(5, 9, 8), (64, 64, 64)])
+def test_voi_is_that_of_skimage(tmp_path, block):
+    rng = np.random.default_rng(9)
+    found = rng.integers(0, 6, GRID.shape).astype(np.uint32)
+    true = np.where(rng.random(GRID.shape) < 0.7, found // 2, rng.integers(0, 4, GRID.shape))
+    overlap = find_overlap(
+        Volume(found, GRID).read, Volume(true, GRID).read, GRID, tmp_path, Blockwise(block)
+    )
+    split, merge = overlap.variation_of_information()
+    inside = true > 0
+    expected = variation_of_information(true[inside], found[inside])
+    assert sorted([split, merge]) == pytest.approx(sorted(expected))
+    assert split > merge > 0  # objects were made by splitting
+
+
+def test_split_and_merge_are_told_apart_and_f1_counts_matches(tmp_path):
+    true = np.zeros(GRID.shape, np.int64)
+    true[1:4, 2:6, 2:10] = 1
+    true[5:8, 2:6, 2:10] = 2
+    true[9:12, 2:6, 2:10] = 3
+    how = Blockwise((6, 9, 9))
+
+    def scores(found, name):
+        overlap = find_overlap(
+            Volume(found, GRID).read, Volume(true, GRID).read, GRID, tmp_path / name, how
+        )
+        return *overlap.variation_of_information(), overlap.matched_f1()
+
+    assert scores(true * 70_000, "same") == (0.0, 0.0, 1.0)
+    merged = np.where(true == 2, 1, true)
+    split, merge, f1 = scores(merged, "merged")
+    assert split == 0
+    assert merge == pytest.approx(2 / 3)  # two of three equal objects are one bit uncertain
+    assert f1 == pytest.approx(2 * 1 / (2 + 3))
+    halves = true.copy()
+    halves[1:4, 2:6, 2:6] = 9
+    split, merge, f1 = scores(halves, "halves")
+    assert split == pytest.approx(1 / 3)
+    assert merge == 0
+    assert f1 == pytest.approx(2 * 2 / (4 + 3))  # halves do not reach more than half
+    nothing = scores(np.zeros_like(true), "nothing")
+    assert nothing[2] == 0
+    ids = np.array([0, 7, 7, 8])
+    overlap = find_overlap(
+        Volume(true, GRID).read, Volume(true, GRID).read, GRID, tmp_path / "r", how
+    )
+    assert overlap.renamed(ids).variation_of_information()[1] == pytest.approx(2 / 3)
+
+
+def test_colours_are_those_of_the_id():
+    ids = np.arange(50).reshape(5, 10)
+    rgb = colours(ids)
+    assert (rgb[0, 0] == 0).all()
+    assert (rgb == colours(ids[:, ::-1])[:, ::-1]).all()
+    assert len(np.unique(rgb.reshape(-1, 3), axis=0)) == 50
+
+
+def test_the_command_shows_that_splitting_beats_components(tmp_path, sausages, capsys):  # noqa: F811
+    grid, prediction, truth = sausages
+    write_volume(tmp_path / "p.zarr", Volume(prediction, grid))
+    write_volume(tmp_path / "t.zarr", Labels(truth, grid))
+    code = run_app([
+        "refine-scan", str(tmp_path / "p.zarr"), "--out", str(tmp_path / "scan"),
+        "--truth", str(tmp_path / "t.zarr"), "--quantiles", "0.25", "--thresholds", "0.2,0.95",
+        "--min-volume-nm3", "20000", "--block", "32", "--json", str(tmp_path / "s.json"),
+    ])  # fmt: skip
+    assert code == 0
+    assert (tmp_path / "s.json").read_text() == (tmp_path / "scan" / "scan.json").read_text()
+    naive, low, good = json.loads((tmp_path / "s.json").read_text())["candidates"]
+    assert naive["method"] == "components"
+    assert naive["objects"] == 1
+    assert naive["voi_merge"] > 0.9
+    assert good["objects"] == 2
+    assert good["voi_merge"] < 0.1
+    assert good["f1"] == 1.0
+    assert good["f1"] > naive["f1"]
+    assert low["objects"] > 2
+    assert low["voi_split"] > good["voi_split"]
+    page = (tmp_path / "scan" / "scan.html").read_text()
+    assert page.count("data:image/png;base64,") == 9
+    assert "{ do = &#34;watershed&#34;, quantile = 0.25, threshold = 0.95 }" in page
+    assert "http" not in page
+    assert sorted(p.name for p in (tmp_path / "scan").iterdir()) == [
+        ".lock", "scan.html", "scan.json",
+    ]  # fmt: skip
+    assert "objects 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "code"),
+    [
+        (["--quantiles", "1.5"], "quantiles must lie between 0 and 1, got [1.5]", 1),
+        (["--thresholds", "a,b"], "is not numbers with commas", 2),
+        (["--truth", "t.zarr"], "the truth", 1),
+    ],
+)
+def test_scan_faults(tmp_path, capsys, monkeypatch, change, message, code):
+    monkeypatch.chdir(tmp_path)
+    write_volume(tmp_path / "p.zarr", Volume(np.zeros(GRID.shape, np.uint8), GRID))
+    small = Grid((2, 3, 4), GRID.spacing_nm)
+    write_volume(tmp_path / "t.zarr", Labels(np.zeros(small.shape, np.uint8), small))
+    assert run_app(["refine-scan", "p.zarr", "--out", "scan", *change]) == code
+    assert message in capsys.readouterr().err
