@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from clemreg.blocks.executors import Pool, Work
@@ -43,16 +43,25 @@ class Dask:
         DependencyError
             Dask is not installed.
         """
-        with ExitStack() as stack:
-            distributed = _import_distributed()
-            address = self.cluster
-            if self.cluster in CLUSTERS:
-                address = stack.enter_context(self._start(distributed))
-            client = stack.enter_context(distributed.Client(address, set_as_default=False))
-            stack.enter_context(client.as_current())  # distributed.wait asks for it
+        distributed = _import_distributed()
+        with (
+            self.started() as running,
+            distributed.Client(running.cluster, set_as_default=False) as client,
+            client.as_current(),  # distributed.wait asks for it
+        ):
             yield _DaskPool(client, function)
 
-    def _start(self, distributed: Any) -> Any:
+    @contextmanager
+    def started(self) -> Iterator[Dask]:
+        """Keep one cluster for several runs: start it, and return an executor that uses it."""
+        if self.cluster not in CLUSTERS:
+            yield self
+            return
+        with self._start() as cluster:
+            yield replace(self, cluster=cluster.scheduler_address)
+
+    def _start(self) -> Any:
+        distributed = _import_distributed()
         if self.cluster == "local":
             return distributed.LocalCluster(
                 n_workers=self.workers,

@@ -154,6 +154,18 @@ def executor_named(name: str, workers: int) -> Executor:
     )
 
 
+@contextmanager
+def started(executor: Executor) -> Iterator[Executor]:
+    """Keep the cluster of a Dask executor for several runs; others are as they are."""
+    from clemreg.blocks.dask import Dask
+
+    if isinstance(executor, Dask):
+        with executor.started() as running:
+            yield running
+    else:
+        yield executor
+
+
 class _SerialPool:
     width = 1
     lost: tuple[type[Exception], ...] = ()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from clemreg import __version__
-from clemreg.blocks.executors import executor_named
+from clemreg.blocks.executors import executor_named, started
 from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, DataError, FormatError, MissingError, StorageError
@@ -94,8 +94,8 @@ def refine_cell(
     files = find_predictions(source, recipe, options)
     chosen, skipped = _choose(recipe, files, options.organelles, source)
     executor = executor_named(options.executor, options.workers)
-    job = _Job(out, files, Blockwise((options.block,) * 3, executor, progress))
-    with one_run_at_a_time(job.work):
+    with started(executor) as running, one_run_at_a_time(_work_folder(out)):
+        job = _Job(out, files, Blockwise((options.block,) * 3, running, progress))
         _start_group(out)
         steps = [job.step(name, organelle) for name, organelle in chosen.items()]
         seconds = run_steps(steps, job.work)
@@ -206,6 +206,10 @@ def _start_group(out: Path) -> None:
     zarr.open_group(str(out), mode="a", zarr_format=3)
 
 
+def _work_folder(out: Path) -> Path:
+    return out.with_name(f".{out.name}.work")
+
+
 @dataclass(frozen=True)
 class _Job:
     """One output group and how its organelles are made."""
@@ -216,7 +220,7 @@ class _Job:
 
     @property
     def work(self) -> Path:
-        return self.out.with_name(f".{self.out.name}.work")
+        return _work_folder(self.out)
 
     def step(self, name: str, organelle: Organelle) -> Step:
         """Step that makes an organelle."""

@@ -150,6 +150,7 @@ def corner(block):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_dask_does_the_same_and_survives_a_killed_worker(tmp_path):
+    pytest.importorskip("distributed")
     grid = hostile_grid()
     note = Note(tmp_path, "kill")
     dask = Dask("local", 2)
@@ -165,9 +166,8 @@ def test_dask_does_the_same_and_survives_a_killed_worker(tmp_path):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_scheduler_that_runs_already_is_used(tmp_path):
-    from distributed import LocalCluster
-
-    with LocalCluster(
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
     ) as cluster:
         run(Note(tmp_path), BLOCKS, executor=executor_named(cluster.scheduler_address, 1))
@@ -175,8 +175,8 @@ def test_a_scheduler_that_runs_already_is_used(tmp_path):
 
 
 def test_batch_clusters_are_built_from_the_configuration_of_jobqueue():
+    dask_jobqueue = pytest.importorskip("dask_jobqueue")
     import dask.config
-    import dask_jobqueue
 
     from clemreg.blocks.dask import _jobqueue_class
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 
 from clemreg.blocks.dask import Dask
-from clemreg.blocks.executors import Processes
+from clemreg.blocks.executors import Processes, started
 from clemreg.blocks.stages import Blockwise, map_volume
 from clemreg.errors import ConfigError, DataError
 from clemreg.refine.apply import Stage, Workplace, apply_step, refine_organelle
@@ -197,23 +197,40 @@ FULL = [
 ]
 
 
-@pytest.mark.parametrize(
-    "executor",
-    [Processes(2), pytest.param(Dask("local", 2), marks=pytest.mark.slow)],
-    ids=["processes", "dask"],
-)
-@pytest.mark.filterwarnings("ignore")
-def test_executors_refine_alike(tmp_path, prediction, executor):
+SPLIT = [
+    {"do": "watershed", "quantile": 0.5, "threshold": 0.6, "min_volume_nm3": 1000.0},
+    {"do": "fill_holes"},
+    {"do": "largest"},
+]
+
+
+def refined_alike(tmp_path, executor, steps, prediction):
     other = (blobs(2, level=1.2) >= 127).astype(np.uint32)
-    if isinstance(executor, Dask):
-        how = Blockwise((14, 16, 31), executor)
-    else:
-        how = Blockwise((7, 16, 16), executor)
-    got = refine(tmp_path / "a", FULL, prediction, how=how, others={"er": other})
+    how = Blockwise((7, 25, 16), executor)
+    got = refine(tmp_path / "a", steps, prediction, how=how, others={"er": other})
     whole = Blockwise((64, 64, 64))
-    expected = refine(tmp_path / "b", FULL, prediction, how=whole, others={"er": other})
+    expected = refine(tmp_path / "b", steps, prediction, how=whole, others={"er": other})
     assert expected.any()
     assert (got == expected).all()
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [pytest.param(FULL, marks=pytest.mark.slow), SPLIT],
+    ids=["full", "split"],
+)
+def test_processes_refine_alike(tmp_path, prediction, steps):
+    refined_alike(tmp_path, Processes(2), steps, prediction)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_dask_cluster_refines_alike(tmp_path, prediction):
+    pytest.importorskip("distributed")
+    with started(Dask("local", 2)) as executor:
+        assert executor.cluster.startswith("tcp://127.0.0.1")
+        refined_alike(tmp_path / "full", executor, FULL, prediction)
+        refined_alike(tmp_path / "split", executor, SPLIT, prediction)
 
 
 @pytest.mark.parametrize("values", [0, 255])

@@ -29,6 +29,12 @@ steps = [
     { do = "components", min_volume_nm3 = 2000.0 },
     { do = "fill_holes" },
 ]
+[organelles.ld]
+source = ["mito"]
+steps = [
+    { do = "watershed", quantile = 0.5, threshold = 0.6 },
+    { do = "keep_adjacent", ids = [1] },
+]
 [organelles.mito-mem]
 source = ["mito_mem"]
 steps = [{ do = "threshold" }, { do = "assign", parent = "mito" }]
@@ -130,7 +136,13 @@ def test_two_processes_write_the_same(cell):
 def test_killed_at_any_time_it_goes_on(cell):
     arguments = [sys.executable, "-m", "clemreg", *command(cell)]
     work = cell / ".out.zarr.work"
-    for pattern in ("mito-*/2-components/labels/*/*.npz", "mito-*/3-fill_holes", "er-*"):
+    for pattern in (
+        "mito-*/2-components/labels/*/*.npz",
+        "mito-*/3-fill_holes",
+        "ld-*/0-watershed/labels/*/*.npz",
+        "ld-*/0-watershed/boundaries",
+        "er-*",
+    ):
         child = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         while child.poll() is None and not list(work.glob(pattern)):
             time.sleep(0.005)
@@ -139,6 +151,13 @@ def test_killed_at_any_time_it_goes_on(cell):
         child.wait()
     subprocess.run(arguments, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     check(cell / "out.zarr")
+    options = RefineOptions(("ld",), block=64)
+    refine_cell(
+        str(cell / "cell.zarr"), str(cell / "recipe.toml"), cell / "b.zarr", options=options
+    )
+    split = [open_labels(cell / name / "ld").read() for name in ("out.zarr", "b.zarr")]
+    assert len(np.unique(split[1])) > 2
+    assert (split[0] == split[1]).all()
 
 
 def test_a_changed_recipe_redoes_only_what_it_touches(cell):
@@ -150,7 +169,7 @@ def test_a_changed_recipe_redoes_only_what_it_touches(cell):
     (cell / "recipe.toml").write_text(text)
     refine_cell(*paths, options=options)
     after = {p.name: p.stat().st_ino for p in (cell / "out.zarr").iterdir() if p.is_dir()}
-    assert {name for name in before if before[name] == after[name]} == {"mito", "mito-mem"}
+    assert {name for name in before if before[name] == after[name]} == {"mito", "mito-mem", "ld"}
     er = open_labels(cell / "out.zarr" / "er").read()
     assert (er > 0).sum() < (expected()["er"] > 0).sum()
 
