@@ -14,6 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from clemreg.blocks.executors import Executor, Serial
 from clemreg.blocks.plan import Block, plan_blocks
+from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
 from clemreg.blocks.run import Ledger, Progress, run
 from clemreg.errors import DataError
 from clemreg.io.atomic import atomic_path, partial_path, remove
@@ -75,8 +76,9 @@ class VolumeFile:
     frame: str = "em"
 
     def open(self) -> Volume:
-        """Open the volume, once a process."""
-        return _opened(self)
+        """Open the volume, once a process unless the file changes."""
+        path = Path(self.uri.partition("::")[0])
+        return _opened(self, path.stat().st_mtime_ns if path.exists() else 0)
 
     def __call__(self, box: Box) -> NDArray[Any]:
         """Read a box.
@@ -93,7 +95,7 @@ class VolumeFile:
 
 
 @lru_cache(maxsize=16)
-def _opened(file: VolumeFile) -> Volume:
+def _opened(file: VolumeFile, _written_ns: int) -> Volume:
     return open_volume(file.uri, spacing_nm=file.spacing_nm, channel=file.channel, frame=file.frame)
 
 
@@ -126,6 +128,7 @@ def map_volume(
         ledger_path = partial_path(out).with_suffix(".blocks")
         if not partial_path(out).exists():
             remove(ledger_path)
+            remove_ledgers(ledger_path)
         with create_volume(out, grid, dtype, options=options) as writer:
             run(
                 _WriteBlock(read, writer),
@@ -134,7 +137,9 @@ def map_volume(
                 ledger=Ledger(ledger_path, f"{grid} {np.dtype(dtype)} {how.block}"),
                 progress=how.progress,
             )
+            write_pyramid(writer, ledger_path, how.executor, how.progress)
         remove(ledger_path)
+        remove_ledgers(ledger_path)
     return open_volume(out, frame=grid.frame)
 
 

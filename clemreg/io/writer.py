@@ -81,6 +81,7 @@ class VolumeWriter:
         self.channels = tuple(channels)
         self.options = options
         self.grids = pyramid_grids(grid, options.levels)
+        self.pooled = 0  # levels after this one are made at the end of the ``with`` block
         self.partial = partial_path(path)
         self._store: _ZarrStore | _N5Store = (
             _N5Store(self) if format_ == "n5" else _ZarrStore(self, format_)
@@ -111,8 +112,9 @@ class VolumeWriter:
         if kind is None:
             try:
                 with storage_errors(self.path):
-                    for level in range(1, len(self.grids)):
-                        self._pool(level)
+                    for level in range(self.pooled + 1, len(self.grids)):
+                        for box in self.grids[level].box.tiles(self.pooling_block):
+                            self.pool(level, box)
                     self._store.finish()
                     put_in_place(self.partial, self.path)
             except BaseException:
@@ -125,20 +127,24 @@ class VolumeWriter:
         if not self.options.resume:
             remove(self.partial)
 
-    def _pool(self, level: int) -> None:
-        """Make one level of the pyramid from the one before, block by block."""
-        fine, coarse = self.grids[level - 1], self.grids[level]
-        factor = pooling_factor(fine, coarse)
-        block = self.options.shard or tuple(2 * c for c in self.options.chunk)
-        for box in coarse.box.tiles(block):
-            source = Box(
-                tuple(a * f for a, f in zip(box.start, factor, strict=True)),  # type: ignore[arg-type]
-                tuple(b * f for b, f in zip(box.stop, factor, strict=True)),  # type: ignore[arg-type]
-            ).clip(fine.shape)
-            data = self._store.read(level - 1, source)
-            volumes = data if self.channels else data[None]
-            pooled = np.stack([_pool(v, factor, self.options.labels) for v in volumes])
-            self._store.write(level, box, pooled if self.channels else pooled[0])
+    @property
+    def pooling_block(self) -> Shape:
+        """Voxels (zyx) of a coarse level that are pooled at a time; whole chunks or shards."""
+        z, y, x = self.options.shard or tuple(2 * c for c in self.options.chunk)
+        return z, y, x
+
+    def pool(self, level: int, box: Box) -> None:
+        """Make the voxels of `box` of a coarse level from the level before, which is whole."""
+        fine = self.grids[level - 1]
+        factor = pooling_factor(fine, self.grids[level])
+        source = Box(
+            tuple(a * f for a, f in zip(box.start, factor, strict=True)),  # type: ignore[arg-type]
+            tuple(b * f for b, f in zip(box.stop, factor, strict=True)),  # type: ignore[arg-type]
+        ).clip(fine.shape)
+        data = self._store.read(level - 1, source)
+        volumes = data if self.channels else data[None]
+        pooled = np.stack([_pool(v, factor, self.options.labels) for v in volumes])
+        self._store.write(level, box, pooled if self.channels else pooled[0])
 
 
 def create_volume(
