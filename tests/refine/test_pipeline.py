@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 from scipy import ndimage
 
@@ -158,6 +159,26 @@ def test_killed_at_any_time_it_goes_on(cell):
     split = [open_labels(cell / name / "ld").read() for name in ("out.zarr", "b.zarr")]
     assert len(np.unique(split[1])) > 2
     assert (split[0] == split[1]).all()
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_the_workers_and_the_command_goes_on(cell):
+    arguments = [sys.executable, "-m", "clemreg", *command(cell, "--workers", "2")]
+    child = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    while child.poll() is None and not list(
+        (cell / ".out.zarr.work").glob("mito-*/2-*/labels/*/*")
+    ):
+        time.sleep(0.005)
+    workers = psutil.Process(child.pid).children(recursive=True)
+    assert workers
+    os.kill(child.pid, signal.SIGINT)
+    _, errors = child.communicate(timeout=120)
+    assert child.returncode == 130
+    assert "the same command goes on" in errors
+    assert "Traceback" not in errors
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    subprocess.run(arguments, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    check(cell / "out.zarr")
 
 
 def test_a_changed_recipe_redoes_only_what_it_touches(cell):
