@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ def scan_file(
     smoothed = Smoothed(file, volume.grid, options.sigma_nm)
     settings = ScanSettings(options.quantiles, options.thresholds, options.min_volume_nm3)
     with one_run_at_a_time(out):
-        folder = _working_folder(out, [file, input_fingerprint(prediction), truth, options])
+        inputs = [input_fingerprint(path) for path in (prediction, truth)]
+        folder = _working_folder(out, [file, *inputs, options])
         annotated = None if truth is None else _open_truth(truth, spacing, volume.shape)
         candidates, basins = scan(smoothed, volume.grid, settings, folder, how, annotated)
         report = {"prediction": prediction, "candidates": [to_json(c) for c in candidates]}
@@ -134,8 +136,6 @@ def _open_truth(truth: str, spacing: Any, shape: tuple[int, int, int]) -> Volume
 
 def _working_folder(out: Path, job: list[Any]) -> Path:
     """Folder for this very job; what another left behind is removed."""
-    import hashlib
-
     name = hashlib.sha256(repr(job).encode()).hexdigest()[:12]
     folder = out / f".work-{name}"
     for stale in out.glob(".work-*"):
