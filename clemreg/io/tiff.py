@@ -8,8 +8,6 @@ import re
 import struct
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -261,25 +259,19 @@ def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = N
     extremes = [_extremes(volume, c) for c in range(len(volume.channels) or 1)]
     dtype = _stored_dtype(volume, extremes)
     z, y, x = (s / 1e3 for s in volume.grid.spacing_nm)
-    depth, height, width = volume.shape
-    with atomic_path(path) as partial, warnings.catch_warnings():
-        # Beyond 4 GB a file has one page entry and the pixels of all behind it, as ImageJ does.
-        warnings.filterwarnings("ignore", message=".*truncating ImageJ file")
-        tifffile.imwrite(
-            partial,
-            (plane.astype(dtype, copy=False) for plane in _plane_by_plane(volume)),
-            shape=(depth, len(extremes), height, width),
-            dtype=dtype,
-            imagej=True,
-            resolution=(1 / x, 1 / y),
-            metadata={
-                "axes": "ZCYX",
-                "unit": "um",
-                "spacing": z,
-                "mode": "composite" if len(extremes) > 1 else "grayscale",
-                **_display(volume, options, extremes),
-            },
-        )
+    ranges = [float(v) for c in range(planes.shape[1]) for v in _limits(planes[:, c])]
+    metadata: dict[str, Any] = {
+        "axes": "ZCYX",
+        "unit": "um",
+        "spacing": z,
+        "mode": "composite" if planes.shape[1] > 1 else "grayscale",
+        "Ranges": tuple(ranges),
+        "Info": "channels=" + ", ".join(volume.channels),
+    }
+    if planes.shape[1] == 1:  # ImageJ reads Ranges only where there are several channels
+        metadata["min"], metadata["max"] = ranges
+    with atomic_path(path) as partial:
+        tifffile.imwrite(partial, planes, imagej=True, resolution=(1 / x, 1 / y), metadata=metadata)
 
 
 def _plane_by_plane(volume: Volume) -> Iterator[NDArray[Any]]:

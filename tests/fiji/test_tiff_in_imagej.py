@@ -1,0 +1,97 @@
+"""Real ImageJ opens the TIFF files that clemreg writes, and says what is in them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clemreg.io.tiff import write_tiff
+from clemreg.io.volumes import open_volume
+from clemreg.testing import hostile_grid
+from clemreg.volume import Volume
+
+pytestmark = pytest.mark.interop
+
+REPORT = """
+setBatchMode(true);
+open(getArgument());
+getDimensions(width, height, channels, slices, frames);
+getVoxelSize(pixelWidth, pixelHeight, pixelDepth, unit);
+print(width, height, channels, slices, frames, bitDepth());
+print(d2s(pixelWidth, 12), d2s(pixelHeight, 12), d2s(pixelDepth, 12), unit);
+for (c = 1; c <= channels; c++) {
+  Stack.setPosition(c, 1, 1);
+  getMinAndMax(low, high);
+  print(d2s(low, 6), d2s(high, 6));
+}
+for (c = 1; c <= channels; c++)
+  for (z = 1; z <= slices; z++) {
+    Stack.setPosition(c, z, 1);
+    text = "";
+    for (y = 0; y < height; y += 5)
+      for (x = 0; x < width; x += 3)
+        text += d2s(getPixel(x, y), 7) + " ";
+    print(text);
+  }
+close();
+"""
+
+
+def noise(dtype, shape):
+    values = np.random.default_rng(3).uniform(-40, 300, shape)
+    limits = {"uint8": (0, 255), "uint16": (0, 65535), "float32": (-1e9, 1e9)}[dtype]
+    scaled = values * 200 if dtype == "uint16" else values
+    return np.clip(scaled, *limits).astype(dtype)
+
+
+def report(imagej, path):
+    answer = imagej.macro(REPORT, path)
+    assert answer["error"] is None, answer
+    return answer["log"].splitlines()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+@pytest.mark.parametrize("channels", [(), ("mito", "er", "nucleus")])
+def test_imagej_reads_what_was_written(imagej, tmp_path, dtype, channels):
+    grid = hostile_grid()
+    data = noise(dtype, ((len(channels),) if channels else ()) + grid.shape)
+    path = tmp_path / "a b, ü.tif"
+    write_tiff(path, Volume(data, grid, channels))
+    shape, size, *rest = report(imagej, path)
+    count = max(1, len(channels))
+    bits = {"uint8": 8, "uint16": 16, "float32": 32}[dtype]
+    assert [int(v) for v in shape.split()] == [23, 17, count, 11, 1, bits]
+    *voxel, unit = size.split()
+    assert unit in ("µm", "um", "micron", "microns")
+    np.testing.assert_allclose([float(v) for v in voxel], [0.004, 0.004, 0.00524], rtol=1e-6)
+    planes = data.reshape(count, *grid.shape)
+    windows = [[float(v) for v in line.split()] for line in rest[:count]]
+    expected = [[plane.min(), plane.max()] for plane in planes]
+    np.testing.assert_allclose(windows, expected, atol=1e-4)
+    seen = np.array([[float(v) for v in line.split()] for line in rest[count:]])
+    truth = planes[:, :, ::5, ::3].reshape(len(seen), -1)
+    np.testing.assert_allclose(seen, truth, atol=1e-4)
+
+
+def test_one_slice_and_constant_pixels(imagej, tmp_path):
+    grid = hostile_grid()
+    grid = type(grid)((1, 5, 7), grid.spacing_nm)
+    write_tiff(tmp_path / "flat.tif", Volume(np.zeros(grid.shape, "uint16"), grid))
+    shape, size, window, *_ = report(imagej, tmp_path / "flat.tif")
+    assert shape.split() == ["7", "5", "1", "1", "1", "16"]
+    assert float(size.split()[2]) == pytest.approx(0.00524)
+    assert [float(v) for v in window.split()] == [0, 1]
+
+
+def test_what_imagej_saves_again_is_what_clemreg_reads(imagej, tmp_path):
+    grid = hostile_grid()
+    volume = Volume(noise("uint16", (2, *grid.shape)), grid, ("mito", "er"))
+    write_tiff(tmp_path / "first.tif", volume)
+    answer = imagej.macro(
+        f'open("{tmp_path}/first.tif"); run("Properties...", "unit=nm pixel_width=4 '
+        f'pixel_height=4 voxel_depth=5.24"); saveAs("Tiff", "{tmp_path}/second.tif"); close();'
+    )
+    assert answer["error"] is None
+    again = open_volume(tmp_path / "second.tif")
+    np.testing.assert_allclose(again.grid.spacing_nm, grid.spacing_nm, rtol=1e-6)
+    np.testing.assert_array_equal(again.read(), volume.read())
