@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from clemreg.cli.console import JsonOption, table, write_json
+from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure a transform: landmarks, Jacobian, against another."
@@ -73,17 +73,26 @@ def jacobian(
     remove_affine: Annotated[
         bool, typer.Option(help="Print only the deformation, after the best affine.")
     ] = False,
+    map_: Annotated[
+        Path | None, typer.Option("--map", help="Also write it as an image, .zarr or .tif.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Jacobian determinant: local volume change and folds, with and without the affine part."""
     from clemreg.evaluate.jacobian import evaluate_jacobian
     from clemreg.io.transforms import read_transform
+    from clemreg.pipeline.jacobian_map import write_jacobian_map
 
     grid, inside = _where([transform], mask, spacing, grid_of)
-    report = evaluate_jacobian(read_transform(transform), grid, inside).to_json()
+    given = read_transform(transform)
+    report = evaluate_jacobian(given, grid, inside).to_json()
     shown = {"without_affine": report["without_affine"]} if remove_affine else report
     table({"jacobian": shown})
     write_json(json, {"jacobian": report})
+    if map_ is not None:
+        with progress_bar("jacobian") as progress:
+            write_jacobian_map(given, grid, map_, progress)
+        result(f"wrote {map_}")
 
 
 @app.command()

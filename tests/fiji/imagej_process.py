@@ -19,6 +19,7 @@ REPO = HERE.parents[1]
 JAVA_JARS = Path("/usr/share/java")
 IJ_JAR = Path(os.environ.get("CLEMREG_IJ_JAR", JAVA_JARS / "ij.jar"))
 GROOVY_JAR = JAVA_JARS / "groovy-all.jar"
+SCRIPTS = REPO / "macros" / "scripts" / "Plugins" / "CLEMReg"
 SECONDS = 60
 
 

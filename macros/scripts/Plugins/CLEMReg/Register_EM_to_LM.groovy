@@ -1,0 +1,48 @@
+// Registers an electron microscopy volume to a light microscopy volume of the same cell.
+
+#@ File (label="EM volume (zarr: a file inside it)") em
+#@ String (label="The EM volume is", choices={"raw EM, to be segmented", "a mitochondria mask or prediction"}, value="raw EM, to be segmented") kind
+#@ File (label="Light volume (zarr: a file inside it)") lm
+#@ String (label="Its mitochondria channel (empty: by name)", required=false, value="") channel
+#@ String (label="Point spread", choices={"palm", "sim", "confocal"}, value="palm") psf
+#@ String (label="EM voxel size: x, y, z nm (empty: as in the file)", required=false, value="") emSpacing
+#@ String (label="Light voxel size: x, y, z nm (empty: as in the file)", required=false, value="") lmSpacing
+#@ File (label="Landmarks to check with (may be empty)", required=false) landmarks
+#@ File (label="Folder for the result", style="directory") out
+#@ Boolean (label="Go on with, or replace, what is in that folder", value=false, persist=false) replace
+#@ String (label="Python with clemreg (empty: as set up)", visibility=INVISIBLE, required=false, value="") python
+#@ StatusService status
+#@ LogService log
+#@ TaskService tasks
+#@ UIService ui
+#@output File transform
+#@output String verdict
+
+clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
+    new File(new File(binding.getVariable("javax.script.filename").toString()).absoluteFile.parentFile, "launcher.lib"))
+
+def registerRaw = {
+    def config = new File(out, "clemreg.toml")
+    if (!config.exists()) {
+        clemreg.run("clemreg init", ["init", out, "--em", clemreg.volume(em), "--lm", clemreg.volume(lm)] +
+            clemreg.option("--channel", channel) + clemreg.option("--em-spacing", emSpacing) +
+            clemreg.option("--lm-spacing", lmSpacing) + clemreg.option("--landmarks", landmarks))
+    }
+    def said = clemreg.run("Registering EM to LM", ["run", config, "--set", 'register.psf="' + psf + '"'])
+    verdict = clemreg.answer(said, "verdict")
+    transform = new File(out, "run/registration/transform.json")
+    clemreg.tell("Verdict: " + verdict + "\nReport: " + clemreg.answer(said, "report"))
+}
+
+def registerMask = {
+    clemreg.run("Registering EM to LM", ["register", "--fixed", clemreg.volume(lm), "--moving", clemreg.volume(em),
+        "--out", out, "--psf", psf] + clemreg.option("--channel", channel))
+    verdict = "not evaluated"
+    transform = new File(out, "transform.json")
+    clemreg.tell("Transform: " + transform)
+}
+
+clemreg.attempt {
+    clemreg.output(out, replace)
+    if (kind.startsWith("raw")) registerRaw() else registerMask()
+}

@@ -1,0 +1,226 @@
+"""The launcher that all scripts share: success, failure, progress, cancelling, hostile paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+
+import pytest
+from imagej_process import SCRIPTS
+
+HOSTILE = "a b, \"q\" 's' ${HOME} $(touch x) `y` ]]> %PATH% & ; ü漢"
+
+CHILD = """
+import json, os, sys, time, subprocess
+from pathlib import Path
+said = json.dumps([sys.argv[1:], {k: os.environ.get(k) for k in
+                   ("PYTHONHOME", "PYTHONPATH", "PYTHONUTF8", "CLEMREG_PROGRESS")}])
+"""
+
+
+@pytest.fixture
+def pretender(tmp_path):
+    """Make an executable called clemreg, in a folder with a hostile name, that runs some Python."""
+
+    def make(body):
+        folder = tmp_path / HOSTILE.replace("/", "")
+        folder.mkdir(exist_ok=True)
+        program = folder / "clemreg"
+        program.write_text(f"#!{sys.executable}\n{CHILD}\n{body}\n", encoding="utf-8")
+        program.chmod(0o755)
+        return program
+
+    return make
+
+
+def segment(imagej, program, out, **behaviour):
+    parameters = {"em": "/data/em.tif", "out": str(out), "python": str(program)}
+    parameters |= behaviour.pop("parameters", {})
+    return imagej.script(SCRIPTS / "Segment_Mitochondria.groovy", parameters, **behaviour)
+
+
+def kinds(answer, kind):
+    return [event[1:] for event in answer["events"] if event[0] == kind]
+
+
+def test_every_word_arrives_as_it_was(imagej, pretender, tmp_path):
+    program = pretender("print(said)")
+    out = tmp_path / HOSTILE / "x.zarr"
+    em = tmp_path / f"{HOSTILE}.tif"
+    answer = segment(imagej, program, out, parameters={"em": str(em), "spacing": "4, 4, 5.24 nm"})
+    assert answer["error"] is None, answer
+    (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
+    words, environment = json.loads(line)
+    assert words == [
+        "segment", str(em), "--out", str(out), "--model", "auto", "--spacing", "4, 4, 5.24 nm"
+    ]  # fmt: skip
+    assert environment["PYTHONHOME"] is None
+    assert environment["PYTHONPATH"] is None
+    assert environment["PYTHONUTF8"] == "1"
+    assert environment["CLEMREG_PROGRESS"] == "lines"
+    assert answer["outputs"] == {"prediction": str(out)}
+    assert not (tmp_path / "x").exists()
+
+
+def test_progress_reaches_status_bar_and_task(imagej, pretender, tmp_path):
+    program = pretender(
+        "for i in range(3): print(f'PROGRESS {i + 1}/3 segment: block ü, 2 s left', file=sys.stderr)\n"
+        "print('done')"
+    )
+    answer = segment(imagej, program, tmp_path / "x.zarr")
+    assert kinds(answer, "progress") == [[i, 3, "segment: block ü, 2 s left"] for i in (1, 2, 3)]
+    assert kinds(answer, "task") == [[1], [2], [3]]
+    assert kinds(answer, "task start") == kinds(answer, "task finish")
+    assert len(kinds(answer, "task start")) == 1
+    assert ["done"] in kinds(answer, "info")
+
+
+def test_the_error_text_is_shown(imagej, pretender, tmp_path):
+    program = pretender(
+        "print('much before')\n"
+        "sys.stderr.write('error: voxel size missing\\nhint: give it\\n'); sys.exit(1)"
+    )
+    answer = segment(imagej, program, tmp_path / "x.zarr")
+    assert answer["error"] is None
+    assert kinds(answer, "dialog") == [["error: voxel size missing\nhint: give it", "CLEMReg"]]
+    assert answer["outputs"] == {"prediction": None}
+    headless = segment(imagej, program, tmp_path / "x.zarr", headless=True)
+    assert headless["error"] == "error: voxel size missing\nhint: give it"
+
+
+def test_a_long_traceback_is_cut_and_silence_is_named(imagej, pretender, tmp_path):
+    program = pretender("[print('line', i) for i in range(100)]; sys.exit(3)")
+    answer = segment(imagej, program, tmp_path / "x.zarr", headless=True)
+    assert answer["error"].splitlines() == [f"line {i}" for i in range(75, 100)]
+    program = pretender("sys.exit(3)")
+    answer = segment(imagej, program, tmp_path / "x.zarr", headless=True)
+    assert answer["error"] == "clemreg ended with exit code 3"
+
+
+def test_cancelling_ends_the_program_and_its_children(imagej, pretender, tmp_path):
+    pids = tmp_path / "pids"
+    program = pretender(
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n"
+        f"Path({str(pids)!r}).write_text(f'{{os.getpid()}} {{child.pid}}')\n"
+        "print('PROGRESS 1/9 begun', flush=True)\n"
+        "time.sleep(60)"
+    )
+    start = time.monotonic()
+    answer = segment(imagej, program, tmp_path / "x.zarr", cancelAfter=1)
+    assert time.monotonic() - start < 20
+    assert answer["error"] is None
+    assert ["clemreg: cancelled"] in kinds(answer, "status")
+    assert kinds(answer, "dialog") == []
+    assert answer["outputs"] == {"prediction": None}
+    for pid in map(int, pids.read_text().split()):
+        assert ended(pid), f"process {pid} runs on"
+
+
+def ended(pid):
+    for _ in range(50):
+        try:
+            os.kill(pid, 0)
+            with open(f"/proc/{pid}/stat") as stream:
+                if stream.read().rpartition(")")[2].split()[0] == "Z":
+                    return True
+        except (ProcessLookupError, FileNotFoundError):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_nothing_is_replaced_unasked(imagej, pretender, tmp_path):
+    program = pretender("print(said)")
+    out = tmp_path / "x.zarr"
+    out.mkdir()
+    (out / "zarr.json").write_text("mine")
+    answer = segment(imagej, program, out)
+    assert "exists already" in kinds(answer, "dialog")[0][0]
+    assert not any(text.startswith("[") for (text,) in kinds(answer, "info"))
+    answer = segment(imagej, program, out, parameters={"replace": True})
+    assert answer["outputs"] == {"prediction": str(out)}
+
+
+def test_a_file_inside_a_zarr_means_the_zarr(imagej, pretender, tmp_path):
+    program = pretender("print(said)")
+    em = tmp_path / "em.zarr" / "zarr.json"
+    answer = segment(imagej, program, tmp_path / "x.zarr", parameters={"em": str(em)})
+    (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
+    assert json.loads(line)[0][1] == str(tmp_path / "em.zarr")
+
+
+def test_a_python_that_is_not_there(imagej, tmp_path):
+    answer = segment(imagej, tmp_path / "no python", tmp_path / "x.zarr", headless=True)
+    assert "no Python at" in answer["error"]
+    assert "Setup and Doctor" in answer["error"]
+
+
+def test_a_python_without_clemreg(imagej, tmp_path):
+    python = tmp_path / "env" / "bin" / "python3"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\necho $0: No module named clemreg >&2\nexit 1\n")
+    python.chmod(0o755)
+    answer = segment(imagej, tmp_path / "env", tmp_path / "x.zarr", headless=True)
+    assert answer["error"].startswith("This Python has no clemreg: pip install")
+
+
+INTERPRETER = """
+#@ String given
+#@ String saved
+#@ String variable
+#@ String path
+#@output String found
+ij.Prefs.set("clemreg.python", saved)
+def shell = new GroovyShell(getClass().classLoader, binding)
+def launcher = shell.evaluate(new File("LAUNCHER"))
+def kind = launcher.class.classLoader.loadClass("Interpreter")
+try {
+    found = kind.command(given, [CLEMREG_PYTHON: variable, PATH: path]).join("|")
+} finally {
+    ij.Prefs.set("clemreg.python", "")
+}
+"""
+
+
+@pytest.fixture
+def places(tmp_path):
+    """Environments as Linux, conda on Windows and venv on Windows lay them out."""
+    files = {
+        "given": "bin/python",
+        "saved": "python.exe",
+        "variable": "Scripts/python.exe",
+        "path one": "python3",
+        "path two": "clemreg",
+        "WindowsApps": "python3",
+    }
+    for folder, name in files.items():
+        file = tmp_path / folder / name
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+        file.chmod(0o755)
+    script = tmp_path / "interpreter.groovy"
+    script.write_text(INTERPRETER.replace("LAUNCHER", str(SCRIPTS / "launcher.lib")))
+    return script, {name: str(tmp_path / name) for name in files}
+
+
+@pytest.mark.parametrize(
+    ("given", "saved", "variable", "path", "expected"),
+    [
+        ("given", "saved", "variable", ["path one"], "given/bin/python|-m|clemreg"),
+        ("", "saved", "variable", ["path one"], "saved/python.exe|-m|clemreg"),
+        ("", "", "variable", ["path one"], "variable/Scripts/python.exe|-m|clemreg"),
+        ("", "", "", ["path one"], "path one/python3|-m|clemreg"),
+        ("", "", "", ["path one", "path two"], "path two/clemreg"),
+        ("", "", "", ["WindowsApps", "path one"], "path one/python3|-m|clemreg"),
+        ("", "", "", [], "No clemreg and no Python on the PATH"),
+    ],
+)
+def test_which_python(imagej, places, given, saved, variable, path, expected):
+    script, folders = places
+    named = {"given": given, "saved": saved, "variable": variable}
+    values = {key: folders.get(value, "") for key, value in named.items()}
+    values["path"] = os.pathsep.join(folders[name] for name in path)
+    answer = imagej.script(script, values)
+    assert expected in (answer["outputs"].get("found") or answer["error"])
