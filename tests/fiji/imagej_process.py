@@ -34,6 +34,17 @@ def missing_tools():
     return [name for name, found in there.items() if not found]
 
 
+def clemreg_program(folder):
+    """Make an executable that runs the clemreg of this repository, in a folder with a space."""
+    program = folder / "a place" / "clemreg"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(
+        f'#!/bin/sh\nPYTHONPATH="{REPO}" exec "{sys.executable}" -W ignore -m clemreg "$@"\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
 class Display:
     """An X server without a screen."""
 

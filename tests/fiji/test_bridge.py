@@ -215,6 +215,8 @@ def test_java_of_somebody_else_is_used_if_it_has_imagej():
 import jpype
 jpype.startJVM("-Xmx128m", classpath={classpath})
 from clemreg.fiji.bridge import open_imagej
+
+pytestmark = pytest.mark.xdist_group("imagej")
 try:
     print("version", open_imagej().version)
 except Exception as error:

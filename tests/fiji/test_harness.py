@@ -6,6 +6,8 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("imagej")
+
 
 def test_a_macro_answers_with_value_log_and_argument(imagej):
     answer = imagej.macro('print("said " + getArgument()); return "" + 6 * 7;', "ünï")

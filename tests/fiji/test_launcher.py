@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from imagej_process import SCRIPTS
@@ -15,6 +16,8 @@ HOSTILE = "a b, \"q\" 's' ${HOME} $(touch x) `y` ]]> %PATH% & ; ü漢"
 CHILD = """
 import json, os, sys, time, subprocess
 from pathlib import Path
+
+pytestmark = pytest.mark.xdist_group("imagej")
 said = json.dumps([sys.argv[1:], {k: os.environ.get(k) for k in
                    ("PYTHONHOME", "PYTHONPATH", "PYTHONUTF8", "CLEMREG_PROGRESS")}])
 """
@@ -66,7 +69,8 @@ def test_every_word_arrives_as_it_was(imagej, pretender, tmp_path):
 
 def test_progress_reaches_status_bar_and_task(imagej, pretender, tmp_path):
     program = pretender(
-        "for i in range(3): print(f'PROGRESS {i + 1}/3 segment: block ü, 2 s left', file=sys.stderr)\n"
+        "for i in (1, 2, 3):\n"
+        "    print(f'PROGRESS {i}/3 segment: block ü, 2 s left', file=sys.stderr)\n"
         "print('done')"
     )
     answer = segment(imagej, program, tmp_path / "x.zarr")
@@ -122,9 +126,8 @@ def ended(pid):
     for _ in range(50):
         try:
             os.kill(pid, 0)
-            with open(f"/proc/{pid}/stat") as stream:
-                if stream.read().rpartition(")")[2].split()[0] == "Z":
-                    return True
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
         except (ProcessLookupError, FileNotFoundError):
             return True
         time.sleep(0.1)

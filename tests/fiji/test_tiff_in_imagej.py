@@ -10,7 +10,7 @@ from clemreg.io.volumes import open_volume
 from clemreg.testing import hostile_grid
 from clemreg.volume import Volume
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("imagej")]
 
 REPORT = """
 setBatchMode(true);

@@ -1,0 +1,332 @@
+"""Every script of the menu runs from its #@ parameters to its result, with the real clemreg."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from imagej_process import SCRIPTS, clemreg_program
+
+from clemreg.evaluate.landmarks import evaluate_landmarks
+from clemreg.io.points import read_points, write_bigwarp, write_points
+from clemreg.io.tiff import write_tiff
+from clemreg.io.transforms import write_transform
+from clemreg.io.volumes import open_volume, write_volume
+from clemreg.register.apply import warped_volume
+from clemreg.space import Grid
+from clemreg.space.landmarks import Landmarks
+from clemreg.testing import hostile_grid, random_affine, random_bspline
+from clemreg.volume import Volume
+
+pytestmark = pytest.mark.xdist_group("imagej")
+
+LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (0.0, 0.0, 0.0), "lm")
+ALL = sorted(path.name for path in SCRIPTS.glob("*.groovy"))
+MENU = {
+    "Apply_Transform.groovy",
+    "Export_to_BigDataViewer_or_MoBIE.groovy",
+    "Jacobian_Map.groovy",
+    "Landmark_Accuracy_Report.groovy",
+    "Open_Result_in_BigDataViewer.groovy",
+    "Register_EM_to_LM.groovy",
+    "Segment_Mitochondria.groovy",
+    "Setup_and_Doctor.groovy",
+}
+
+
+@pytest.fixture(scope="session")
+def clemreg(tmp_path_factory):
+    return clemreg_program(tmp_path_factory.mktemp("programs"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """A transform, both volumes, and where they are."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data, ü"
+    folder.mkdir()
+    transform = random_affine(rng, "lm", "lm").then(random_bspline(rng, LM, target="em"))
+    write_transform(transform, folder / "t.json")
+    write_volume(folder / "lm.zarr", Volume(rng.integers(1, 99, LM.shape).astype("u1"), LM))
+    middle = transform(LM.centre_nm[None])[0]
+    em = Grid((40, 44, 48), (40.0, 30.0, 30.0), tuple(middle - [800, 660, 720]), "em")
+    write_volume(folder / "em.zarr", Volume(rng.integers(1, 99, em.shape).astype("u1"), em))
+    return folder, transform
+
+
+def dialogs(answer):
+    return [event[1] for event in answer["events"] if event[0] == "dialog"]
+
+
+def test_the_menu_is_complete():
+    assert set(ALL) >= MENU
+    for name in ALL:
+        assert re.fullmatch(r"[A-Za-z_]+\.groovy", name)
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.rglob("*")), ids=lambda path: path.name)
+def test_scripts_are_plain_ascii(path):
+    """Java on Windows may read them in another encoding."""
+    if path.is_file():
+        path.read_bytes().decode("ascii")
+
+
+def test_setup_reports_and_remembers(imagej, clemreg):
+    setup = SCRIPTS / "Setup_and_Doctor.groovy"
+    answer = imagej.script(setup, {"interpreter": str(clemreg)})
+    assert answer["error"] is None
+    report = answer["outputs"]["report"]
+    assert report.startswith("clemreg 0.")
+    assert "torch" in report
+    assert dialogs(answer) == [report]
+    again = imagej.script(setup, {})
+    assert again["outputs"]["report"].startswith("clemreg 0.")
+    prefs = imagej.macro('call("ij.Prefs.set", "clemreg.python", "");')
+    assert prefs["error"] is None
+
+
+def test_apply_resamples_an_image(imagej, clemreg, files):
+    folder, transform = files
+    out = folder / "warped.tif"
+    parameters = {
+        "transform": folder / "t.json",
+        "subject": folder / "em.zarr" / "zarr.json",
+        "onto": folder / "lm.zarr",
+        "out": out,
+        "python": clemreg,
+    }
+    answer = run(imagej, "Apply_Transform", parameters)
+    assert answer["outputs"]["result"] == str(out)
+    em = open_volume(folder / "em.zarr", frame="em")
+    truth = warped_volume(transform, em, LM).read()
+    assert truth.any()
+    np.testing.assert_array_equal(open_volume(out).read(), truth)
+    shown = imagej.macro("t = getTitle(); getVoxelSize(w, h, d, u); close(); return t + w + u;")
+    assert shown["value"].startswith("warped.tif0.052")
+    again = imagej.script(SCRIPTS / "Apply_Transform.groovy", texts(parameters))
+    assert "exists already" in dialogs(again)[0]
+
+
+def test_apply_maps_points_and_back(imagej, clemreg, files):
+    folder, transform = files
+    points = LM.points_nm().reshape(-1, 3)[::900]
+    write_points(points, folder / "p.csv")
+    parameters = {
+        "transform": folder / "t.json",
+        "subject": folder / "p.csv",
+        "out": folder / "q.csv",
+        "python": clemreg,
+    }
+    run(imagej, "Apply_Transform", parameters)
+    np.testing.assert_allclose(read_points(folder / "q.csv"), transform(points), atol=1e-6)
+    back = parameters | {
+        "subject": folder / "q.csv",
+        "out": folder / "r.csv",
+        "direction": "light image onto the EM grid, or EM points to light",
+    }
+    run(imagej, "Apply_Transform", back)
+    np.testing.assert_allclose(read_points(folder / "r.csv"), points, atol=1e-3)
+
+
+def test_an_image_without_grid_gets_clemregs_own_words(imagej, clemreg, files):
+    folder, _ = files
+    parameters = {
+        "transform": folder / "t.json",
+        "subject": folder / "em.zarr",
+        "out": folder / "x.tif",
+        "python": clemreg,
+    }
+    answer = imagej.script(SCRIPTS / "Apply_Transform.groovy", texts(parameters))
+    (text,) = dialogs(answer)
+    assert text.startswith("error: an image needs a grid")
+    assert "hint: add --onto IMAGE" in text
+
+
+def test_jacobian_map_is_the_determinant(imagej, clemreg, files):
+    folder, transform = files
+    parameters = {
+        "transform": folder / "t.json",
+        "lm": folder / "lm.zarr" / "zarr.json",
+        "out": folder / "j.tif",
+        "python": clemreg,
+    }
+    answer = run(imagej, "Jacobian_Map", parameters)
+    assert "fold_fraction" in answer["outputs"]["report"]
+    seen = open_volume(folder / "j.tif")
+    truth = transform.determinant(LM.points_nm().reshape(-1, 3)).reshape(LM.shape)
+    np.testing.assert_allclose(seen.read(), truth, rtol=1e-5)
+    np.testing.assert_allclose(seen.grid.spacing_nm, LM.spacing_nm, rtol=1e-6)
+    window = imagej.macro("getMinAndMax(a, b); close(); return d2s(a, 2) + ' ' + d2s(b, 2);")
+    assert window["value"] == "0.50 1.50"
+
+
+def landmarks_of(transform):
+    """Pairs whose EM side is up to 50 nm off."""
+    rng = np.random.default_rng(1)
+    index = np.stack([rng.integers(0, n, 12) for n in LM.shape], axis=1)
+    lm = LM.to_world(index)
+    em = transform(lm) + rng.uniform(-50, 50, lm.shape)
+    return Landmarks(tuple(f"Pt-{i}" for i in range(len(lm))), lm, em)
+
+
+def test_landmarks_of_a_bigwarp_table(imagej, clemreg, files):
+    folder, transform = files
+    landmarks = landmarks_of(transform)
+    write_bigwarp(landmarks, folder / "b.csv")
+    parameters = {
+        "transform": folder / "t.json",
+        "table": folder / "b.csv",
+        "json": folder / "report.json",
+        "python": clemreg,
+    }
+    answer = run(imagej, "Landmark_Accuracy_Report", parameters)
+    figures = json.loads((folder / "report.json").read_text())["landmarks"]
+    truth = evaluate_landmarks(transform, landmarks).to_json()
+    assert figures["n"] == 12
+    assert figures["mean_nm"] == pytest.approx(truth["mean_nm"], abs=1e-3)
+    assert "mean_nm" in answer["outputs"]["report"]
+    assert dialogs(answer) == [answer["outputs"]["report"]]
+
+
+POINTS = """
+import jpype
+from clemreg.fiji.images import Look, to_imageplus
+from clemreg.space.grid import Grid
+from clemreg.volume import Volume
+for name, grid, index, unit in {images!r}:
+    grid = Grid(*grid)
+    image = to_imageplus(Volume(np.ones(grid.shape, "uint8"), grid, name=name), Look(unit=unit))
+    image.show()
+    points = jpype.JClass("ij.gui.PointRoi")(0.0, 0.0)
+    points = None
+    for z, y, x in index:
+        image.setPosition(1, int(z) + 1, 1)
+        if points is None:
+            points = jpype.JClass("ij.gui.PointRoi")(float(x), float(y))
+            points.setPosition(image.getCurrentSlice())
+            image.setRoi(points)
+            points = jpype.JClass("ij.gui.PointRoi")()
+        points.addPoint(image, float(x), float(y))
+    image.setRoi(points)
+"""
+
+
+def test_landmarks_of_points_on_two_images(imagej, clemreg, files):
+    folder, _ = files
+    rng = np.random.default_rng(2)
+    em = Grid((11, 40, 44), (50.0, 20.0, 25.0), frame="em")
+    lm_index = np.stack([rng.integers(0, n, 6) for n in LM.shape], axis=1)
+    em_index = np.stack([rng.integers(0, n, 6) for n in em.shape], axis=1)
+    images = [
+        ("EM", (em.shape, em.spacing_nm), em_index.tolist(), "nm"),
+        ("light", (LM.shape, LM.spacing_nm), lm_index.tolist(), "um"),
+    ]
+    placed = imagej.python(POINTS.format(images=images))
+    assert placed["error"] is None, placed["error"]
+    transform = random_affine(rng)
+    write_transform(transform, folder / "affine.json")
+    parameters = {
+        "transform": folder / "affine.json",
+        "source": "points on two open images",
+        "emImage": "EM",
+        "lmImage": "light",
+        "json": folder / "points.json",
+        "python": clemreg,
+    }
+    run(imagej, "Landmark_Accuracy_Report", parameters)
+    figures = json.loads((folder / "points.json").read_text())["landmarks"]
+    difference = transform(LM.to_world(lm_index)) - em.to_world(em_index)
+    expected = np.linalg.norm(difference, axis=1).mean()
+    assert figures["mean_nm"] == pytest.approx(expected, abs=0.01)
+    assert imagej.macro('selectImage("EM"); run("Select None");')["error"] is None
+    answer = imagej.script(
+        SCRIPTS / "Landmark_Accuracy_Report.groovy",
+        texts(parameters | {"json": folder / "other.json"}),
+    )
+    assert dialogs(answer) == ["The EM image has no points: use the multi-point tool."]
+    assert imagej.macro('run("Close All");')["error"] is None
+
+
+BDV = [
+    "package bdv.viewer\nclass ViewerOptions { static Object options() { new ViewerOptions() } }",
+    "package bdv.export\nclass ProgressWriterConsole { }",
+    "package bdv\nclass BigDataViewer {\n"
+    "  static List opened = []\n"
+    "  static Object open(String path, String title, bdv.export.ProgressWriterConsole p, "
+    "bdv.viewer.ViewerOptions o) { throw new RuntimeException('opened ' + path + ' as ' + title) }\n"
+    "}",
+]
+
+
+def test_bigdataviewer_gets_the_dataset_of_a_run(imagej, tmp_path):
+    script = SCRIPTS / "Open_Result_in_BigDataViewer.groovy"
+    absent = imagej.script(script, {"result": str(tmp_path)})
+    assert "There is no BigDataViewer dataset" in dialogs(absent)[0]
+    xml = tmp_path / "run, ü" / "export" / "bdv.xml"
+    xml.parent.mkdir(parents=True)
+    xml.write_text("<SpimData/>")
+    without = imagej.script(script, {"result": str(xml.parents[1])})
+    assert "it is part of Fiji" in dialogs(without)[0]
+    for place in (xml, xml.parents[1]):
+        opened = imagej.script(script, {"result": str(place)}, stubs=BDV)
+        assert opened["error"] == f"opened {xml} as bdv.xml"
+
+
+def texts(parameters):
+    return {name: str(value) for name, value in parameters.items()}
+
+
+def run(imagej, name, parameters, seconds=120):
+    """Run a script that must succeed."""
+    answer = imagej.script(SCRIPTS / f"{name}.groovy", texts(parameters), seconds)
+    assert answer["error"] is None, answer
+    assert answer["imagej_dialogs"] == []
+    assert not [text for text in dialogs(answer) if text.startswith("error")], answer["events"]
+    return answer
+
+
+@pytest.mark.slow
+@pytest.mark.elastix
+@pytest.mark.torch
+def test_the_sample_pair_from_raw_em_to_bigdataviewer(imagej, clemreg, sample_data, tmp_path):
+    parameters = {
+        "em": sample_data / "em.zarr" / "zarr.json",
+        "lm": sample_data / "lm.zarr" / "zarr.json",
+        "out": tmp_path / "my run",
+        "landmarks": sample_data / "landmarks.csv",
+        "channel": "mito",
+        "python": clemreg,
+    }
+    answer = run(imagej, "Register_EM_to_LM", parameters, 550)
+    assert answer["outputs"]["verdict"] in ("pass", "warn")
+    assert (tmp_path / "my run" / "run" / "registration" / "transform.json").is_file()
+    progress = {event[3].split(":")[0] for event in answer["events"] if event[0] == "progress"}
+    assert {"segment", "register"} <= progress
+    refused = imagej.script(SCRIPTS / "Register_EM_to_LM.groovy", texts(parameters))
+    assert "exists already" in dialogs(refused)[0]
+    again = run(imagej, "Register_EM_to_LM", parameters | {"replace": True})
+    assert again["outputs"] == answer["outputs"]
+    export = {"run": tmp_path / "my run" / "run", "out": tmp_path / "x, y.xml", "python": clemreg}
+    run(imagej, "Export_to_BigDataViewer_or_MoBIE", export)
+    opened = imagej.script(
+        SCRIPTS / "Open_Result_in_BigDataViewer.groovy",
+        {"result": str(tmp_path / "x, y.xml")},
+        stubs=BDV,
+    )
+    assert "as x, y.xml" in opened["error"]
+
+
+def test_setup_of_hostile_volume_is_refused_by_name(imagej, clemreg, tmp_path):
+    grid = hostile_grid()
+    write_tiff(tmp_path / "em.tif", Volume(np.ones(grid.shape, "u1"), grid))
+    parameters = {
+        "em": tmp_path / "em.tif",
+        "lm": tmp_path / "none.tif",
+        "out": tmp_path / "out",
+        "python": clemreg,
+    }
+    answer = imagej.script(SCRIPTS / "Register_EM_to_LM.groovy", texts(parameters))
+    assert dialogs(answer)[0].startswith("error: there is no")
+    assert not (tmp_path / "out").exists()
