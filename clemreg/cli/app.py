@@ -13,6 +13,7 @@ from clemreg.cli import (
     ab,
     evaluate,
     export,
+    fiji,
     inspect,
     model,
     refine,
@@ -77,6 +78,7 @@ for group in (
     evaluate,
     export,
     refine,
+    fiji,
 ):
     group.add_to(app)
 

@@ -246,7 +246,7 @@ def _grid(image: Any, shape: tuple[int, int, int], frame: str) -> Grid:
     factor = nm_per(unit)
     size = (calibration.pixelDepth, calibration.pixelHeight, calibration.pixelWidth)
     spacing = tuple(float(v) * factor for v in size)
-    return Grid(shape, spacing, _origin(image), frame or _property(image, _FRAME) or "world")
+    return Grid(shape, spacing, _origin(image), frame or _property(image, _FRAME) or "world")  # type: ignore[arg-type]
 
 
 def _origin(image: Any) -> tuple[float, float, float]:

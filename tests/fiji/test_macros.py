@@ -1,0 +1,137 @@
+"""The batch macros, and ``clemreg fiji macro``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from imagej_process import SCRIPTS, environment
+
+from clemreg.io.tiff import write_tiff
+from clemreg.io.transforms import write_transform
+from clemreg.io.volumes import open_volume, write_volume
+from clemreg.register.apply import warped_volume
+from clemreg.space import Grid
+from clemreg.testing import hostile_grid, random_affine
+from clemreg.volume import Volume
+
+pytestmark = pytest.mark.xdist_group("imagej")
+
+BATCH = SCRIPTS / "Batch"
+
+
+def run(imagej, name, parameters):
+    """Run a macro with parameters; its answer, what it printed, or its error."""
+    values = {key: str(value) for key, value in parameters.items()}
+    said = imagej.python(
+        "import jpype\nlog = jpype.JClass('ij.IJ')\nlog.log('\\\\Clear')\n"
+        f"found = ij.run_script({str(BATCH / name)!r}, {values!r})\n"
+        "answer = [found, str(log.getLog() or '')]"
+    )
+    return said["error"] or said["answer"]
+
+
+def test_check_calibration_finds_the_bad_one(imagej, tmp_path):
+    folder = tmp_path / 'stacks, "ü"'
+    folder.mkdir()
+    grid = hostile_grid()
+    write_tiff(folder / "good one.tif", Volume(np.ones(grid.shape, "u1"), grid))
+    import tifffile
+
+    tifffile.imwrite(folder / "bare.tif", np.ones(grid.shape, "u1"), imagej=True)
+    (folder / "notes.txt").write_text("not an image")
+    found, log = run(imagej, "Check_Calibration.ijm", {"folder": folder})
+    assert found == {"result": "1"}
+    good = [line for line in log.splitlines() if line.startswith("ok")]
+    assert len(good) == 1
+    assert "good one.tif: 23 x 17 x 11, 1 channels, 0.004000 x 0.004000 x 0.005240" in good[0]
+    assert "WRONG bare.tif" in log
+    assert "no voxel size" in log
+
+
+@pytest.fixture
+def batch(tmp_path):
+    """Two stacks, a transform and a grid, in folders with hostile names."""
+    rng = np.random.default_rng(4)
+    folder = tmp_path / "in, (ü) $(touch x)"
+    folder.mkdir()
+    (tmp_path / "out; `y`").mkdir()
+    em = Grid((11, 17, 23), (30.0, 20.0, 20.0), frame="em")
+    transform = random_affine(rng)
+    middle = transform.inverse()(em.centre_nm[None])[0]
+    lm = Grid((6, 7, 8), (40.0, 30.0, 30.0), tuple(middle - [100, 90, 105]), "lm")
+    write_volume(tmp_path / "lm.zarr", Volume(np.ones(lm.shape, "u1"), lm))
+    write_transform(transform, tmp_path / "t.json")
+    truth = {}
+    for name in ("a.tif", "b c.tif"):
+        volume = Volume(rng.integers(1, 200, em.shape).astype("u1"), em)
+        write_tiff(folder / name, volume)
+        truth[name] = warped_volume(transform, volume, lm).read()
+    parameters = {
+        "transform": tmp_path / "t.json",
+        "input": folder,
+        "onto": tmp_path / "lm.zarr",
+        "output": tmp_path / "out; `y`",
+        "python": python_of_this_clemreg(tmp_path),
+    }
+    return parameters, truth
+
+
+def python_of_this_clemreg(folder):
+    program = folder / "my python"
+    path = environment("")["PYTHONPATH"]
+    program.write_text(f'#!/bin/sh\nPYTHONPATH="{path}" exec "{sys.executable}" -W ignore "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+def test_apply_to_a_folder(imagej, batch, tmp_path):
+    parameters, truth = batch
+    found, log = run(imagej, "Apply_Transform_to_Folder.ijm", parameters)
+    assert found == {"result": "2"}, log
+    for name, expected in truth.items():
+        assert expected.any()
+        out = open_volume(parameters["output"] / name)
+        np.testing.assert_array_equal(out.read(), expected)
+    found, log = run(imagej, "Apply_Transform_to_Folder.ijm", parameters)
+    assert found == {"result": "0"}
+    assert log.count("there already") == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_apply_to_a_folder_stops_with_clemregs_words(imagej, batch):
+    parameters, _ = batch
+    error = run(imagej, "Apply_Transform_to_Folder.ijm", parameters | {"transform": "/none.json"})
+    assert "/none.json" in error
+    assert "EXIT 1" in error
+
+
+def command(display, *words):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "clemreg", "fiji", "macro", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env=environment(display),
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_macro_from_the_command_line(display, tmp_path):
+    script = tmp_path / "my macro.ijm"
+    script.write_text('#@ String (label="Who") who\n#@ Integer (value=2) n\nreturn who + n * 2;\n')
+    assert command(display, script, 'who=a "b", ü') == (0, 'a "b", ü4\n', "")
+
+
+def test_macro_errors_end_with_1_and_name_the_line(display, tmp_path):
+    script = tmp_path / "bad.ijm"
+    script.write_text("#@ String who\n\nnonsense(who);\n")
+    code, _, said = command(display, script, "who=me")
+    assert code == 1
+    assert "error: macro, line 3" in said
+    code, _, said = command(display, script, "me")
+    assert code == 1
+    assert "NAME=VALUE" in said
