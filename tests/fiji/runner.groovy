@@ -32,8 +32,8 @@ class Task {
     Recorder seen
     String name
     int cancelAfter
+    boolean cancelled
     private int updates = 0
-    private boolean cancelled = false
     void start() { seen.add("task start", name) }
     void finish() { seen.add("task finish", name) }
     void setStatusMessage(String message) { update() }
@@ -48,7 +48,8 @@ class Task {
 class TaskService {
     Recorder seen
     int cancelAfter
-    Task createTask(String name) { new Task(seen: seen, name: name, cancelAfter: cancelAfter) }
+    boolean cancelled
+    Task createTask(String name) { new Task(seen: seen, name: name, cancelAfter: cancelAfter, cancelled: cancelled) }
 }
 
 class UIService {
@@ -164,7 +165,7 @@ class Runner {
         switch (type) {
             case "StatusService": return new StatusService(seen: seen)
             case "LogService": return new LogService(seen: seen)
-            case "TaskService": return new TaskService(seen: seen, cancelAfter: wanted.cancelAfter ?: 0)
+            case "TaskService": return new TaskService(seen: seen, cancelAfter: wanted.cancelAfter ?: 0, cancelled: wanted.cancelled ?: false)
             case "UIService": return new UIService(seen: seen, headless: wanted.headless ?: false)
         }
     }

@@ -214,8 +214,6 @@ def test_the_scripts_are_in_the_wheel(tmp_path):
     env = environment("") | {"PYTHONPATH": str(tmp_path / "unpacked")}
     code = "from clemreg.fiji.install import scripts_folder; print(scripts_folder())"
     words = [sys.executable, "-W", "ignore", "-c", code]
-    done = subprocess.run(
-        words, capture_output=True, text=True, env=env, cwd=tmp_path, check=True
-    )
+    done = subprocess.run(words, capture_output=True, text=True, env=env, cwd=tmp_path, check=True)
     assert done.stdout.strip() == str(shipped.parents[1])
     assert scripts_folder() == REPO / "macros" / "scripts"

@@ -10,8 +10,6 @@
 
 if (python == "") python = call("ij.Prefs.get", "clemreg.python", "");
 if (python == "") exit("No Python is set up: Plugins > CLEMReg > Setup and Doctor");
-direction = "--no-inverse";
-if (inverse) direction = "--inverse";
 done = 0;
 files = getFileList(input);
 for (i = 0; i < files.length; i++) {
@@ -26,7 +24,10 @@ for (i = 0; i < files.length; i++) {
     showStatus(files[i]);
     // exec() with several arguments starts no shell, so paths need no quoting. The module prints
     // errors too, and the exit code last, which exec() itself would drop.
-    said = exec(python, "-m", "clemreg.cli.merged", "apply", transform, subject, "--onto", onto, "--out", result, direction);
+    if (inverse)
+        said = exec(python, "-m", "clemreg.cli.merged", "apply", transform, subject, "--onto", onto, "--out", result, "--inverse");
+    else
+        said = exec(python, "-m", "clemreg.cli.merged", "apply", transform, subject, "--onto", onto, "--out", result);
     if (!endsWith(String.trim(said), "EXIT 0")) exit(subject + ": " + said);
     print("wrote " + result);
     done++;

@@ -9,12 +9,12 @@ for (i = 0; i < files.length; i++) {
     lower = toLowerCase(files[i]);
     if (!endsWith(lower, ".tif") && !endsWith(lower, ".tiff")) continue;
     open(folder + File.separator + files[i]);
-    wrong += check(files[i]);
+    wrong = wrong + faults(files[i]);
     close();
 }
 return "" + wrong;
 
-function check(name) {
+function faults(name) {
     getDimensions(width, height, channels, slices, frames);
     getVoxelSize(pixelWidth, pixelHeight, pixelDepth, unit);
     said = name + ": " + width + " x " + height + " x " + slices + ", " + channels + " channels, " +
