@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import io
 import re
 import struct
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from clemreg.errors import DataError, FormatError
 from clemreg.io.atomic import atomic_path
+from clemreg.io.ome_tiff import is_ome_tiff, write_ome_tiff
 from clemreg.io.source import AxesView, Level, Source, require_spatial
 from clemreg.space.grid import Box
 from clemreg.units import nm_per
@@ -172,6 +174,8 @@ def _pixel_size(page: Any, tag: str) -> float:
 
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 _PHYSICAL = re.compile(r'PhysicalSize([XYZ])(Unit)?\s*=\s*"([^"]*)"')
+# Older files have "channels=", which Bio-Formats takes for the number of channels.
+_CHANNELS = ("channel names: ", "channels=")
 _CHANNEL = re.compile(r'<(?:\w+:)?Channel\b[^>]*\bName\s*=\s*"([^"]*)"')
 
 
@@ -200,7 +204,8 @@ def _ome_voxel_size(xml: str) -> tuple[Triple | None, str]:
 def _channel_names(tiff: Any, count: int) -> tuple[str, ...]:
     if not count:
         return ()
-    names = _CHANNEL.findall(tiff.ome_metadata or "") if tiff.is_ome else []
+    found = _CHANNEL.findall(tiff.ome_metadata or "") if tiff.is_ome else []
+    names = [html.unescape(name) for name in found]
     if tiff.is_imagej:
         labels = (tiff.imagej_metadata or {}).get("ChannelNames") or _info_channels(tiff)
         names = list(labels)
@@ -212,8 +217,9 @@ def _channel_names(tiff: Any, count: int) -> tuple[str, ...]:
 def _info_channels(tiff: Any) -> list[str]:
     info = str((tiff.imagej_metadata or {}).get("Info", ""))
     for line in info.splitlines():
-        if line.startswith("channels="):
-            return [name.strip() for name in line.partition("=")[2].split(",")]
+        if line.startswith(_CHANNELS):
+            names = line.removeprefix(_CHANNELS[0]).removeprefix(_CHANNELS[1])
+            return [name.strip() for name in names.split(",")]
     return []
 
 
@@ -221,43 +227,19 @@ def _info_channels(tiff: Any) -> list[str]:
 class TiffOptions:
     """How ImageJ shows a hyperstack.
 
-    Attributes
-    ----------
-    colours
-        Red, green, blue (0 to 255) of each channel; empty: grey, or `DEFAULT_COLOURS`.
-    windows
-        Grey values shown as black and as full colour, of each channel; empty: its extremes.
-    """
+    A name that ends in ``.ome.tif`` makes it an OME-TIFF: see `write_ome_tiff`.
 
-    colours: tuple[tuple[int, int, int], ...] = ()
-    windows: tuple[tuple[float, float], ...] = ()
-
-
-DEFAULT_COLOURS = ((255, 0, 255), (0, 255, 0), (0, 255, 255), (255, 255, 0), (255, 255, 255))
-_WHOLE_IN_FLOAT32 = 1 << 24
-_SLAB_BYTES = 1 << 27
-
-
-def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = None) -> None:
-    """Write an ImageJ hyperstack with voxel size, unit, channels, colours and display ranges.
-
-    Planes are read a slab at a time and written one by one. The origin is not written: ImageJ and
-    BigWarp disagree on what it means. uint8, uint16 and float32 are kept; other intensities become
-    float32. `Labels` become uint8, uint16 or, up to 2^24, float32, whichever holds all ids, with a
-    random colour each.
-
-    Raises
-    ------
-    DataError
-        An id is larger than 2^24, or negative.
-    StorageError
-        It cannot be written.
+    The origin is not written: ImageJ and BigWarp disagree on what it means. uint8, uint16 and
+    float32 are kept; other types become float32.
     """
     import tifffile
 
-    options = options or TiffOptions()
-    extremes = [_extremes(volume, c) for c in range(len(volume.channels) or 1)]
-    dtype = _stored_dtype(volume, extremes)
+    if is_ome_tiff(Path(path)):
+        return write_ome_tiff(path, volume)
+    data = volume.read()
+    if data.dtype not in (np.uint8, np.uint16, np.float32):
+        data = data.astype(np.float32)
+    planes = np.moveaxis(data, 0, 1) if volume.channels else data[:, None]
     z, y, x = (s / 1e3 for s in volume.grid.spacing_nm)
     ranges = [float(v) for c in range(planes.shape[1]) for v in _limits(planes[:, c])]
     metadata: dict[str, Any] = {
@@ -266,12 +248,13 @@ def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = N
         "spacing": z,
         "mode": "composite" if planes.shape[1] > 1 else "grayscale",
         "Ranges": tuple(ranges),
-        "Info": "channels=" + ", ".join(volume.channels),
+        "Info": _CHANNELS[0] + ", ".join(volume.channels),
     }
     if planes.shape[1] == 1:  # ImageJ reads Ranges only where there are several channels
         metadata["min"], metadata["max"] = ranges
     with atomic_path(path) as partial:
         tifffile.imwrite(partial, planes, imagej=True, resolution=(1 / x, 1 / y), metadata=metadata)
+    return None
 
 
 def _plane_by_plane(volume: Volume) -> Iterator[NDArray[Any]]:

@@ -28,7 +28,7 @@ def main():
     scyjava.config.add_classpath(*more)
     options = (f"-Duser.home={home}", f"-Dplugins.dir={home}", "-Dfile.encoding=UTF-8")
     imagej = open_imagej(JvmOptions(ij_jar=Path(ij_jar), mode="hidden", options=options))
-    runner = groovy_runner() if more else None
+    runner = groovy_runner() if any("groovy" in jar for jar in more) else None
     tell(answers, {"ready": imagej.version})
     for line in sys.stdin:
         request = json.loads(line)

@@ -76,10 +76,10 @@ def environment(display, **more):
 class ImageJ:
     """ImageJ and Groovy in a child process."""
 
-    def __init__(self, display, home):
+    def __init__(self, display, home, *jars):
         self.log = home / "imagej.log"
         self.answers = queue.Queue()
-        words = [sys.executable, HERE / "imagej_host.py", home, IJ_JAR, GROOVY_JAR]
+        words = [sys.executable, HERE / "imagej_host.py", home, *(jars or (IJ_JAR, GROOVY_JAR))]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 list(map(str, words)),
