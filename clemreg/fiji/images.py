@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.errors import DataError, MissingError, VoxelSizeError
+from clemreg.io.tiff import ORIGIN_KEY
 from clemreg.space.grid import Grid
 from clemreg.units import nm_per
 from clemreg.volume import Labels, Volume
@@ -22,9 +23,8 @@ KEPT = (np.uint8, np.uint16, np.float32)
 LARGEST_EXACT = 2**24
 """Ids above this are not exact in float32, the widest pixel type of ImageJ 1."""
 _SIGNED = {"uint8": np.int8, "uint16": np.int16, "float32": np.float32}
-_GRID = "clemreg-origin-nm-zyx"
 _FRAME = "clemreg-frame"
-_CHANNELS = "clemreg-channels"
+_CHANNELS = "channel names"
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,10 @@ def to_imageplus(volume: Volume, look: Look | None = None) -> Any:
     image.setDimensions(count, depth, 1)
     _calibrate(image, volume.grid, look.unit)
     image = _coloured(image, pixels, look)
-    image.setProp(_GRID, " ".join(repr(v) for v in volume.grid.origin_nm))
+    image.setProp(ORIGIN_KEY, " ".join(repr(v) for v in volume.grid.origin_nm))
     image.setProp(_FRAME, volume.grid.frame)
     if volume.channels:
-        image.setProp(_CHANNELS, "\t".join(volume.channels))
+        image.setProp(_CHANNELS, ", ".join(volume.channels))
     return image
 
 
@@ -250,7 +250,7 @@ def _grid(image: Any, shape: tuple[int, int, int], frame: str) -> Grid:
 
 
 def _origin(image: Any) -> tuple[float, float, float]:
-    text = _property(image, _GRID)
+    text = _property(image, ORIGIN_KEY)
     try:
         z, y, x = (float(v) for v in text.split())
     except ValueError:
@@ -259,7 +259,7 @@ def _origin(image: Any) -> tuple[float, float, float]:
 
 
 def _channel_names(image: Any, count: int) -> tuple[str, ...]:
-    names = tuple(_property(image, _CHANNELS).split("\t"))
+    names = tuple(_property(image, _CHANNELS).split(", "))
     if len(names) == count and len(set(names)) == count:
         return names
     return tuple(f"channel {i}" for i in range(count))

@@ -75,7 +75,7 @@ def _series_source(tiff: Any, path: Path) -> Source:
     spacing, unit = _voxel_size(tiff)
     count = dict(zip(axes, shape, strict=True)).get("c", 0)
     names = _channel_names(tiff, count)
-    level = Level(AxesView(planes, axes, str(path)), spacing)
+    level = Level(AxesView(planes, axes, str(path)), spacing, _origin_nm(tiff))
     return Source(_format_name(tiff), (level,), names, unit)
 
 
@@ -172,6 +172,7 @@ def _pixel_size(page: Any, tag: str) -> float:
     return float(bottom) / float(top) if top else 0.0
 
 
+ORIGIN_KEY = "clemreg-origin-nm-zyx"
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 _PHYSICAL = re.compile(r'PhysicalSize([XYZ])(Unit)?\s*=\s*"([^"]*)"')
 # Older files have "channels=", which Bio-Formats takes for the number of channels.
@@ -214,9 +215,24 @@ def _channel_names(tiff: Any, count: int) -> tuple[str, ...]:
     return tuple(f"channel {i}" for i in range(count))
 
 
+def _info_lines(tiff: Any) -> list[str]:
+    return str((tiff.imagej_metadata or {}).get("Info", "")).splitlines()
+
+
+def _origin_nm(tiff: Any) -> Triple:
+    """Origin that clemreg wrote into the notes of an ImageJ file, or zero."""
+    for line in _info_lines(tiff):
+        if line.startswith(ORIGIN_KEY):
+            try:
+                z, y, x = (float(v) for v in line.partition(": ")[2].split())
+            except ValueError:
+                return (0.0, 0.0, 0.0)
+            return z, y, x
+    return (0.0, 0.0, 0.0)
+
+
 def _info_channels(tiff: Any) -> list[str]:
-    info = str((tiff.imagej_metadata or {}).get("Info", ""))
-    for line in info.splitlines():
+    for line in _info_lines(tiff):
         if line.startswith(_CHANNELS):
             names = line.removeprefix(_CHANNELS[0]).removeprefix(_CHANNELS[1])
             return [name.strip() for name in names.split(",")]
@@ -229,8 +245,9 @@ class TiffOptions:
 
     A name that ends in ``.ome.tif`` makes it an OME-TIFF: see `write_ome_tiff`.
 
-    The origin is not written: ImageJ and BigWarp disagree on what it means. uint8, uint16 and
-    float32 are kept; other types become float32.
+    The origin is written as a note (Image > Show Info) that clemreg reads, not as ImageJ's
+    calibration origin: ImageJ and BigWarp disagree on what that means. uint8, uint16 and float32
+    are kept; other types become float32.
     """
     import tifffile
 
@@ -248,7 +265,7 @@ class TiffOptions:
         "spacing": z,
         "mode": "composite" if planes.shape[1] > 1 else "grayscale",
         "Ranges": tuple(ranges),
-        "Info": _CHANNELS[0] + ", ".join(volume.channels),
+        "Info": _info(volume),
     }
     if planes.shape[1] == 1:  # ImageJ reads Ranges only where there are several channels
         metadata["min"], metadata["max"] = ranges
@@ -257,76 +274,11 @@ class TiffOptions:
     return None
 
 
-def _plane_by_plane(volume: Volume) -> Iterator[NDArray[Any]]:
-    """Yield planes (y, x), channels fastest; several are read at once, as chunks hold several."""
-    depth, height, width = volume.shape
-    plane_bytes = height * width * volume.dtype.itemsize * (len(volume.channels) or 1)
-    step = max(1, min(64, _SLAB_BYTES // plane_bytes))
-    for start in range(0, depth, step):
-        stop = min(start + step, depth)
-        slab = volume.read(Box((start, 0, 0), (stop, height, width)))
-        planes = slab if volume.channels else slab[None]
-        for z in range(stop - start):
-            yield from planes[:, z]
+def _info(volume: Volume) -> str:
+    origin = " ".join(repr(v) for v in volume.grid.origin_nm)
+    return f"{_CHANNELS[0]}{', '.join(volume.channels)}\n{ORIGIN_KEY}: {origin}\n"
 
 
-def _extremes(volume: Volume, channel: int) -> tuple[float, float]:
-    part = volume.channel(channel) if volume.channels else volume
-    low, high = np.inf, -np.inf
-    for plane in _plane_by_plane(part):
-        finite = plane[np.isfinite(plane)]
-        if finite.size:
-            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
-    return (low, high) if low <= high else (0.0, 0.0)
-
-
-def _stored_dtype(volume: Volume, extremes: Sequence[tuple[float, float]]) -> np.dtype[Any]:
-    if not isinstance(volume, Labels):
-        kept = volume.dtype in (np.uint8, np.uint16, np.float32)
-        return volume.dtype.newbyteorder("=") if kept else np.dtype(np.float32)
-    low, high = min(e[0] for e in extremes), max(e[1] for e in extremes)
-    if low < 0 or high > _WHOLE_IN_FLOAT32:
-        raise DataError(
-            f"{volume.name or 'labels'} hold ids from {low:.0f} to {high:.0f}; an ImageJ TIFF "
-            f"holds 0 to {_WHOLE_IN_FLOAT32}",
-            hint="renumber the labels, or export OME-Zarr or BigDataViewer",
-        )
-    for dtype in (np.uint8, np.uint16):
-        if high <= np.iinfo(dtype).max:
-            return np.dtype(dtype)
-    return np.dtype(np.float32)
-
-
-def _display(
-    volume: Volume, options: TiffOptions, extremes: Sequence[tuple[float, float]]
-) -> dict[str, Any]:
-    """Colour tables, ranges, and the name of the channel on every plane."""
-    windows = options.windows or [(low, max(high, low + 1)) for low, high in extremes]
-    if isinstance(volume, Labels):
-        tables = [_label_table()]
-        windows = [(0.0, max(extremes[0][1], 1.0))]
-    else:
-        grey = ((255, 255, 255),) if len(extremes) == 1 else ()
-        colours = options.colours or grey or DEFAULT_COLOURS
-        tables = [_ramp(colours[c % len(colours)]) for c in range(len(extremes))]
-    names = [" ".join(name.split()) for name in volume.channels]
-    found: dict[str, Any] = {
-        "LUTs": tables,
-        "Ranges": tuple(float(v) for window in windows for v in window),
-        "Info": "channels=" + ", ".join(names),
-    }
-    if names:
-        found["Labels"] = names * volume.shape[0]
-    return found
-
-
-def _ramp(colour: tuple[int, int, int]) -> NDArray[np.uint8]:
-    steps = np.linspace(0, 1, 256)
-    return np.rint(np.asarray(colour)[:, None] * steps).astype(np.uint8)
-
-
-def _label_table() -> NDArray[np.uint8]:
-    """Black for 0, then bright colours without order, the same in every file."""
-    table = np.random.default_rng(0).integers(60, 256, (3, 256)).astype(np.uint8)
-    table[:, 0] = 0
-    return table
+def _limits(plane: NDArray[Any]) -> tuple[float, float]:
+    low, high = float(plane.min()), float(plane.max())
+    return low, high if high > low else low + 1

@@ -218,11 +218,11 @@ for name, grid, index, unit in {images!r}:
 def test_landmarks_of_points_on_two_images(imagej, clemreg, files):
     folder, _ = files
     rng = np.random.default_rng(2)
-    em = Grid((11, 40, 44), (50.0, 20.0, 25.0), frame="em")
+    em = Grid((11, 40, 44), (50.0, 20.0, 25.0), (808.0, -1192.0, 2408.0), "em")
     lm_index = np.stack([rng.integers(0, n, 6) for n in LM.shape], axis=1)
     em_index = np.stack([rng.integers(0, n, 6) for n in em.shape], axis=1)
     images = [
-        ("EM", (em.shape, em.spacing_nm), em_index.tolist(), "nm"),
+        ("EM", (em.shape, em.spacing_nm, em.origin_nm), em_index.tolist(), "nm"),
         ("light", (LM.shape, LM.spacing_nm), lm_index.tolist(), "um"),
     ]
     placed = imagej.python(POINTS.format(images=images))

@@ -94,4 +94,18 @@ def test_what_imagej_saves_again_is_what_clemreg_reads(imagej, tmp_path):
     assert answer["error"] is None
     again = open_volume(tmp_path / "second.tif")
     np.testing.assert_allclose(again.grid.spacing_nm, grid.spacing_nm, rtol=1e-6)
+    assert again.grid.origin_nm == grid.origin_nm
+    assert again.channels == ("mito", "er")
     np.testing.assert_array_equal(again.read(), volume.read())
+
+
+def test_the_bridge_finds_origin_and_names_in_an_opened_file(imagej, tmp_path):
+    grid = hostile_grid("em")
+    volume = Volume(noise("uint8", (2, *grid.shape)), grid, ("mito", "er"))
+    write_tiff(tmp_path / "x.tif", volume)
+    answer = imagej.python(
+        f"import jpype\nimage = jpype.JClass('ij.IJ').openImage({str(tmp_path / 'x.tif')!r})\n"
+        "v = ij.from_imageplus(image)\nanswer = [list(v.grid.origin_nm), list(v.channels)]"
+    )
+    assert answer["error"] is None, answer
+    assert answer["answer"] == [list(grid.origin_nm), ["mito", "er"]]

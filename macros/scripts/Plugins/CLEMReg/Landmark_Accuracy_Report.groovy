@@ -21,17 +21,30 @@ import ij.gui.PointRoi
 clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
     new File(new File(binding.getVariable("javax.script.filename").toString()).absoluteFile.parentFile, "launcher.lib"))
 
-/** Positions x, y, z of the points on an image, from the centre of its first voxel, in its unit. */
+NM = [nm: 1, um: 1000, micron: 1000, microns: 1000, mm: 1000000]
+
+/** World position of the first voxel, x, y, z in nm: clemreg keeps it as a note in its TIFF files. */
+def originOf(image) {
+    def note = image.getProp("clemreg-origin-nm-zyx")
+    note == null ? [0, 0, 0] : note.trim().split(/\s+/).collect { it as double }.reverse()
+}
+
+/** World positions x, y, z of the points on an image, in nm. */
 def pointsOf(image, String name) {
     def roi = image?.roi
     if (!(roi instanceof PointRoi)) clemreg.fail("The " + name + " image has no points: use the multi-point tool.")
     def calibration = image.calibration
     if (!calibration.scaled()) clemreg.fail("The " + name + " image has no voxel size: set it with Image > Properties.")
+    def factor = NM[calibration.unit.replace("\u00b5", "u")]
+    if (factor == null) clemreg.fail("The " + name + " image has the unit " + calibration.unit + ": give it nm or um with Image > Properties.")
+    def size = [calibration.pixelWidth, calibration.pixelHeight, calibration.pixelDepth]
+    def origin = originOf(image)
     def polygon = roi.floatPolygon
     (0..<polygon.npoints).collect { i ->
         def slice = roi.getPointPosition(i)
         def z = image.convertIndexToPosition(slice > 0 ? slice : image.currentSlice)[1] - 1
-        [polygon.xpoints[i] * calibration.pixelWidth, polygon.ypoints[i] * calibration.pixelHeight, z * calibration.pixelDepth]
+        def index = [polygon.xpoints[i], polygon.ypoints[i], z]
+        (0..2).collect { origin[it] + index[it] * size[it] * factor }
     }
 }
 
@@ -39,9 +52,7 @@ def tableOfPoints() {
     def em = pointsOf(emImage, "EM")
     def lm = pointsOf(lmImage, "light")
     if (em.size() != lm.size()) clemreg.fail(em.size() + " points on the EM, " + lm.size() + " on the light image: they must be pairs.")
-    def unit = { image -> image.calibration.unit.replace("\u00b5", "u") }
-    def head = ["Pt-index", "Rater ID"] + ["x", "y", "z"].collect { "em-" + it + "-" + unit(emImage) } +
-        ["x", "y", "z"].collect { "lm-" + it + "-" + unit(lmImage) }
+    def head = ["Pt-index", "Rater ID", "em-x-nm", "em-y-nm", "em-z-nm", "lm-x-nm", "lm-y-nm", "lm-z-nm"]
     def rows = (0..<em.size()).collect { ["Pt-" + it, "ImageJ"] + em[it] + lm[it] }
     def file = File.createTempFile("clemreg-points", ".csv")
     file.setText(([head] + rows).collect { it.join(",") }.join("\n") + "\n", "UTF-8")

@@ -1,0 +1,63 @@
+"""The macro snippets of the documentation run as they stand."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from imagej_process import REPO
+from test_macros import python_of_this_clemreg
+
+from clemreg.io.tiff import write_tiff
+from clemreg.io.transforms import write_transform
+from clemreg.space import Grid
+from clemreg.testing import random_affine
+from clemreg.volume import Volume
+
+pytestmark = pytest.mark.xdist_group("imagej")
+
+PAGES = REPO / "docs" / "how-to"
+LM = Grid((6, 20, 24), (104.0, 52.0, 52.0), frame="lm")
+
+
+def snippets(page):
+    """Code blocks without a language: those are macros."""
+    return re.findall(r"^```\n(.*?)^```", (PAGES / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def data(tmp_path):
+    rng = np.random.default_rng(0)
+    write_tiff(tmp_path / "warped.tif", Volume(rng.integers(0, 255, LM.shape).astype("u1"), LM))
+    light = rng.integers(0, 50, (2, *LM.shape)).astype("u2")
+    write_tiff(tmp_path / "lm.tif", Volume(light, LM, ("mito", "er")))
+    write_transform(random_affine(rng), tmp_path / "t.json")
+    return tmp_path
+
+
+def test_every_snippet_of_the_cookbook(imagej, data):
+    found = snippets("fiji-macros.md")
+    assert len(found) == 4
+    python = python_of_this_clemreg(data)
+    assert imagej.macro(f'call("ij.Prefs.set", "clemreg.python", "{python}");')["error"] is None
+    said = []
+    for code in found:
+        opened = f'open("{data}/lm.tif"); makeSelection("point", newArray(3,5), newArray(4,9));\n'
+        answer = imagej.macro(opened + code.replace("/data/", f"{data}/"))
+        assert answer["error"] is None, (code, answer)
+        said.append(answer["log"])
+        assert imagej.macro('run("Close All");')["error"] is None
+    assert imagej.macro('call("ij.Prefs.set", "clemreg.python", "");')["error"] is None
+    assert any("fold_fraction" in text and "EXIT 0" in text for text in said)
+    points = next(text.replace("µ", "u") for text in said if "name,x-" in text).splitlines()
+    assert points[0] == "name,x-um,y-um,z-um"
+    assert points[1].startswith("Pt-0,0.156,0.208,")
+
+
+def test_the_overlay(imagej, data):
+    (code,) = snippets("fiji-menu.md")
+    code = code.replace('open("', f'open("{data}/')
+    answer = imagej.macro(code + 'getDimensions(w, h, c, s, f); close(); return "" + c + " " + s;')
+    assert answer["error"] is None
+    assert answer["value"] == "3 6"
