@@ -23,7 +23,9 @@ LM = Grid((6, 20, 24), (104.0, 52.0, 52.0), frame="lm")
 
 def snippets(page):
     """Code blocks without a language: those are macros."""
-    return re.findall(r"^```\n(.*?)^```", (PAGES / page).read_text(), re.MULTILINE | re.DOTALL)
+    text = (PAGES / page).read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [code for language, code in blocks if not language]
 
 
 @pytest.fixture
