@@ -21,6 +21,7 @@ IJ_JAR = Path(os.environ.get("CLEMREG_IJ_JAR", JAVA_JARS / "ij.jar"))
 GROOVY_JAR = JAVA_JARS / "groovy-all.jar"
 SCRIPTS = REPO / "macros" / "scripts" / "Plugins" / "CLEMReg"
 SECONDS = 60
+START_SECONDS = 180  # on a busy machine; a quiet one needs three
 
 
 def missing_tools():
@@ -91,7 +92,7 @@ class ImageJ:
             )
         self.listener = threading.Thread(target=self._listen, daemon=True)
         self.listener.start()
-        self.version = self._answer(SECONDS)["ready"]
+        self.version = self._answer(START_SECONDS)["ready"]
 
     def _listen(self):
         for line in self.process.stdout:

@@ -16,6 +16,7 @@ from clemreg.errors import ConfigError, DependencyError, MissingError
 from clemreg.fiji.jvm import JvmOptions, start_jvm
 from clemreg.fiji.macros import with_parameters
 
+pytestmark = pytest.mark.xdist_group("imagej")
 NEEDS_IMAGEJ = pytest.mark.skipif(
     bool(missing_tools()), reason=f"not installed: {', '.join(missing_tools())}"
 )
@@ -215,8 +216,6 @@ def test_java_of_somebody_else_is_used_if_it_has_imagej():
 import jpype
 jpype.startJVM("-Xmx128m", classpath={classpath})
 from clemreg.fiji.bridge import open_imagej
-
-pytestmark = pytest.mark.xdist_group("imagej")
 try:
     print("version", open_imagej().version)
 except Exception as error:

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from imagej_process import SCRIPTS
 
+pytestmark = pytest.mark.xdist_group("imagej")
+
 HOSTILE = "a b, \"q\" 's' ${HOME} $(touch x) `y` ]]> %PATH% & ; ü漢"
 
 CHILD = """
 import json, os, sys, time, subprocess
 from pathlib import Path
-
-pytestmark = pytest.mark.xdist_group("imagej")
 said = json.dumps([sys.argv[1:], {k: os.environ.get(k) for k in
                    ("PYTHONHOME", "PYTHONPATH", "PYTHONUTF8", "CLEMREG_PROGRESS")}])
 """
@@ -167,6 +167,20 @@ def test_a_python_without_clemreg(imagej, tmp_path):
     python.chmod(0o755)
     answer = segment(imagej, tmp_path / "env", tmp_path / "x.zarr", headless=True)
     assert answer["error"].startswith("This Python has no clemreg: pip install")
+
+
+@pytest.mark.parametrize(("target", "verb"), [("BigDataViewer", "bdv"), ("MoBIE", "mobie")])
+def test_what_the_export_script_asks_for(imagej, pretender, tmp_path, target, verb):
+    parameters = {
+        "run": str(tmp_path),
+        "out": str(tmp_path / "x"),
+        "target": target,
+        "python": str(pretender("print(said)")),
+    }
+    answer = imagej.script(SCRIPTS / "Export_to_BigDataViewer_or_MoBIE.groovy", parameters)
+    (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
+    assert json.loads(line)[0] == ["export", verb, str(tmp_path), "--out", str(tmp_path / "x")]
+    assert answer["outputs"] == {"exported": str(tmp_path / "x")}
 
 
 INTERPRETER = """
