@@ -9,6 +9,8 @@ import re
 import struct
 import warnings
 import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -243,42 +245,148 @@ def _info_channels(tiff: Any) -> list[str]:
 class TiffOptions:
     """How ImageJ shows a hyperstack.
 
+    Attributes
+    ----------
+    colours
+        Red, green, blue (0 to 255) of each channel; empty: grey, or `DEFAULT_COLOURS`.
+    windows
+        Grey values shown as black and as full colour, of each channel; empty: its extremes.
+    """
+
+    colours: tuple[tuple[int, int, int], ...] = ()
+    windows: tuple[tuple[float, float], ...] = ()
+
+
+DEFAULT_COLOURS = ((255, 0, 255), (0, 255, 0), (0, 255, 255), (255, 255, 0), (255, 255, 255))
+_WHOLE_IN_FLOAT32 = 1 << 24
+_SLAB_BYTES = 1 << 27
+
+
+def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = None) -> None:
+    """Write an ImageJ hyperstack with voxel size, unit, channels, colours and display ranges.
+
     A name that ends in ``.ome.tif`` makes it an OME-TIFF: see `write_ome_tiff`.
 
-    The origin is written as a note (Image > Show Info) that clemreg reads, not as ImageJ's
-    calibration origin: ImageJ and BigWarp disagree on what that means. uint8, uint16 and float32
-    are kept; other types become float32.
+    Planes are read a slab at a time and written one by one. The origin is written as a note
+    (Image > Show Info) that clemreg reads, not as ImageJ's calibration origin: ImageJ and BigWarp
+    disagree on what that means. uint8, uint16 and float32 are kept; other intensities become
+    float32. `Labels` become uint8, uint16 or, up to 2^24, float32, whichever holds all ids, with a
+    random colour each.
+
+    Raises
+    ------
+    DataError
+        An id is larger than 2^24, or negative.
+    StorageError
+        It cannot be written.
     """
     import tifffile
 
     if is_ome_tiff(Path(path)):
         return write_ome_tiff(path, volume)
-    data = volume.read()
-    if data.dtype not in (np.uint8, np.uint16, np.float32):
-        data = data.astype(np.float32)
-    planes = np.moveaxis(data, 0, 1) if volume.channels else data[:, None]
+    options = options or TiffOptions()
+    extremes = [_extremes(volume, c) for c in range(len(volume.channels) or 1)]
+    dtype = _stored_dtype(volume, extremes)
     z, y, x = (s / 1e3 for s in volume.grid.spacing_nm)
-    ranges = [float(v) for c in range(planes.shape[1]) for v in _limits(planes[:, c])]
-    metadata: dict[str, Any] = {
-        "axes": "ZCYX",
-        "unit": "um",
-        "spacing": z,
-        "mode": "composite" if planes.shape[1] > 1 else "grayscale",
-        "Ranges": tuple(ranges),
-        "Info": _info(volume),
-    }
-    if planes.shape[1] == 1:  # ImageJ reads Ranges only where there are several channels
-        metadata["min"], metadata["max"] = ranges
-    with atomic_path(path) as partial:
-        tifffile.imwrite(partial, planes, imagej=True, resolution=(1 / x, 1 / y), metadata=metadata)
+    depth, height, width = volume.shape
+    with atomic_path(path) as partial, warnings.catch_warnings():
+        # Beyond 4 GB a file has one page entry and the pixels of all behind it, as ImageJ does.
+        warnings.filterwarnings("ignore", message=".*truncating ImageJ file")
+        tifffile.imwrite(
+            partial,
+            (plane.astype(dtype, copy=False) for plane in _plane_by_plane(volume)),
+            shape=(depth, len(extremes), height, width),
+            dtype=dtype,
+            imagej=True,
+            resolution=(1 / x, 1 / y),
+            metadata={
+                "axes": "ZCYX",
+                "unit": "um",
+                "spacing": z,
+                "mode": "composite" if len(extremes) > 1 else "grayscale",
+                **_display(volume, options, extremes),
+            },
+        )
     return None
 
 
-def _info(volume: Volume) -> str:
+def _plane_by_plane(volume: Volume) -> Iterator[NDArray[Any]]:
+    """Yield planes (y, x), channels fastest; several are read at once, as chunks hold several."""
+    depth, height, width = volume.shape
+    plane_bytes = height * width * volume.dtype.itemsize * (len(volume.channels) or 1)
+    step = max(1, min(64, _SLAB_BYTES // plane_bytes))
+    for start in range(0, depth, step):
+        stop = min(start + step, depth)
+        slab = volume.read(Box((start, 0, 0), (stop, height, width)))
+        planes = slab if volume.channels else slab[None]
+        for z in range(stop - start):
+            yield from planes[:, z]
+
+
+def _extremes(volume: Volume, channel: int) -> tuple[float, float]:
+    part = volume.channel(channel) if volume.channels else volume
+    low, high = np.inf, -np.inf
+    for plane in _plane_by_plane(part):
+        finite = plane[np.isfinite(plane)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    return (low, high) if low <= high else (0.0, 0.0)
+
+
+def _stored_dtype(volume: Volume, extremes: Sequence[tuple[float, float]]) -> np.dtype[Any]:
+    if not isinstance(volume, Labels):
+        kept = volume.dtype in (np.uint8, np.uint16, np.float32)
+        return volume.dtype.newbyteorder("=") if kept else np.dtype(np.float32)
+    low, high = min(e[0] for e in extremes), max(e[1] for e in extremes)
+    if low < 0 or high > _WHOLE_IN_FLOAT32:
+        raise DataError(
+            f"{volume.name or 'labels'} hold ids from {low:.0f} to {high:.0f}; an ImageJ TIFF "
+            f"holds 0 to {_WHOLE_IN_FLOAT32}",
+            hint="renumber the labels, or export OME-Zarr or BigDataViewer",
+        )
+    for dtype in (np.uint8, np.uint16):
+        if high <= np.iinfo(dtype).max:
+            return np.dtype(dtype)
+    return np.dtype(np.float32)
+
+
+def _display(
+    volume: Volume, options: TiffOptions, extremes: Sequence[tuple[float, float]]
+) -> dict[str, Any]:
+    """Colour tables, ranges, and the name of the channel on every plane."""
+    windows = options.windows or [(low, max(high, low + 1)) for low, high in extremes]
+    if isinstance(volume, Labels):
+        tables = [_label_table()]
+        windows = [(0.0, max(extremes[0][1], 1.0))]
+    else:
+        grey = ((255, 255, 255),) if len(extremes) == 1 else ()
+        colours = options.colours or grey or DEFAULT_COLOURS
+        tables = [_ramp(colours[c % len(colours)]) for c in range(len(extremes))]
+    names = [" ".join(name.split()) for name in volume.channels]
+    found: dict[str, Any] = {
+        "LUTs": tables,
+        "Ranges": tuple(float(v) for window in windows for v in window),
+        "Info": _info(volume, names),
+    }
+    if len(extremes) == 1:  # ImageJ reads Ranges only where there are several channels
+        found["min"], found["max"] = found["Ranges"]
+    if names:
+        found["Labels"] = names * volume.shape[0]
+    return found
+
+
+def _info(volume: Volume, names: Sequence[str]) -> str:
     origin = " ".join(repr(v) for v in volume.grid.origin_nm)
-    return f"{_CHANNELS[0]}{', '.join(volume.channels)}\n{ORIGIN_KEY}: {origin}\n"
+    return f"{_CHANNELS[0]}{', '.join(names)}\n{ORIGIN_KEY}: {origin}\n"
 
 
-def _limits(plane: NDArray[Any]) -> tuple[float, float]:
-    low, high = float(plane.min()), float(plane.max())
-    return low, high if high > low else low + 1
+def _ramp(colour: tuple[int, int, int]) -> NDArray[np.uint8]:
+    steps = np.linspace(0, 1, 256)
+    return np.rint(np.asarray(colour)[:, None] * steps).astype(np.uint8)
+
+
+def _label_table() -> NDArray[np.uint8]:
+    """Black for 0, then bright colours without order, the same in every file."""
+    table = np.random.default_rng(0).integers(60, 256, (3, 256)).astype(np.uint8)
+    table[:, 0] = 0
+    return table
