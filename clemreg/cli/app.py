@@ -15,6 +15,7 @@ from clemreg.cli import (
     export,
     fiji,
     inspect,
+    measure,
     model,
     refine,
     register,
@@ -79,6 +80,7 @@ for group in (
     export,
     refine,
     fiji,
+    measure,
 ):
     group.add_to(app)
 

@@ -1,0 +1,1 @@
+"""Measure objects: shape, surface, contacts, skeletons, planarity, meshes."""

@@ -1,0 +1,68 @@
+"""Files in, tables out: what ``clemreg measure`` and its sisters share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clemreg.blocks.run import Progress
+from clemreg.io.atomic import remove
+from clemreg.io.volumes import open_labels, open_volume
+from clemreg.measure.gather import Schedule
+from clemreg.measure.tables import Table, write_table
+from clemreg.units import parse_xyz_nm
+from clemreg.volume import Labels, Volume
+
+
+def open_ids(uri: str, spacing: str | None = None) -> Labels:
+    """Open a label volume; `spacing` is ``"x, y, z unit"`` where the file has none."""
+    return open_labels(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
+
+
+def open_mask(uri: str, spacing: str | None = None) -> Volume:
+    """Open a mask or a map of values on the EM's voxels."""
+    return open_volume(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
+
+
+@contextmanager
+def scheduled(
+    out: Path | None, block: int, workers: int, progress: Progress | None
+) -> Iterator[Schedule]:
+    """Yield a schedule whose finished blocks lie beside `out` until the work is done.
+
+    A killed run leaves them, and the same command goes on from there.
+    """
+    scratch = None if out is None else out.with_name(f".{out.name}.blocks")
+    yield Schedule((block, block, block), workers, scratch, progress)
+    if scratch is not None:
+        remove(scratch)
+
+
+def write_tables(table: Table, outputs: Sequence[Path | None]) -> list[Path]:
+    """Write a table to every path that is given."""
+    given = [path for path in outputs if path is not None]
+    for path in given:
+        write_table(path, table)
+    return given
+
+
+def summary(table: Table, columns: Sequence[str]) -> dict[str, Any]:
+    """Return number of rows, and sum, mean, standard deviation and range of some columns."""
+    report: dict[str, Any] = {"objects": len(table)}
+    for name in columns:
+        values = np.asarray(table[name], float)
+        values = values[np.isfinite(values)]
+        if len(values):
+            report[name] = {
+                "sum": float(values.sum()),
+                "mean": float(values.mean()),
+                "sd": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+                "min": float(values.min()),
+                "median": float(np.median(values)),
+                "max": float(values.max()),
+            }
+    return report
