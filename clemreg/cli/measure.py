@@ -22,6 +22,8 @@ WorkersOption = Annotated[int, typer.Option(help="Threads.")]
 def add_to(parent: typer.Typer) -> None:
     """Attach the commands."""
     parent.command()(measure)
+    parent.command()(contacts)
+    parent.command()(interactions)
 
 
 def measure(
@@ -53,3 +55,89 @@ def measure(
     for path in write_tables(objects, (csv, parquet)):
         result(f"wrote {path}")
     write_json(json, {"measure": {**report, "table": list(objects.rows())}})
+
+
+def contacts(
+    a: LabelsArgument,
+    b: Annotated[
+        str | None, typer.Argument(help="Other label volume; none: contacts within the first.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Distance and overlap of a recipe, such as er_mito.")
+    ] = None,
+    distance: Annotated[
+        str | None, typer.Option(help='Largest gap; default "10 nm", or the recipe\'s.')
+    ] = None,
+    method: Annotated[str, typer.Option(help="sight (line of sight) or naive.")] = "sight",
+    overlap: Annotated[
+        str | None, typer.Option(help="Whose voxels are that both claim: a, b or shared.")
+    ] = None,
+    min_volume: Annotated[float, typer.Option(help="Leave out smaller sites, nm3.")] = 0.0,
+    names: Annotated[str | None, typer.Option(help="Names of the two organelles: er,mito.")] = None,
+    spacing: SpacingOption = None,
+    out: Annotated[Path | None, typer.Option(help="OME-Zarr to write with the sites.")] = None,
+    csv: CsvOption = None,
+    parquet: ParquetOption = None,
+    graph: Annotated[Path | None, typer.Option(help="Who touches whom (.graphml).")] = None,
+    json: JsonOption = None,
+    block: BlockOption = 128,
+    workers: WorkersOption = 1,
+) -> None:
+    """Contact sites between objects: where, how large, how near."""
+    from clemreg.measure.contacts import find_contacts
+    from clemreg.measure.interactions import interactions as sum_up
+    from clemreg.measure.interactions import named, write_graphml
+    from clemreg.pipeline.measure import (
+        contact_names,
+        contact_options,
+        open_ids,
+        scheduled,
+        summary,
+        write_tables,
+    )
+
+    options = contact_options(recipe, distance, method, overlap, min_volume)
+    first = open_ids(a, spacing)
+    second = open_ids(b, spacing) if b else None
+    with (
+        progress_bar("contacts") as progress,
+        scheduled(out or csv or parquet or graph or json, block, workers, progress) as schedule,
+    ):
+        found = find_contacts(first, second, options, schedule=schedule, out=out)
+    sites = named(found, *contact_names(names, recipe, [a, b or a]))
+    report = summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
+    table(report)
+    if graph is not None:
+        write_graphml(graph, sum_up([sites]))
+    for path in (*write_tables(sites, (csv, parquet)), *(p for p in (out, graph) if p)):
+        result(f"wrote {path}")
+    write_json(json, {"contacts": {**report, "table": list(sites.rows())}})
+
+
+def interactions(
+    tables: Annotated[list[Path], typer.Argument(help="Contact tables (.csv) of any organelles.")],
+    csv: CsvOption = None,
+    partners: Annotated[
+        Path | None, typer.Option(help="Table of what each object touches (.csv).")
+    ] = None,
+    graph: Annotated[Path | None, typer.Option(help="Graph to write (.graphml).")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Put contact tables together: pairs of objects, what each touches, one graph."""
+    from clemreg.measure.interactions import interactions as sum_up
+    from clemreg.measure.interactions import partners as touched
+    from clemreg.measure.interactions import write_graphml
+    from clemreg.measure.tables import read_table
+    from clemreg.pipeline.measure import summary, write_tables
+
+    pairs = sum_up([read_table(path) for path in tables])
+    objects = touched(pairs)
+    kinds = {str(k): int((objects["touches"] == k).sum()) for k in sorted(set(objects["touches"]))}
+    report = {"pairs": len(pairs), "touching": kinds, **summary(objects, ["partners"])}
+    table(report)
+    if graph is not None:
+        write_graphml(graph, pairs)
+    written = [*write_tables(pairs, (csv,)), *write_tables(objects, (partners,))]
+    for path in (*written, *([graph] if graph else [])):
+        result(f"wrote {path}")
+    write_json(json, {"interactions": {**report, "table": list(pairs.rows())}})

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clemreg.blocks.plan import Block
 from clemreg.errors import DataError
 from clemreg.measure.gather import Found, Schedule, gather, same_grid
-from clemreg.measure.surface import DIRECTIONS, crofton_weights, crossings, face_areas
+from clemreg.measure.surface import DIRECTIONS, areas_nm2, crofton_weights, crossings, face_areas
 from clemreg.measure.tables import Table
 from clemreg.space.grid import Grid, Triple
 from clemreg.volume import Labels, Volume
@@ -199,7 +199,7 @@ def _columns(total: _Sums, grid: Grid) -> dict[str, NDArray[Any]]:
     spacing = np.asarray(grid.spacing_nm)
     voxels = total.sums[:, 0]
     volume = voxels.astype(float) * np.prod(spacing)
-    surface = total.crossings @ crofton_weights(grid.spacing_nm)
+    surface = areas_nm2(total.crossings, crofton_weights(grid.spacing_nm))
     centre = (total.sums[:, 1:4] / voxels[:, None]).astype(float).reshape(-1, 3)
     semi_axes, direction = _ellipsoids(total.sums, grid.spacing_nm)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -208,7 +208,7 @@ def _columns(total: _Sums, grid: Grid) -> dict[str, NDArray[Any]]:
     return {
         "volume_nm3": volume,
         "surface_nm2": surface,
-        "surface_faces_nm2": total.crossings @ face_areas(grid.spacing_nm),
+        "surface_faces_nm2": areas_nm2(total.crossings, face_areas(grid.spacing_nm)),
         **_xyz("centre", "_nm", grid.to_world(centre)),
         **_xyz("box_min", "_nm", grid.to_world(total.low - 0.5)),
         **_xyz("box_max", "_nm", grid.to_world(total.high + 0.5)),

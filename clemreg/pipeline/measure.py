@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from clemreg.blocks.run import Progress
+from clemreg.errors import ConfigError
 from clemreg.io.atomic import remove
 from clemreg.io.volumes import open_labels, open_volume
+from clemreg.measure.contacts import ContactOptions, Method, Overlap
 from clemreg.measure.gather import Schedule
+from clemreg.measure.recipes import contact_recipe
 from clemreg.measure.tables import Table, write_table
-from clemreg.units import parse_xyz_nm
+from clemreg.units import parse_length_nm, parse_xyz_nm
 from clemreg.volume import Labels, Volume
 
 
@@ -66,3 +70,41 @@ def summary(table: Table, columns: Sequence[str]) -> dict[str, Any]:
                 "max": float(values.max()),
             }
     return report
+
+
+def contact_options(
+    recipe: str | None,
+    distance: str | None,
+    method: str,
+    overlap: str | None,
+    min_volume_nm3: float,
+) -> ContactOptions:
+    """Return the recipe's options, or the usual ones, with what was given changed."""
+    options = contact_recipe(recipe).options if recipe else ContactOptions()
+    return replace(
+        options,
+        distance_nm=parse_length_nm(distance) if distance else options.distance_nm,
+        method=cast("Method", method),
+        overlap=cast("Overlap", overlap) if overlap else options.overlap,
+        min_volume_nm3=min_volume_nm3,
+    )
+
+
+def contact_names(names: str | None, recipe: str | None, volumes: Sequence[str]) -> tuple[str, str]:
+    """Names of the two organelles: as given, else the recipe's, else the file names.
+
+    Raises
+    ------
+    ConfigError
+        Other than two names are given.
+    """
+    if names is not None:
+        given = [name.strip() for name in names.split(",")]
+        if len(given) != 2 or not all(given):
+            raise ConfigError(f"--names {names!r}: expected two names, such as er,mito")
+        return given[0], given[1]
+    if recipe is not None:
+        found = contact_recipe(recipe)
+        return found.a, found.b
+    stems = [Path(volume).name.partition(".")[0] for volume in volumes]
+    return stems[0], stems[-1]

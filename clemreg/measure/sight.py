@@ -1,0 +1,268 @@
+"""Which voxels lie between two objects that see each other: straight lines on a voxel lattice."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.measure.surface import neighbour_pairs
+from clemreg.space.grid import Box, Shape, Triple
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """A straight way from a voxel to another.
+
+    Attributes
+    ----------
+    step
+        Offset zyx of the other end in voxels.
+    gap_nm
+        Distance between the two voxels as boxes: 0 where they touch.
+    length_nm
+        Distance between their centres.
+    between
+        Offsets (M, 3) of the voxels on the way, without the ends.
+    """
+
+    step: Shape
+    gap_nm: float
+    length_nm: float
+    between: IntArray
+
+
+@dataclass(frozen=True, eq=False)
+class Nodes:
+    """Voxels that belong to the contact of a pair of objects; one voxel may serve several pairs.
+
+    Attributes
+    ----------
+    flat
+        Index (N,) into the raveled scene.
+    pair
+        Number (N,) of the pair: index of the a id times the number of b ids, plus that of the b id.
+    gap_nm
+        Shortest line (N,) through the voxel.
+    """
+
+    flat: IntArray
+    pair: IntArray
+    gap_nm: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a block sees, with a border of nothing so that no line leaves the arrays.
+
+    Attributes
+    ----------
+    box
+        Where the arrays lie in the volume (may reach outside).
+    a, b
+        Ids.
+    surface_a, surface_b
+        Ids at voxels that have a neighbour across a face that is not of the same object, else 0.
+    spacing_nm
+        Voxel size zyx.
+    """
+
+    box: Box
+    a: NDArray[np.uint64]
+    b: NDArray[np.uint64]
+    surface_a: NDArray[np.uint64]
+    surface_b: NDArray[np.uint64]
+    spacing_nm: Triple
+
+
+def reach(distance_nm: float, spacing_nm: Triple) -> Shape:
+    """Longest step in voxels, zyx, between boxes that are not more than `distance_nm` apart."""
+    z, y, x = (int(distance_nm / s + 1e-9) + 1 for s in spacing_nm)
+    return z, y, x
+
+
+@cache
+def lines(distance_nm: float, spacing_nm: Triple) -> tuple[Line, ...]:
+    """All lines between voxels at most `distance_nm` apart, the shortest gap first.
+
+    In the paper, the centres of the two voxels may be the contact distance and one voxel apart;
+    here the voxels as boxes may be the contact distance apart, which is the same along an axis and
+    holds for voxels of any shape.
+    """
+    spacing = np.asarray(spacing_nm)
+    found = []
+    z, y, x = (range(-n, n + 1) for n in reach(distance_nm, spacing_nm))
+    for step in itertools.product(z, y, x):
+        apart = np.maximum(np.abs(step) - 1, 0) * spacing
+        gap = round(float(np.linalg.norm(apart)), 6)
+        if gap <= distance_nm + 1e-6:
+            length = round(float(np.linalg.norm(step * spacing)), 6)
+            found.append(Line(step, gap, length, bresenham(step)))
+    return tuple(sorted(found, key=lambda line: (line.gap_nm, line.length_nm, line.step)))
+
+
+def bresenham(step: Shape) -> IntArray:
+    """Voxels (M, 3) between (0, 0, 0) and `step`; the same ones when walked from the other end."""
+    n = max(abs(s) for s in step)
+    if n < 2:
+        return np.zeros((0, 3), np.int64)
+    if step < (0, 0, 0):
+        back = bresenham((-step[0], -step[1], -step[2]))
+        return np.asarray(back[::-1] + np.asarray(step))
+    i = np.arange(1, n)[:, None]
+    return np.asarray((2 * i * np.asarray(step) + n) // (2 * n), dtype=np.int64)
+
+
+def surface_of(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Keep the ids of voxels with a face to something else; the array's border is no surface."""
+    box = Box.of_shape(ids.shape)
+    open_ = np.zeros(ids.shape, bool)
+    for direction in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
+        one, other = neighbour_pairs(box, box, direction)
+        differ = ids[one] != ids[other]
+        open_[one] |= differ
+        open_[other] |= differ
+    return np.where(open_, ids, 0)
+
+
+def lines_of_sight(scene: Scene, region: Box, distance_nm: float) -> Nodes:
+    """Mark every voxel on a free line between a surface voxel of an a and one of a b object.
+
+    A line is free if no voxel between its ends belongs to any object of either kind. Marks outside
+    `region` are dropped; those inside are all found if `scene` is right within the reach of it.
+    """
+    ways = lines(distance_nm, scene.spacing_nm)
+    names_a, names_b = object_ids(scene)
+    marks = _Marks(scene.a.size)
+    starts = _near(scene.surface_a, scene.surface_b, scene.spacing_nm, _longest_nm(ways))
+    starts = starts[_inside(starts, scene, region.grow(reach(distance_nm, scene.spacing_nm)))]
+    a_at, b_at = scene.surface_a.ravel(), scene.surface_b.ravel()
+    taken = ((scene.a != 0) | (scene.b != 0)).ravel()
+    itself = scene.a is scene.b
+    for line in ways:
+        ends = starts + _flat(line.step, scene)
+        hit = (b_at[ends] > a_at[starts]) if itself else (b_at[ends] != 0)
+        between = [_flat(voxel, scene) for voxel in line.between]
+        for offset in between:
+            hit &= ~taken[starts + offset]
+        seen = starts[hit]
+        if not len(seen):
+            continue
+        pair = np.searchsorted(names_a, a_at[seen]) * len(names_b)
+        pair += np.searchsorted(names_b, b_at[ends[hit]])
+        for offset in (0, *between, _flat(line.step, scene)):
+            marks.add(seen + offset, pair, line.gap_nm)
+    return _within(marks.nodes(), scene, region)
+
+
+def shared_halo(scene: Scene, region: Box, distance_nm: float) -> Nodes:
+    """Mark every voxel that is near both an a and a b object: the paper's naive contacts.
+
+    A voxel's two ids are those of the nearest surfaces, the smaller where two are as near. Voxels
+    inside an object, behind its surface, do not count.
+    """
+    names_a, names_b = object_ids(scene)
+    longest = _longest_nm(lines(distance_nm, scene.spacing_nm))
+    whole = np.ones(scene.a.shape, np.uint64)
+    near_a = _near(whole, scene.surface_a, scene.spacing_nm, longest)
+    near_b = _near(whole, scene.surface_b, scene.spacing_nm, longest)
+    flat = np.intersect1d(near_a, near_b, assume_unique=True)
+    flat = flat[_inside(flat, scene, region)]
+    hidden_a = (scene.a.ravel()[flat] != 0) & (scene.surface_a.ravel()[flat] == 0)
+    hidden_b = (scene.b.ravel()[flat] != 0) & (scene.surface_b.ravel()[flat] == 0)
+    flat = flat[~hidden_a & ~hidden_b]
+    a, gap_a = _nearest(scene.surface_a, flat, scene, distance_nm)
+    b, gap_b = _nearest(scene.surface_b, flat, scene, distance_nm)
+    both = (a != 0) & (b != 0)
+    pair = np.searchsorted(names_a, a[both]) * len(names_b) + np.searchsorted(names_b, b[both])
+    return Nodes(flat[both], pair, (gap_a + gap_b)[both])
+
+
+def object_ids(scene: Scene) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Ids of the a and of the b objects that show a surface."""
+    names_a, names_b = np.unique(scene.surface_a), np.unique(scene.surface_b)
+    return names_a[names_a > 0], names_b[names_b > 0]
+
+
+class _Marks:
+    """Marked (voxel, pair): one pair a voxel in an array, the few further ones in a list."""
+
+    def __init__(self, size: int) -> None:
+        self.owner = np.full(size, -1, np.int64)
+        self.gap = np.zeros(size)
+        self.more: list[tuple[IntArray, NDArray[np.float64]]] = []
+
+    def add(self, flat: IntArray, pair: IntArray, gap_nm: float) -> None:
+        """Mark voxels (N,) for pairs (N,); gaps must not become smaller from call to call."""
+        free = self.owner[flat] < 0
+        self.owner[flat[free]] = pair[free]
+        self.gap[flat[free]] = gap_nm
+        other = self.owner[flat] != pair
+        if other.any():
+            keys = np.unique(pair[other] * self.owner.size + flat[other])
+            self.more.append((keys, np.full(len(keys), gap_nm)))
+
+    def nodes(self) -> Nodes:
+        """All marks once, with the first, smallest gap of each."""
+        size = self.owner.size
+        flat = np.flatnonzero(self.owner >= 0)
+        keys = np.concatenate([self.owner[flat] * size + flat, *(k for k, _ in self.more)])
+        gaps = np.concatenate([self.gap[flat], *(g for _, g in self.more)])
+        keys, first = np.unique(keys, return_index=True)
+        return Nodes(keys % size, keys // size, gaps[first])
+
+
+def _nearest(
+    surface: NDArray[np.uint64], flat: IntArray, scene: Scene, distance_nm: float
+) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    """Id of the nearest surface voxel of each of the voxels `flat` (0: none), and the gap to it."""
+    at = surface.ravel()
+    none = np.uint64(2**64 - 1)
+    found = np.full(len(flat), none)
+    gaps = np.zeros(len(flat))
+    for (gap, _), ways in itertools.groupby(
+        lines(distance_nm, scene.spacing_nm), key=lambda line: (line.gap_nm, line.length_nm)
+    ):
+        todo = np.flatnonzero(found == none)
+        for line in ways:
+            ids = at[flat[todo] + _flat(line.step, scene)]
+            found[todo] = np.minimum(found[todo], np.where(ids > 0, ids, none))
+        gaps[todo] = gap
+    return np.where(found == none, 0, found), gaps
+
+
+def _near(
+    which: NDArray[np.uint64], other: NDArray[np.uint64], spacing_nm: Triple, distance_nm: float
+) -> IntArray:
+    """Flat indices where `which` is not 0 and a voxel of `other` is within `distance_nm`."""
+    import edt
+
+    if not other.any():
+        return np.zeros(0, np.int64)
+    away = edt.edt(np.ascontiguousarray(other == 0), anisotropy=spacing_nm, parallel=1)
+    return np.flatnonzero((which != 0) & (away <= distance_nm * 1.001))
+
+
+def _longest_nm(ways: tuple[Line, ...]) -> float:
+    return max(line.length_nm for line in ways)
+
+
+def _flat(step: Shape | IntArray, scene: Scene) -> int:
+    _, ny, nx = scene.a.shape
+    return int((int(step[0]) * ny + int(step[1])) * nx + int(step[2]))
+
+
+def _inside(flat: IntArray, scene: Scene, region: Box) -> NDArray[np.bool_]:
+    index = np.stack(np.unravel_index(flat, scene.a.shape), 1) + scene.box.start
+    inside: NDArray[np.bool_] = np.all((index >= region.start) & (index < region.stop), axis=1)
+    return inside
+
+
+def _within(nodes: Nodes, scene: Scene, region: Box) -> Nodes:
+    keep = _inside(nodes.flat, scene, region)
+    return Nodes(nodes.flat[keep], nodes.pair[keep], nodes.gap_nm[keep])
