@@ -16,7 +16,10 @@ SpacingOption = Annotated[
 CsvOption = Annotated[Path | None, typer.Option("--csv", help="Table to write (.csv).")]
 ParquetOption = Annotated[Path | None, typer.Option("--parquet", help="Table to write.")]
 BlockOption = Annotated[int, typer.Option(help="Voxels per block along each axis.")]
-WorkersOption = Annotated[int, typer.Option(help="Threads.")]
+WorkersOption = Annotated[int, typer.Option(help="Number of workers.")]
+ExecutorOption = Annotated[
+    str, typer.Option(help="serial, threads, processes, local (Dask), slurm, lsf, tcp://...")
+]
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -37,18 +40,27 @@ def measure(
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
+    executor: ExecutorOption = "threads",
 ) -> None:
     """Volume, surface, centre, box and axes of every object."""
     from clemreg.measure.morphology import measure_objects
-    from clemreg.pipeline.measure import open_ids, open_mask, scheduled, summary, write_tables
+    from clemreg.pipeline.measure import (
+        blockwise,
+        open_ids,
+        open_mask,
+        summary,
+        working_folder,
+        write_tables,
+    )
 
     ids = open_ids(labels, spacing)
     mask = open_mask(cell, spacing) if cell else None
     with (
         progress_bar("measure") as progress,
-        scheduled(csv or parquet or json, block, workers, progress) as schedule,
+        working_folder((csv, parquet, json)) as scratch,
     ):
-        objects = measure_objects(ids, cell=mask, schedule=schedule)
+        how = blockwise(block, workers, executor, progress)
+        objects = measure_objects(ids, cell=mask, how=how, scratch=scratch)
     shown = ["volume_nm3", "surface_nm2", "semi_axis_1_nm", "sphericity"]
     report = summary(objects, [*shown, *(["fraction_of_cell"] if cell else [])])
     table(report)
@@ -82,17 +94,19 @@ def contacts(
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
+    executor: ExecutorOption = "threads",
 ) -> None:
     """Contact sites between objects: where, how large, how near."""
     from clemreg.measure.contacts import find_contacts
     from clemreg.measure.interactions import interactions as sum_up
     from clemreg.measure.interactions import named, write_graphml
     from clemreg.pipeline.measure import (
+        blockwise,
         contact_names,
         contact_options,
         open_ids,
-        scheduled,
         summary,
+        working_folder,
         write_tables,
     )
 
@@ -101,9 +115,10 @@ def contacts(
     second = open_ids(b, spacing) if b else None
     with (
         progress_bar("contacts") as progress,
-        scheduled(out or csv or parquet or graph or json, block, workers, progress) as schedule,
+        working_folder((out, csv, parquet, graph, json)) as scratch,
     ):
-        found = find_contacts(first, second, options, schedule=schedule, out=out)
+        how = blockwise(block, workers, executor, progress)
+        found = find_contacts(first, second, options, how=how, scratch=scratch, out=out)
     sites = named(found, *contact_names(names, recipe, [a, b or a]))
     report = summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
     table(report)

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block
+from clemreg.blocks.stages import Blockwise, Part
 from clemreg.errors import ConfigError
-from clemreg.measure.gather import Found, Schedule, gather, same_grid
+from clemreg.measure.gather import gathered, same_grid
 from clemreg.measure.sight import (
     Nodes,
     Scene,
@@ -75,7 +76,8 @@ def find_contacts(
     b: Labels | None = None,
     options: ContactOptions | None = None,
     *,
-    schedule: Schedule | None = None,
+    how: Blockwise | None = None,
+    scratch: Path | None = None,
     out: Path | None = None,
 ) -> Table:
     """Find contact sites between the objects of two label volumes, or of one with itself.
@@ -89,7 +91,11 @@ def find_contacts(
         Ids on the same voxels; without `b`, contacts between different objects of `a`.
     out
         OME-Zarr to write with the site number of every voxel (that of the first site where a
-        voxel serves several). Give `schedule` a scratch folder, or the sites are found twice.
+        voxel serves several).
+    how
+        Blocks, executor and progress; no choice here changes a digit.
+    scratch
+        Folder from which a killed search goes on.
 
     Returns
     -------
@@ -104,22 +110,25 @@ def find_contacts(
     ------
     GridError
         `a` and `b` have other voxels.
+    ConfigError
+        Naive contacts are asked for within one volume: every voxel is nearest to one object.
     """
-    options, schedule = options or ContactOptions(), schedule or Schedule()
+    options, how = options or ContactOptions(), how or Blockwise()
+    if b is None and options.method == "naive":
+        raise ConfigError(
+            "naive contacts need two label volumes", hint="use --method sight within one"
+        )
     if b is not None:
         same_grid(a, b)
     work = _Search(a, b, options)
-    job = f"contacts {a.name} {b.name if b else ''} {options}"
-
-    def search() -> Iterable[Found]:
-        return gather(work, a.shape, schedule, job=job)
-
-    sites = _merge(search())
-    order, keep = _order(sites, a.grid, options.min_volume_nm3)
-    if out is not None:
-        numbers = np.zeros(len(sites["a"]), np.uint64)
-        numbers[order[keep]] = np.arange(1, keep.sum() + 1)
-        _write(out, a.grid, search(), numbers[sites["site"]], schedule.block)
+    job = f"contacts {a.name} {b.name if b else ''} {a.grid} {options}"
+    with gathered(work, how.blocks(a.grid), how, job=job, scratch=scratch) as parts:
+        sites = _merge(parts)
+        order, keep = _order(sites, a.grid, options.min_volume_nm3)
+        if out is not None:
+            numbers = np.zeros(len(sites["a"]), np.uint64)
+            numbers[order[keep]] = np.arange(1, keep.sum() + 1)
+            _write(out, a.grid, parts, numbers[sites["site"]], how.block)
     return _table({name: sites[name][order[keep]] for name in sites if name != "site"}, a.grid)
 
 
@@ -131,7 +140,7 @@ class _Search:
     b: Labels | None
     options: ContactOptions
 
-    def __call__(self, block: Block) -> Found:
+    def __call__(self, block: Block) -> Part:
         scene = self._scene(block.core)
         region = block.core.grow(1).clip(self.a.shape)
         mark = lines_of_sight if self.options.method == "sight" else shared_halo
@@ -164,7 +173,7 @@ class _Search:
         )
 
 
-def _components(scene: Scene, nodes: Nodes, core: Box, shape: Shape) -> Found:
+def _components(scene: Scene, nodes: Nodes, core: Box, shape: Shape) -> Part:
     """Join neighbouring voxels of a pair within the core; note the joints to other blocks."""
     names_a, names_b = object_ids(scene)
     a = names_a[nodes.pair // max(len(names_b), 1)]
@@ -255,7 +264,7 @@ def _connected(
     return np.asarray(connected_components(links, directed=False)[1], dtype=np.int64)
 
 
-def _merge(found: Iterable[Found]) -> dict[str, NDArray[Any]]:
+def _merge(found: Iterable[Part]) -> dict[str, NDArray[Any]]:
     """Join the parts of all blocks to sites; ``site`` tells the site of every part, in order."""
     names = ("a", "b", "gap_nm", "linear", *_ADDED, "edge", "joint")
     columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
@@ -326,7 +335,7 @@ def _table(sites: dict[str, NDArray[Any]], grid: Grid) -> Table:
 
 
 def _write(
-    out: Path, grid: Grid, found: Iterable[Found], numbers: NDArray[np.uint64], block: Shape
+    out: Path, grid: Grid, found: Iterable[Part], numbers: NDArray[np.uint64], block: Shape
 ) -> None:
     """Write the site number of every voxel; `numbers` (0: left out) of all parts in order."""
     from clemreg.io.volumes import WriteOptions, create_volume

@@ -1,99 +1,52 @@
-"""Work through blocks and keep what each found: in memory, or in a folder that a rerun goes on."""
+"""Keep what each block found, where a killed job finds it again."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Ledger, Progress, run
+from clemreg.blocks.plan import Block
+from clemreg.blocks.stages import Blockwise, Part, Parts, collect
 from clemreg.errors import GridError
-from clemreg.io.atomic import atomic_path
-from clemreg.space.grid import Shape
 from clemreg.volume import Volume
 
-Found = Mapping[str, NDArray[Any]]
-"""What one block found: named arrays."""
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """How a volume is worked through; no choice here changes a result.
-
-    Attributes
-    ----------
-    block
-        Voxels per block, zyx.
-    workers
-        Threads.
-    scratch
-        Folder for what each block found: a killed job goes on from there, and memory does not
-        grow with the number of blocks. None: in memory.
-    progress
-        Called with (done, total, message).
-    """
-
-    block: Shape = (128, 128, 128)
-    workers: int = 1
-    scratch: Path | None = None
-    progress: Progress | None = None
-
-
-def gather(
-    function: Callable[[Block], Found],
-    shape: Shape,
-    schedule: Schedule,
+@contextmanager
+def gathered(
+    function: Callable[[Block], Part],
+    blocks: Sequence[Block],
+    how: Blockwise,
     *,
-    halo: int | Sequence[int] = 0,
-    job: str = "",
-) -> Iterator[Found]:
-    """Run `function` over every block of `shape`; yield what they found in the order of the plan.
+    job: str,
+    scratch: Path | None,
+) -> Iterator[Parts]:
+    """Run `function` over blocks and yield what they found, in their order.
 
     Parameters
     ----------
     job
-        What is computed from what; with it a rerun knows its own unfinished work from another's.
-
-    Raises
-    ------
-    FormatError
-        The scratch folder holds the unfinished work of another job.
+        What is computed from what: another job in the same scratch folder starts afresh.
+    scratch
+        Folder from which a killed job goes on; None: a temporary one.
     """
-    blocks = plan_blocks(shape, schedule.block, halo)
-    if schedule.scratch is None:
-        yield from _in_memory(function, blocks, schedule)
+    with _folder(scratch) as folder:
+        words = f"{job} {how.block} {len(blocks)}"
+        name = hashlib.sha256(words.encode()).hexdigest()[:16]
+        yield collect(function, folder / name, list(blocks), how)
+
+
+@contextmanager
+def _folder(scratch: Path | None) -> Iterator[Path]:
+    if scratch is not None:
+        yield scratch
         return
-    folder = schedule.scratch
-
-    def work(block: Block) -> None:
-        with atomic_path(folder / f"{block.number}.npz") as partial, partial.open("wb") as stream:
-            np.savez(stream, **function(block))  # type: ignore[arg-type]
-
-    words = f"{job} {shape} {schedule.block}"
-    ledger = Ledger(folder / "ledger", hashlib.sha256(words.encode()).hexdigest()[:16])
-    run(work, blocks, ledger=ledger, workers=schedule.workers, progress=schedule.progress)
-    for block in blocks:
-        with np.load(folder / f"{block.number}.npz") as found:
-            yield dict(found)
-
-
-def _in_memory(
-    function: Callable[[Block], Found], blocks: Sequence[Block], schedule: Schedule
-) -> Iterator[Found]:
-    kept: dict[int, Found] = {}
-
-    def work(block: Block) -> None:
-        kept[block.number] = function(block)
-
-    run(work, blocks, workers=schedule.workers, progress=schedule.progress)
-    for block in blocks:
-        yield kept.pop(block.number)
+    with tempfile.TemporaryDirectory(prefix="clemreg-") as folder:
+        yield Path(folder)
 
 
 def same_grid(first: Volume, second: Volume) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block
+from clemreg.blocks.stages import Blockwise, Part
 from clemreg.errors import DataError
-from clemreg.measure.gather import Found, Schedule, gather, same_grid
+from clemreg.measure.gather import gathered, same_grid
 from clemreg.measure.surface import DIRECTIONS, areas_nm2, crofton_weights, crossings, face_areas
 from clemreg.measure.tables import Table
-from clemreg.space.grid import Grid, Triple
+from clemreg.space.grid import Box, Grid, Triple
 from clemreg.volume import Labels, Volume
 
 _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
@@ -45,7 +47,11 @@ class _Sums:
 
 
 def measure_objects(
-    labels: Labels, *, cell: Volume | None = None, schedule: Schedule | None = None
+    labels: Labels,
+    *,
+    cell: Volume | None = None,
+    how: Blockwise | None = None,
+    scratch: Path | None = None,
 ) -> Table:
     """Measure every object (id above 0) of a label volume.
 
@@ -55,6 +61,10 @@ def measure_objects(
         Ids zyx.
     cell
         Mask on the same voxels, not 0 in the cell: adds the fraction of it that each object fills.
+    how
+        Blocks, executor and progress; no choice here changes a digit.
+    scratch
+        Folder from which a killed measurement goes on.
 
     Returns
     -------
@@ -73,21 +83,34 @@ def measure_objects(
     GridError
         `cell` has other voxels.
     """
-    schedule = schedule or Schedule()
+    how = how or Blockwise()
     if cell is not None:
         same_grid(labels, cell)
     work = _Measure(labels, cell)
-    job = f"morphology {labels.name} {cell.name if cell else ''}"
-    found = list(gather(work, labels.shape, schedule, halo=1, job=job))
-    total = _merge(found)
+    job = f"morphology {labels.name} {labels.grid} {cell.name if cell else ''}"
+    with gathered(work, how.blocks(labels.grid), how, job=job, scratch=scratch) as parts:
+        total = _merge(parts)
+        cell_voxels = sum(int(part["cell"][0]) for part in parts) if cell is not None else 0
     table = Table({"object_id": total.ids, **_columns(total, labels.grid)})
     if cell is None:
         return table
-    cell_voxels = sum(int(part["cell"][0]) for part in found)
     if cell_voxels == 0:
         raise DataError(f"the cell mask {cell.name} is empty")
     fraction = total.sums[:, 0] / cell_voxels
     return table.with_columns(fraction_of_cell=fraction.astype(float))
+
+
+def object_boxes(
+    labels: Labels, *, how: Blockwise | None = None, scratch: Path | None = None
+) -> tuple[NDArray[np.uint64], list[Box]]:
+    """Ids (N,), rising, and the voxel box of each object."""
+    how = how or Blockwise()
+    job = f"morphology {labels.name} {labels.grid} "
+    work = _Measure(labels, None)
+    with gathered(work, how.blocks(labels.grid), how, job=job, scratch=scratch) as parts:
+        total = _merge(parts)
+    corners = zip(total.low.tolist(), (total.high + 1).tolist(), strict=True)
+    return total.ids, [Box(tuple(low), tuple(high)) for low, high in corners]
 
 
 @dataclass(frozen=True)
@@ -97,8 +120,8 @@ class _Measure:
     labels: Labels
     cell: Volume | None
 
-    def __call__(self, block: Block) -> Found:
-        window = block.read.clip(self.labels.shape)
+    def __call__(self, block: Block) -> Part:
+        window = block.core.grow(1).clip(self.labels.shape)
         array = self.labels.read(window)
         if array.dtype.kind == "i" and array.size and array.min() < 0:
             raise DataError(
@@ -158,10 +181,9 @@ def _boxes(
     return low, high
 
 
-def _merge(found: Iterable[Found]) -> _Sums:
-    """Add up blocks; `which` maps each block's objects to those of all blocks."""
-    parts = list(found)
-    ids = np.unique(np.concatenate([p["ids"] for p in parts]))
+def _merge(parts: Iterable[Part]) -> _Sums:
+    """Add up blocks; goes through `parts` twice."""
+    ids = np.unique(np.concatenate([part["ids"] for part in parts]))
     total = _Sums(
         ids,
         np.zeros((len(ids), 10), object),

@@ -10,12 +10,13 @@ from typing import Any, cast
 
 import numpy as np
 
+from clemreg.blocks.executors import executor_named
 from clemreg.blocks.run import Progress
+from clemreg.blocks.stages import Blockwise
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import remove
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.measure.contacts import ContactOptions, Method, Overlap
-from clemreg.measure.gather import Schedule
 from clemreg.measure.recipes import contact_recipe
 from clemreg.measure.tables import Table, write_table
 from clemreg.units import parse_length_nm, parse_xyz_nm
@@ -33,17 +34,21 @@ def open_mask(uri: str, spacing: str | None = None) -> Volume:
 
 
 @contextmanager
-def scheduled(
-    out: Path | None, block: int, workers: int, progress: Progress | None
-) -> Iterator[Schedule]:
-    """Yield a schedule whose finished blocks lie beside `out` until the work is done.
+def working_folder(outputs: Sequence[Path | None]) -> Iterator[Path | None]:
+    """Yield a folder beside the first output for finished blocks; it goes when all is done.
 
-    A killed run leaves them, and the same command goes on from there.
+    A killed run leaves it, and the same command goes on from there.
     """
-    scratch = None if out is None else out.with_name(f".{out.name}.blocks")
-    yield Schedule((block, block, block), workers, scratch, progress)
+    given = [path for path in outputs if path is not None]
+    scratch = given[0].with_name(f".{given[0].name}.blocks") if given else None
+    yield scratch
     if scratch is not None:
         remove(scratch)
+
+
+def blockwise(block: int, workers: int, executor: str, progress: Progress | None) -> Blockwise:
+    """Return cubic blocks worked on by a named executor; see `executor_named`."""
+    return Blockwise((block, block, block), executor_named(executor, workers), progress)
 
 
 def write_tables(table: Table, outputs: Sequence[Path | None]) -> list[Path]:

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
+from clemreg.blocks.stages import Blockwise
 from clemreg.errors import ConfigError, GridError
 from clemreg.io.volumes import open_labels
 from clemreg.measure.contacts import ContactOptions, find_contacts
-from clemreg.measure.gather import Schedule
 from clemreg.measure.sight import bresenham, lines
 from clemreg.space import Grid
 from clemreg.testing import hostile_grid
@@ -105,7 +105,7 @@ def split(voxels):
 @pytest.mark.parametrize("distance", [0.0, 8.0, 12.0])
 def test_line_of_sight_equals_every_pair_of_voxels_one_by_one(distance):
     a, b = two_kinds(0, (9, 13, 16))
-    table = find_contacts(a, b, ContactOptions(distance), schedule=Schedule(block=(5, 9, 7)))
+    table = find_contacts(a, b, ContactOptions(distance), how=Blockwise((5, 9, 7)))
     got = sorted((r["a_id"], r["b_id"], round(r["volume_nm3"] / 83.84)) for r in table.rows())
     expected = []
     for pair, voxels in brute_force(a, b, distance).items():
@@ -116,8 +116,10 @@ def test_line_of_sight_equals_every_pair_of_voxels_one_by_one(distance):
 
 def test_the_label_volume_shows_the_voxels_of_each_site(tmp_path):
     a, b = two_kinds(3, (9, 13, 16))
-    schedule = Schedule(block=(4, 5, 6), scratch=tmp_path / "scratch")
-    table = find_contacts(a, b, ContactOptions(8), schedule=schedule, out=tmp_path / "c.zarr")
+    how = Blockwise((4, 5, 6))
+    table = find_contacts(
+        a, b, ContactOptions(8), how=how, scratch=scratch, out=tmp_path / "c.zarr"
+    )
     written = open_labels(tmp_path / "c.zarr")
     np.testing.assert_allclose(written.grid.origin_nm, a.grid.origin_nm)
     array = written.read()
@@ -137,8 +139,8 @@ def test_the_label_volume_shows_the_voxels_of_each_site(tmp_path):
 def test_any_blocks_give_the_very_same_table(block, method):
     a, b = two_kinds(1)
     options = ContactOptions(9, method)
-    whole = find_contacts(a, b, options, schedule=Schedule(block=(100, 100, 100)))
-    parts = find_contacts(a, b, options, schedule=Schedule(block=block))
+    whole = find_contacts(a, b, options, how=Blockwise((100, 100, 100)))
+    parts = find_contacts(a, b, options, how=Blockwise(block))
     assert len(whole) > 3
     for name in whole.columns:
         np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
@@ -165,14 +167,14 @@ def test_naive_contacts_equal_brute_force_and_hold_the_refined(tmp_path):
         close[labels.data > 0] = False
         close[tuple(places.T)] = True
         near.append(close)
-    schedule = Schedule(block=(4, 5, 6), scratch=tmp_path / "n")
+    how, scratch = Blockwise((4, 5, 6)), tmp_path / "n"
     find_contacts(
-        a, b, ContactOptions(distance, "naive"), schedule=schedule, out=tmp_path / "n.zarr"
+        a, b, ContactOptions(distance, "naive"), how=how, scratch=scratch, out=tmp_path / "n.zarr"
     )
     naive = open_labels(tmp_path / "n.zarr").read() > 0
     np.testing.assert_array_equal(naive, near[0] & near[1])
-    schedule = Schedule(block=(4, 5, 6), scratch=tmp_path / "s")
-    find_contacts(a, b, ContactOptions(distance), schedule=schedule, out=tmp_path / "s.zarr")
+    how, scratch = Blockwise((4, 5, 6)), tmp_path / "s"
+    find_contacts(a, b, ContactOptions(distance), how=how, scratch=scratch, out=tmp_path / "s.zarr")
     sight = open_labels(tmp_path / "s.zarr").read() > 0
     assert not (sight & ~naive).any()
     assert sight.sum() < naive.sum()
@@ -186,7 +188,7 @@ def test_plates_touch_up_to_the_distance(voxels, expected):
     a[5:9, 5:30, 6:33] = 70_001
     b[9 + voxels : 14 + voxels, 5:30, 6:33] = 65_537
     table = find_contacts(
-        Labels(a, grid), Labels(b, grid), ContactOptions(11.0), schedule=Schedule(block=(8, 16, 16))
+        Labels(a, grid), Labels(b, grid), ContactOptions(11.0), how=Blockwise((8, 16, 16))
     )
     assert len(table) == expected
     for row in table.rows():
@@ -242,9 +244,7 @@ def test_objects_of_one_kind_and_two_sites_of_one_pair():
     ids[2:4, 3:5, 5:8] = 2**40
     ids[2:4, 10:13, 5:8] = 2**40
     ids[2:9, 3:14, 8:12] = 70_001
-    table = find_contacts(
-        Labels(ids, grid), options=ContactOptions(4), schedule=Schedule((4, 5, 6))
-    )
+    table = find_contacts(Labels(ids, grid), options=ContactOptions(4), how=Blockwise((4, 5, 6)))
     assert table["a_id"].tolist() == [70_001, 70_001]
     assert table["b_id"].tolist() == [2**40, 2**40]
     assert table["gap_nm"].tolist() == [0, 0]
@@ -275,13 +275,15 @@ def test_small_sites_and_nothing_at_all():
     assert large["contact_id"].tolist() == list(range(1, len(large) + 1))
     none = Labels(np.zeros(a.shape, "u1"), a.grid)
     assert len(find_contacts(a, none, ContactOptions(8))) == 0
-    assert len(find_contacts(none, none, ContactOptions(8, "naive"))) == 0
+    assert len(find_contacts(none, Labels(none.data, a.grid), ContactOptions(8, "naive"))) == 0
 
 
 def test_what_cannot_be():
     a, _ = two_kinds()
     with pytest.raises(GridError, match="do not have the same voxels"):
         find_contacts(a, Labels(a.data, Grid(a.shape, (5.24, 4.0, 4.1))))
+    with pytest.raises(ConfigError, match="need two label volumes"):
+        find_contacts(a, options=ContactOptions(method="naive"))
     with pytest.raises(ConfigError, match="expected 0 or more"):
         ContactOptions(-1)
     with pytest.raises(ConfigError, match="sight or naive"):

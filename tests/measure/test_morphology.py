@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clemreg.blocks import run as blocks_run
-from clemreg.errors import DataError, FormatError, GridError
-from clemreg.measure.gather import Schedule
+from clemreg.blocks.executors import Processes, Threads
+from clemreg.blocks.stages import Blockwise
+from clemreg.errors import DataError, GridError
 from clemreg.measure.morphology import measure_objects
 from clemreg.measure.surface import DIRECTIONS, crofton_weights
 from clemreg.space import Grid
@@ -57,7 +57,7 @@ def test_a_turned_ellipsoid_shows_its_axes_and_direction():
     grid = Grid((60, 72, 74), (5.24, 4.0, 4.0), (1e6, -2e6, 3e5), "em")
     local = (grid.points_nm() - grid.centre_nm) @ turn
     labels = Labels((((local / semi) ** 2).sum(-1) <= 1).astype("u2"), grid)
-    row = next(measure_objects(labels, schedule=Schedule(block=(7, 31, 16))).rows())
+    row = next(measure_objects(labels, how=Blockwise((7, 31, 16))).rows())
     np.testing.assert_allclose([row[f"semi_axis_{i}_nm"] for i in (1, 2, 3)], semi, rtol=0.01)
     axis = np.array([row[f"long_axis_{a}"] for a in "zyx"])
     assert abs(axis @ turn[:, 0]) > 0.9999
@@ -91,8 +91,9 @@ def test_a_box_has_its_edges_its_faces_and_its_border():
 @pytest.mark.parametrize("workers", [1, 3])
 def test_any_blocks_give_the_very_same_numbers(block, workers):
     labels = hostile_labels()
-    whole = measure_objects(labels, schedule=Schedule(block=BLOCKS[0]))
-    parts = measure_objects(labels, schedule=Schedule(block=block, workers=workers))
+    whole = measure_objects(labels, how=Blockwise(BLOCKS[0]))
+    how = Blockwise(block, Threads(workers))
+    parts = measure_objects(labels, how=how)
     assert whole.columns.keys() == parts.columns.keys()
     for name in whole.columns:
         np.testing.assert_array_equal(whole[name], parts[name], err_msg=name)
@@ -105,7 +106,7 @@ def test_agrees_with_scikit_image_and_cc3d():
     labels = hostile_labels(1)
     ids, small = np.unique(labels.data, return_inverse=True)
     small = small.reshape(labels.shape).astype("u4")
-    table = measure_objects(labels, schedule=Schedule(block=(5, 4, 9)))
+    table = measure_objects(labels, how=Blockwise((5, 4, 9)))
     np.testing.assert_array_equal(table["object_id"], ids[1:])
     spacing = labels.grid.spacing_nm
     for row, props in zip(table.rows(), regionprops(small, spacing=spacing), strict=True):
@@ -148,9 +149,7 @@ def test_the_fraction_of_the_cell():
     labels = hostile_labels()
     cell = np.zeros(labels.shape, "u1")
     cell[1:9] = 255
-    table = measure_objects(
-        labels, cell=Volume(cell, labels.grid), schedule=Schedule(block=(4, 5, 6))
-    )
+    table = measure_objects(labels, cell=Volume(cell, labels.grid), how=Blockwise((4, 5, 6)))
     voxels = [np.count_nonzero(labels.data == i) for i in table["object_id"]]
     np.testing.assert_allclose(table["fraction_of_cell"], np.array(voxels) / (8 * 17 * 23))
     with pytest.raises(DataError, match="empty"):
@@ -175,7 +174,7 @@ def test_nothing_one_voxel_and_one_slice():
 
 def test_a_stopped_measurement_goes_on(tmp_path):
     labels = hostile_labels()
-    schedule = Schedule(block=(4, 5, 6), scratch=tmp_path / "s")
+    how, scratch = Blockwise((4, 5, 6)), tmp_path / "s"
     calls = []
 
     class Stops:
@@ -188,17 +187,20 @@ def test_a_stopped_measurement_goes_on(tmp_path):
             return labels.data[key]
 
     with pytest.raises(OSError, match="plug"):
-        measure_objects(Labels(Stops(), labels.grid), schedule=schedule)
-    done = len(blocks_run.Ledger(tmp_path / "s" / "ledger", read_job(tmp_path / "s")).done)
-    assert done == 9
-    resumed = measure_objects(Labels(Stops(), labels.grid), schedule=schedule)
-    assert len(calls) == 10 + (3 * 4 * 4 - 9)
+        measure_objects(Labels(Stops(), labels.grid), how=how, scratch=scratch)
+    resumed = measure_objects(Labels(Stops(), labels.grid), how=how, scratch=scratch)
+    assert len(calls) == 10 + (3 * 4 * 4 - 9)  # nine blocks were finished
     whole = measure_objects(labels)
     for name in whole.columns:
         np.testing.assert_array_equal(whole[name], resumed[name])
-    with pytest.raises(FormatError, match="another job"):
-        measure_objects(labels, schedule=Schedule(block=(5, 5, 5), scratch=tmp_path / "s"))
+    # Other blocks in the same scratch folder start afresh.
+    other = measure_objects(labels, how=Blockwise((5, 5, 5)), scratch=scratch)
+    np.testing.assert_array_equal(whole["surface_nm2"], other["surface_nm2"])
 
 
-def read_job(folder):
-    return (folder / "ledger").read_text().split("\n")[0].removeprefix("job ")
+def test_processes_give_the_same_numbers():
+    labels = hostile_labels()
+    whole = measure_objects(labels)
+    parts = measure_objects(labels, how=Blockwise((6, 9, 23), Processes(2)))
+    for name in whole.columns:
+        np.testing.assert_array_equal(whole[name], parts[name])
