@@ -15,9 +15,11 @@ from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import remove
+from clemreg.io.skeletons import write_skeleton
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.measure.contacts import ContactOptions, Method, Overlap
 from clemreg.measure.recipes import contact_recipe
+from clemreg.measure.skeleton import SkeletonOptions, measure_skeleton, skeletonize
 from clemreg.measure.tables import Table, write_table
 from clemreg.units import parse_length_nm, parse_xyz_nm
 from clemreg.volume import Labels, Volume
@@ -113,3 +115,19 @@ def contact_names(names: str | None, recipe: str | None, volumes: Sequence[str])
         return found.a, found.b
     stems = [Path(volume).name.partition(".")[0] for volume in volumes]
     return stems[0], stems[-1]
+
+
+def skeletons_of(
+    labels: Labels,
+    options: SkeletonOptions,
+    how: Blockwise,
+    scratch: Path | None,
+    swc: Path | None,
+) -> list[dict[str, Any]]:
+    """Measure the centre line of every object; write each as ``ID.swc`` in nm, if asked for."""
+    rows = []
+    for item in skeletonize(labels, options, how=how, scratch=scratch):
+        rows.append(measure_skeleton(item))
+        if swc is not None:
+            write_skeleton(item.skeleton, swc / f"{item.object_id}.swc", unit="nm")
+    return rows

@@ -117,9 +117,7 @@ def test_line_of_sight_equals_every_pair_of_voxels_one_by_one(distance):
 def test_the_label_volume_shows_the_voxels_of_each_site(tmp_path):
     a, b = two_kinds(3, (9, 13, 16))
     how = Blockwise((4, 5, 6))
-    table = find_contacts(
-        a, b, ContactOptions(8), how=how, scratch=scratch, out=tmp_path / "c.zarr"
-    )
+    table = find_contacts(a, b, ContactOptions(8), how=how, out=tmp_path / "c.zarr")
     written = open_labels(tmp_path / "c.zarr")
     np.testing.assert_allclose(written.grid.origin_nm, a.grid.origin_nm)
     array = written.read()
