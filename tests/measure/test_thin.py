@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from clemreg.blocks.executors import Threads
+from clemreg.blocks.plan import plan_blocks
+from clemreg.blocks.stages import Blockwise
+from clemreg.measure import thin
+from clemreg.measure.thin import is_simple, is_surface, medial_surface, thin_volume
+from clemreg.space import Grid
+from clemreg.testing import random_rotation
+from clemreg.volume import Volume
+
+
+def blobs(seed, shape=(23, 34, 41)):
+    field = gaussian_filter(np.random.default_rng(seed).normal(size=shape), 2.5)
+    return field > 0.01
+
+
+def oracle_simple(here):
+    """Simple by definition: components with SciPy, one neighbourhood at a time."""
+    from scipy.ndimage import generate_binary_structure, label
+
+    cube = np.ones(27, bool)
+    cube[[i for i in range(27) if i != 13]] = here
+    cube = cube.reshape(3, 3, 3)
+    around = cube.copy()
+    around[1, 1, 1] = False
+    _, pieces = label(around, np.ones((3, 3, 3)))
+    distance = np.abs(np.indices((3, 3, 3)) - 1).sum(0)
+    outside = ~cube & (distance <= 2)
+    marks, _ = label(outside, generate_binary_structure(3, 1))
+    faces = set(marks[distance == 1]) - {0}
+    return pieces == 1 and len(faces) == 1
+
+
+def test_simple_points_are_those_of_the_definition():
+    rng = np.random.default_rng(0)
+    here = rng.random((600, 26)) < rng.uniform(0.1, 0.9, (600, 1))
+    expected = [oracle_simple(row) for row in here]
+    assert is_simple(here).tolist() == expected
+    assert 30 < sum(expected) < 570
+
+
+def test_a_plane_is_a_surface_in_any_of_its_directions_and_a_slab_is_not():
+    index = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    index = index[np.any(index != 0, axis=1)]
+    for normal in ([1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 1, -1], [1, -1, 0]):
+        assert is_surface((index @ normal == 0)[None])[0]
+    for normal in ([1, 0, 0], [0, 0, 1]):
+        assert not is_surface(((index @ normal == 0) | (index @ normal == 1))[None])[0]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_thinning_keeps_the_topology(seed):
+    from skimage.measure import euler_number, label
+
+    mask = blobs(seed)
+    surface = medial_surface(mask) > 0
+    assert not (surface & ~mask).any()
+    assert surface.sum() < 0.2 * mask.sum()
+    assert euler_number(surface, 3) == euler_number(mask, 3)
+    parts, surface_parts = label(mask, connectivity=3), label(surface, connectivity=3)
+    assert surface_parts.max() == parts.max()
+    assert set(np.unique(parts[surface])) == set(range(1, parts.max() + 1))
+
+
+def test_a_slab_thins_to_its_middle_and_a_tube_to_its_axis():
+    grid = Grid((46, 60, 64), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0))
+    rotation = random_rotation(np.random.default_rng(2))
+    local = (grid.points_nm() - grid.centre_nm) @ rotation
+    middle = np.linalg.norm(local, axis=-1) < 60
+    slab = medial_surface(np.abs(local[..., 0]) <= 20) > 0
+    assert np.abs(local[slab & middle][:, 0]).max() < 5.24
+    # One layer: about as many voxels as the disc has columns along its steepest axis.
+    steepest = np.abs(rotation[:, 0]).argmax()
+    column = np.prod(grid.spacing_nm) / grid.spacing_nm[steepest]
+    columns = np.pi * 60**2 * np.abs(rotation[steepest, 0]) / column
+    assert (slab & middle).sum() == pytest.approx(columns, rel=0.15)
+    tube = medial_surface(np.hypot(local[..., 0], local[..., 1]) <= 20) > 0
+    assert np.hypot(*local[tube & middle][:, :2].T).mean() < 5.24
+
+
+@pytest.mark.parametrize("block", [(9, 13, 41), (23, 7, 15)])
+def test_any_blocks_give_the_very_same_surface(tmp_path, block):
+    mask = blobs(3)
+    grid = Grid(mask.shape, (5.24, 4.0, 4.0), (300.0, -200.0, 70.0))
+    volume = Volume(mask.astype("u1") * 255, grid)
+    found = thin_volume(volume.read, grid, tmp_path, Blockwise(block, Threads(2)))
+    np.testing.assert_array_equal(found.read(), medial_surface(mask))
+
+
+def test_too_small_a_halo_would_be_noticed():
+    """Thinning with less context than a round can hear gives another state: the halo is needed."""
+    state = blobs(4).astype("u1")
+    whole = thin.thin_once(state, (0, 0, 0))
+    differs = 0
+    for block in plan_blocks(state.shape, (6, 7, 8), 2):
+        window = block.read.clip(state.shape)
+        part = thin.thin_once(state[window.slices], window.start)
+        inner = block.core.shift([-s for s in window.start]).slices
+        differs += np.count_nonzero(part[inner] != whole[block.core.slices])
+    assert differs > 0
+
+
+def test_thinning_goes_on_from_the_last_round(tmp_path):
+    mask = blobs(5)
+    grid = Grid(mask.shape, (5.24, 4.0, 4.0))
+    volume = Volume(mask.astype("u1"), grid)
+    rounds = []
+
+    class Stop(Exception):
+        pass
+
+    def progress(_done, _total, message):
+        rounds.append(message)
+        if message.startswith("round 3"):
+            raise Stop
+
+    with pytest.raises(Stop):
+        thin_volume(volume.read, grid, tmp_path, Blockwise((12, 17, 41), progress=progress))
+    found = thin_volume(None, grid, tmp_path, Blockwise((12, 17, 41)))  # never reads the mask again
+    np.testing.assert_array_equal(found.read(), medial_surface(mask))
+
+
+def test_nothing_one_voxel_and_one_slice():
+    assert not medial_surface(np.zeros((1, 4, 5), bool)).any()
+    one = np.zeros((3, 4, 5), bool)
+    one[1, 2, 3] = True
+    np.testing.assert_array_equal(medial_surface(one), one)
+    slice_ = np.ones((1, 6, 7), bool)
+    np.testing.assert_array_equal(medial_surface(slice_), slice_)
