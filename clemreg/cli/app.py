@@ -23,6 +23,7 @@ from clemreg.cli import (
     run,
     score,
     segment,
+    shape,
     simulate,
 )
 from clemreg.cli.console import say
@@ -81,6 +82,7 @@ for group in (
     refine,
     fiji,
     measure,
+    shape,
 ):
     group.add_to(app)
 

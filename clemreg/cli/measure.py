@@ -1,4 +1,4 @@
-"""``clemreg measure`` and its sisters: objects in numbers."""
+"""``clemreg measure``, ``contacts``, ``interactions``: objects in numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def add_to(parent: typer.Typer) -> None:
     parent.command()(measure)
     parent.command()(contacts)
     parent.command()(interactions)
-    parent.command()(skeletonize)
 
 
 def measure(
@@ -157,48 +156,3 @@ def interactions(
     for path in (*written, *([graph] if graph else [])):
         result(f"wrote {path}")
     write_json(json, {"interactions": {**report, "table": list(pairs.rows())}})
-
-
-def skeletonize(
-    labels: LabelsArgument,
-    spacing: SpacingOption = None,
-    shortest_branch: Annotated[
-        str, typer.Option(help="Shorter branches are cut, until there is none.")
-    ] = "80 nm",
-    swc: Annotated[
-        Path | None, typer.Option(help="Folder for one SWC file (nm) for each object.")
-    ] = None,
-    csv: CsvOption = None,
-    parquet: ParquetOption = None,
-    json: JsonOption = None,
-    block: BlockOption = 128,
-    workers: WorkersOption = 1,
-    executor: ExecutorOption = "threads",
-) -> None:
-    """Centre line of every object: length, radius, branches."""
-    from clemreg.measure.skeleton import SkeletonOptions, skeleton_table
-    from clemreg.pipeline.measure import (
-        blockwise,
-        open_ids,
-        skeletons_of,
-        summary,
-        working_folder,
-        write_tables,
-    )
-    from clemreg.units import parse_length_nm
-
-    ids = open_ids(labels, spacing)
-    options = SkeletonOptions(parse_length_nm(shortest_branch))
-    with (
-        progress_bar("skeletonize") as progress,
-        working_folder((csv, parquet, json, swc)) as scratch,
-    ):
-        how = blockwise(block, workers, executor, progress)
-        rows = skeletons_of(ids, options, how, scratch, swc)
-    objects = skeleton_table(rows)
-    shown = ["length_nm", "smooth_length_nm", "radius_mean_nm", "branches"] if rows else []
-    report = summary(objects, shown)
-    table(report)
-    for path in (*write_tables(objects, (csv, parquet)), *([swc] if swc else [])):
-        result(f"wrote {path}")
-    write_json(json, {"skeletonize": {**report, "table": rows}})

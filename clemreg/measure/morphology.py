@@ -113,6 +113,25 @@ def object_boxes(
     return total.ids, [Box(tuple(low), tuple(high)) for low, high in corners]
 
 
+def check_boxes(
+    name: str, ids: NDArray[np.uint64], boxes: Sequence[Box], largest_voxels: int
+) -> None:
+    """Check that every object can be worked on as a whole.
+
+    Raises
+    ------
+    DataError
+        An object's box has more voxels than `largest_voxels`; the text names it.
+    """
+    for number, box in zip(ids.tolist(), boxes, strict=True):
+        if box.size > largest_voxels:
+            raise DataError(
+                f"object {number} of {name or 'the labels'} lies in a box of {box.shape} voxels "
+                f"(z, y, x), more than {largest_voxels} in all",
+                hint="take a coarser level of the volume, or allow more memory",
+            )
+
+
 @dataclass(frozen=True)
 class _Measure:
     """What one block adds."""

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Part
-from clemreg.errors import ConfigError, DataError
+from clemreg.errors import ConfigError
 from clemreg.io.skeletons import Skeleton
 from clemreg.measure.gather import gathered
-from clemreg.measure.morphology import object_boxes
+from clemreg.measure.morphology import check_boxes, object_boxes
 from clemreg.measure.paths import (
     VoxelGraph,
     longest_path,
@@ -111,13 +111,7 @@ def skeletonize(
     """
     options, how = options or SkeletonOptions(), how or Blockwise()
     ids, boxes = object_boxes(labels, how=how.named("boxes"), scratch=scratch)
-    for number, box in zip(ids.tolist(), boxes, strict=True):
-        if box.size > options.largest_box_voxels:
-            raise DataError(
-                f"object {number} of {labels.name or 'labels'} lies in a box of {box.shape} voxels "
-                f"(z, y, x), more than {options.largest_box_voxels} in all",
-                hint="thin a coarser level of the volume, or allow more memory",
-            )
+    check_boxes(labels.name, ids, boxes, options.largest_box_voxels)
     blocks = [Block(i, box, box.grow(1)) for i, box in enumerate(boxes)]
     work = _Thin(labels, ids, options)
     job = f"skeletons {labels.name} {labels.grid} {options}"

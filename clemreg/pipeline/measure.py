@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +15,14 @@ from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import remove
+from clemreg.io.meshes import FORMATS, write_mesh, write_neuroglancer_info, write_neuroglancer_mesh
 from clemreg.io.skeletons import write_skeleton
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.measure.contacts import ContactOptions, Method, Overlap
+from clemreg.measure.mesh import Mesh, MeshOptions, mesh_objects
+from clemreg.measure.planarity import PlanarityOptions
 from clemreg.measure.recipes import contact_recipe
+from clemreg.measure.sheetness import ScaleRule, SheetnessOptions
 from clemreg.measure.skeleton import SkeletonOptions, measure_skeleton, skeletonize
 from clemreg.measure.tables import Table, write_table
 from clemreg.units import parse_length_nm, parse_xyz_nm
@@ -42,7 +46,7 @@ def working_folder(outputs: Sequence[Path | None]) -> Iterator[Path | None]:
     A killed run leaves it, and the same command goes on from there.
     """
     given = [path for path in outputs if path is not None]
-    scratch = given[0].with_name(f".{given[0].name}.blocks") if given else None
+    scratch = given[0].with_name(f".{given[0].name}.work") if given else None
     yield scratch
     if scratch is not None:
         remove(scratch)
@@ -131,3 +135,66 @@ def skeletons_of(
         if swc is not None:
             write_skeleton(item.skeleton, swc / f"{item.object_id}.swc", unit="nm")
     return rows
+
+
+@dataclass(frozen=True)
+class SaveMesh:
+    """Write one mesh into a folder."""
+
+    folder: Path
+    format: str
+
+    def __call__(self, number: int, mesh: Mesh) -> None:
+        if self.format == "neuroglancer":
+            write_neuroglancer_mesh(self.folder, number, mesh.vertices_nm, mesh.faces)
+        else:
+            path = self.folder / f"{number}.{self.format}"
+            write_mesh(path, mesh.vertices_nm, mesh.faces)
+
+
+def meshes_of(
+    labels: Labels,
+    out: Path,
+    format: str,  # noqa: A002
+    options: MeshOptions,
+    how: Blockwise,
+    scratch: Path | None,
+) -> Table:
+    """Mesh every object into a folder.
+
+    Raises
+    ------
+    ConfigError
+        The format is not known.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"mesh format {format!r}, expected one of {', '.join(FORMATS)}")
+    found = mesh_objects(labels, SaveMesh(out, format), options, how=how, scratch=scratch)
+    if format == "neuroglancer":
+        write_neuroglancer_info(out)
+    return found
+
+
+def planarity_options(
+    cut: float, scale_rule: str, scales: int, largest_radius: str
+) -> PlanarityOptions:
+    """Return options as a user types them."""
+    sheetness = SheetnessOptions(scales=scales, scale_rule=cast("ScaleRule", scale_rule))
+    return PlanarityOptions(sheetness, cut, parse_length_nm(largest_radius))
+
+
+def named_masks(entries: Sequence[str], spacing: str | None) -> dict[str, Volume]:
+    """Open ``NAME=PATH`` entries.
+
+    Raises
+    ------
+    ConfigError
+        An entry has no name, or two have one.
+    """
+    volumes: dict[str, Volume] = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path) or name in volumes:
+            raise ConfigError(f"{entry!r}: expected NAME=PATH, each name once")
+        volumes[name] = open_mask(path, spacing)
+    return volumes

@@ -1,0 +1,193 @@
+"""``clemreg skeletonize``, ``planarity``, ``mesh``, ``holdout``: the shape of objects."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.measure import (
+    BlockOption,
+    CsvOption,
+    ExecutorOption,
+    LabelsArgument,
+    ParquetOption,
+    SpacingOption,
+    WorkersOption,
+)
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Attach the commands."""
+    for command in (skeletonize, planarity, mesh, holdout):
+        parent.command()(command)
+
+
+def skeletonize(
+    labels: LabelsArgument,
+    spacing: SpacingOption = None,
+    shortest_branch: Annotated[
+        str, typer.Option(help="Shorter branches are cut, until there is none.")
+    ] = "80 nm",
+    swc: Annotated[
+        Path | None, typer.Option(help="Folder for one SWC file (nm) for each object.")
+    ] = None,
+    csv: CsvOption = None,
+    parquet: ParquetOption = None,
+    json: JsonOption = None,
+    block: BlockOption = 128,
+    workers: WorkersOption = 1,
+    executor: ExecutorOption = "threads",
+) -> None:
+    """Centre line of every object: length, radius, branches."""
+    from clemreg.measure.skeleton import SkeletonOptions, skeleton_table
+    from clemreg.pipeline.measure import (
+        blockwise,
+        open_ids,
+        skeletons_of,
+        summary,
+        working_folder,
+        write_tables,
+    )
+    from clemreg.units import parse_length_nm
+
+    ids = open_ids(labels, spacing)
+    options = SkeletonOptions(parse_length_nm(shortest_branch))
+    with (
+        progress_bar("skeletonize") as progress,
+        working_folder((csv, parquet, json, swc)) as scratch,
+    ):
+        how = blockwise(block, workers, executor, progress)
+        rows = skeletons_of(ids, options, how, scratch, swc)
+    objects = skeleton_table(rows)
+    shown = ["length_nm", "smooth_length_nm", "radius_mean_nm", "branches"] if rows else []
+    report = summary(objects, shown)
+    table(report)
+    for path in (*write_tables(objects, (csv, parquet)), *([swc] if swc else [])):
+        result(f"wrote {path}")
+    write_json(json, {"skeletonize": {**report, "table": rows}})
+
+def planarity(
+    mask: Annotated[str, typer.Argument(help="Organelle, such as the ER: not 0 is object.")],
+    out: Annotated[Path, typer.Option(help="OME-Zarr to write: 0 none, 1 to 255 sheetness.")],
+    spacing: SpacingOption = None,
+    cut: Annotated[float, typer.Option(help="Planar at and above, tubular below.")] = 0.6,
+    scale_rule: Annotated[
+        str, typer.Option(help="heinrich2021 (as published; the cut rests on it) or exact.")
+    ] = "heinrich2021",
+    scales: Annotated[int, typer.Option(help="Number of scales, from 2 nm by sqrt(2).")] = 12,
+    largest_radius: Annotated[
+        str, typer.Option(help="Nothing is thicker than twice this.")
+    ] = "200 nm",
+    medial: Annotated[
+        Path | None, typer.Option(help="Also write the medial surface (OME-Zarr).")
+    ] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Volume and area by sheetness (.csv, .parquet).")
+    ] = None,
+    thickness: Annotated[
+        Path | None, typer.Option(help="Table of sheetness and thickness (.csv, .parquet).")
+    ] = None,
+    curvature: Annotated[
+        Path | None, typer.Option(help="Table of surface curvature (.csv, .parquet).")
+    ] = None,
+    contacts: Annotated[
+        str | None, typer.Option(help="Contact sites: adds a table of their planarity.")
+    ] = None,
+    sites: Annotated[
+        Path | None, typer.Option(help="Table of the planarity of contact sites to write.")
+    ] = None,
+    json: JsonOption = None,
+    block: BlockOption = 192,
+    workers: WorkersOption = 1,
+    executor: ExecutorOption = "threads",
+) -> None:
+    """Sheets and tubes of an organelle: planarity, thickness, curvature."""
+    from clemreg.measure.planarity import split
+    from clemreg.pipeline.measure import blockwise, planarity_options, write_tables
+    from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
+
+    options = planarity_options(cut, scale_rule, scales, largest_radius)
+    files = PlanarityFiles(mask, out, spacing, medial, curvature is not None, contacts)
+    with progress_bar("planarity") as progress:
+        how = blockwise(block, workers, executor, progress)
+        found = planarity_of(files, options, how)
+    report = {"cut": cut, "scale_rule": scale_rule, **split(found.histogram, cut)}
+    table(report)
+    written = [out, *write_tables(found.histogram, (csv,))]
+    written += [*write_tables(found.thickness, (thickness,)), *([medial] if medial else [])]
+    if found.curvature is not None:
+        written += write_tables(found.curvature, (curvature,))
+    if found.sites is not None:
+        written += write_tables(found.sites, (sites,))
+        report["sites"] = list(found.sites.rows())
+    for path in written:
+        result(f"wrote {path}")
+    write_json(json, {"planarity": {**report, "histogram": list(found.histogram.rows())}})
+
+
+def mesh(
+    labels: LabelsArgument,
+    out: Annotated[Path, typer.Option(help="Folder for one mesh for each object.")],
+    format: Annotated[str, typer.Option(help="ply, obj or neuroglancer.")] = "ply",  # noqa: A002
+    smoothing: Annotated[int, typer.Option(help="Rounds of Taubin smoothing.")] = 20,
+    keep: Annotated[float, typer.Option(help="Part of the triangles to keep.")] = 0.2,
+    spacing: SpacingOption = None,
+    csv: CsvOption = None,
+    parquet: ParquetOption = None,
+    json: JsonOption = None,
+    block: BlockOption = 128,
+    workers: WorkersOption = 1,
+    executor: ExecutorOption = "threads",
+) -> None:
+    """Surface mesh of every object, in nm, x, y, z."""
+    from clemreg.measure.mesh import MeshOptions
+    from clemreg.pipeline.measure import (
+        blockwise,
+        meshes_of,
+        open_ids,
+        summary,
+        working_folder,
+        write_tables,
+    )
+
+    ids = open_ids(labels, spacing)
+    options = MeshOptions(smoothing, keep)
+    with progress_bar("mesh") as progress, working_folder((out,)) as scratch:
+        how = blockwise(block, workers, executor, progress)
+        found = meshes_of(ids, out, format, options, how, scratch)
+    report = summary(found, ["triangles", "volume_nm3", "area_nm2"])
+    table(report)
+    for path in (*write_tables(found, (csv, parquet)), out):
+        result(f"wrote {path}")
+    write_json(json, {"mesh": {**report, "table": list(found.rows())}})
+
+
+def holdout(
+    truth: Annotated[str, typer.Argument(help="Organelle drawn by experts: not 0 is object.")],
+    predictions: Annotated[
+        list[str], typer.Argument(help="NAME=PATH of a prediction's mask or labels; repeat.")
+    ],
+    spacing: SpacingOption = None,
+    csv: CsvOption = None,
+    json: JsonOption = None,
+    block: BlockOption = 128,
+    workers: WorkersOption = 1,
+    executor: ExecutorOption = "threads",
+) -> None:
+    """Volume and surface against the truth, in the whole block and its six halves."""
+    from clemreg.measure.holdout import holdout_deviations
+    from clemreg.pipeline.measure import blockwise, named_masks, open_mask, write_tables
+
+    volumes = named_masks(predictions, spacing)
+    with progress_bar("holdout") as progress:
+        how = blockwise(block, workers, executor, progress)
+        found = holdout_deviations(open_mask(truth, spacing), volumes, how=how)
+    for row in found.rows():
+        shown = {k: v for k, v in row.items() if k.endswith("_deviation")}
+        table({f"{row['prediction']}, {row['region']}": shown})
+    for path in write_tables(found, (csv,)):
+        result(f"wrote {path}")
+    write_json(json, {"holdout": {"table": list(found.rows())}})

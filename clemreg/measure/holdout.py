@@ -1,0 +1,117 @@
+"""How far volume and surface are from the truth in six half-regions of a held-out block."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clemreg.blocks.stages import Blockwise
+from clemreg.errors import DataError
+from clemreg.measure.gather import same_grid
+from clemreg.measure.morphology import measure_objects
+from clemreg.measure.tables import Table
+from clemreg.space.grid import Box, Shape
+from clemreg.volume import Labels, Volume
+
+_AXES = "zyx"
+QUANTITIES = ("volume_nm3", "surface_nm2", "surface_faces_nm2")
+
+
+def half_regions(box: Box) -> dict[str, Box]:
+    """Six halves of a box: the lower and the upper one along x, y and z.
+
+    Raises
+    ------
+    DataError
+        The box is one voxel thick along an axis.
+    """
+    if min(box.shape) < 2:
+        raise DataError(f"{box} cannot be halved along every axis")
+    halves = {}
+    for axis in (2, 1, 0):
+        middle = (box.start[axis] + box.stop[axis]) // 2
+        halves[f"{_AXES[axis]} low"] = Box(box.start, _at(box.stop, axis, middle))
+        halves[f"{_AXES[axis]} high"] = Box(_at(box.start, axis, middle), box.stop)
+    return halves
+
+
+def _at(corner: Shape, axis: int, value: int) -> Shape:
+    z, y, x = (value if i == axis else c for i, c in enumerate(corner))
+    return z, y, x
+
+
+def holdout_deviations(
+    truth: Volume, predictions: Mapping[str, Volume], *, how: Blockwise | None = None
+) -> Table:
+    """Compare total volume and surface area with the truth.
+
+    After Heinrich et al. 2021, Extended Data Fig. 8.
+
+    Parameters
+    ----------
+    truth
+        Mask or labels (not 0: organelle).
+    predictions
+        The same of each kind of prediction on the same voxels: ``{"raw": ..., "refined": ...}``.
+
+    Returns
+    -------
+    Table
+        One row a prediction and half-region, and one for the whole: ``prediction``, ``region``,
+        the truth's and its own value of every quantity, and its deviation (own - truth) / truth,
+        NaN where there is nothing in the truth.
+
+    Raises
+    ------
+    GridError
+        A prediction has other voxels than the truth.
+    """
+    how = how or Blockwise()
+    for volume in predictions.values():
+        same_grid(truth, volume)
+    regions = {"whole": truth.grid.box, **half_regions(truth.grid.box)}
+    true = {region: _totals(truth, box, how) for region, box in regions.items()}
+    rows = []
+    for name, volume in predictions.items():
+        for region, box in regions.items():
+            own = _totals(volume, box, how)
+            row: dict[str, Any] = {"prediction": name, "region": region}
+            for quantity in QUANTITIES:
+                expected = true[region][quantity]
+                row[f"true_{quantity}"] = expected
+                row[quantity] = own[quantity]
+                stem = quantity.rpartition("_")[0]
+                ratio = own[quantity] / expected - 1 if expected else np.nan
+                row[f"{stem}_deviation"] = ratio
+            rows.append(row)
+    return Table({key: np.array([row[key] for row in rows]) for key in rows[0]})
+
+
+def _totals(volume: Volume, box: Box, how: Blockwise) -> dict[str, float]:
+    view = Labels(_Inside(volume, box), volume.grid.crop(box), name=volume.name)
+    table = measure_objects(view, how=how)
+    return {name: float(table[name].sum()) for name in QUANTITIES}
+
+
+@dataclass(frozen=True)
+class _Inside:
+    """1 where a box of a volume is not 0, still lazy."""
+
+    volume: Volume
+    box: Box
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.box.shape
+
+    @property
+    def dtype(self) -> Any:
+        return np.dtype(np.uint8)
+
+    def __getitem__(self, key: tuple[slice, slice, slice], /) -> Any:
+        z, y, x = (s.indices(n) for s, n in zip(key, self.shape, strict=True))
+        inner = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
+        return (self.volume.read(inner.shift(self.box.start)) != 0).astype(np.uint8)

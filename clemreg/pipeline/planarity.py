@@ -1,0 +1,75 @@
+"""``clemreg planarity``: a mask in, planarity and its tables out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from clemreg.blocks.stages import Blockwise
+from clemreg.io.volumes import WriteOptions, write_volume
+from clemreg.measure.curvature import curvature_histogram
+from clemreg.measure.planarity import PlanarityOptions, measure_planarity, site_planarity
+from clemreg.measure.tables import Table
+from clemreg.pipeline.measure import open_ids, open_mask, working_folder
+
+CURVATURE_SIGMA_NM = 12.0
+CURVATURE_EDGES_PER_NM = np.linspace(-0.1, 0.1, 81)
+
+
+@dataclass(frozen=True)
+class PlanarityFiles:
+    """What is read and written.
+
+    Attributes
+    ----------
+    mask, spacing
+        Organelle, and its voxel size ``"x, y, z unit"`` if the file has none.
+    out, medial
+        Planarity and medial surface to write.
+    curvature
+        Whether curvature is measured, too.
+    contacts
+        Label volume of contact sites.
+    """
+
+    mask: str
+    out: Path
+    spacing: str | None
+    medial: Path | None
+    curvature: bool
+    contacts: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class PlanarityTables:
+    """Tables by sheetness, by thickness, by curvature and by contact site; None: not asked for."""
+
+    histogram: Table
+    thickness: Table
+    curvature: Table | None
+    sites: Table | None
+
+
+def planarity_of(
+    files: PlanarityFiles, options: PlanarityOptions, how: Blockwise
+) -> PlanarityTables:
+    """Measure and write; a killed run goes on where it stopped."""
+    mask = open_mask(files.mask, files.spacing)
+    curvature = sites = None
+    with working_folder((files.out,)) as scratch:
+        folder = scratch or files.out.parent
+        found = measure_planarity(mask, files.out, folder, options, how=how)
+        if files.medial is not None:
+            write_volume(files.medial, found.medial, options=WriteOptions(labels=True))
+        if files.curvature:
+            edges = CURVATURE_EDGES_PER_NM
+            stage = how.named("curvature")
+            curvature = curvature_histogram(
+                mask, CURVATURE_SIGMA_NM, edges, how=stage, scratch=folder
+            )
+        if files.contacts is not None:
+            contacts = open_ids(files.contacts, files.spacing)
+            sites = site_planarity(contacts, found.volume, how=how, scratch=folder)
+    return PlanarityTables(found.histogram, found.thickness, curvature, sites)
