@@ -37,6 +37,9 @@ def measure(
     ] = None,
     csv: CsvOption = None,
     parquet: ParquetOption = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page with histograms, centre lines and pictures.")
+    ] = None,
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
@@ -52,21 +55,24 @@ def measure(
         working_folder,
         write_tables,
     )
+    from clemreg.pipeline.objects import report_objects
 
     ids = open_ids(labels, spacing)
     mask = open_mask(cell, spacing) if cell else None
     with (
         progress_bar("measure") as progress,
-        working_folder((csv, parquet, json)) as scratch,
+        working_folder((csv, parquet, report, json)) as scratch,
     ):
         how = blockwise(block, workers, executor, progress)
         objects = measure_objects(ids, cell=mask, how=how, scratch=scratch)
+        if report is not None:
+            report_objects(ids, objects, report, how, scratch)
     shown = ["volume_nm3", "surface_nm2", "semi_axis_1_nm", "sphericity"]
-    report = summary(objects, [*shown, *(["fraction_of_cell"] if cell else [])])
-    table(report)
-    for path in write_tables(objects, (csv, parquet)):
+    figures = summary(objects, [*shown, *(["fraction_of_cell"] if cell else [])])
+    table(figures)
+    for path in (*write_tables(objects, (csv, parquet)), *([report] if report else [])):
         result(f"wrote {path}")
-    write_json(json, {"measure": {**report, "table": list(objects.rows())}})
+    write_json(json, {"measure": {**figures, "table": list(objects.rows())}})
 
 
 def contacts(

@@ -69,6 +69,7 @@ def skeletonize(
         result(f"wrote {path}")
     write_json(json, {"skeletonize": {**report, "table": rows}})
 
+
 def planarity(
     mask: Annotated[str, typer.Argument(help="Organelle, such as the ER: not 0 is object.")],
     out: Annotated[Path, typer.Option(help="OME-Zarr to write: 0 none, 1 to 255 sheetness.")],

@@ -145,6 +145,7 @@ class SaveMesh:
     format: str
 
     def __call__(self, number: int, mesh: Mesh) -> None:
+        """Write the mesh of object `number`."""
         if self.format == "neuroglancer":
             write_neuroglancer_mesh(self.folder, number, mesh.vertices_nm, mesh.faces)
         else:

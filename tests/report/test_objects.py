@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import base64
+import re
+
+import numpy as np
+import pytest
+
+from clemreg.cli.app import run_app
+from clemreg.io.volumes import write_volume
+from clemreg.report.objects import Quantity, histograms, picture, write_object_report
+from clemreg.space import Grid
+from clemreg.volume import Labels
+
+
+def test_the_page_names_sizes_and_escapes_names(tmp_path):
+    values = np.array([1.0, 2.0, 6.0, np.nan])
+    path = tmp_path / "r.html"
+    write_object_report(path, "<b>mito</b>", [Quantity("Volume", "µm³", values)], {}, 2)
+    page = path.read_text(encoding="utf-8")
+    assert "&lt;b&gt;mito&lt;/b&gt;" in page
+    assert "4 objects; 2 of them are cut" in page
+    row = re.search(r"<td>Volume \(µm³\)</td>(.*)</tr>", page).group(1)
+    assert re.findall(r"<td>([^<]*)</td>", row) == ["3", "3.00", "2.65", "2.00", "1.00", "6.00"]
+    assert page.count("data:image/png;base64,") == 1
+
+
+def test_the_histogram_counts_every_object():
+    values = np.random.default_rng(0).normal(size=50)
+    figure = histograms([Quantity("Length", "nm", values), Quantity("Radius", "nm", values[:0])])
+    first, second = figure.axes
+    assert sum(bar.get_height() for bar in first.patches) == 50
+    assert first.get_xlabel() == "Length (nm)"
+    assert not second.patches
+
+
+def test_the_picture_has_x_y_z_in_um():
+    points = np.array([[0.0, 0, 0], [3000, 0, 0], [0, 2000, 0], [0, 0, 1000]])  # zyx nm
+    faces = np.array([[0, 1, 2], [0, 2, 3], [0, 3, 1], [1, 3, 2]])
+    figure = picture({70_001: (points, faces)})
+    for axes in figure.axes:
+        assert axes.get_xlim()[1] == pytest.approx(1)
+        assert axes.get_ylim()[1] == pytest.approx(2)
+        assert axes.get_zlim()[1] == pytest.approx(3)
+
+
+def test_a_report_from_the_command_line(tmp_path):
+    pytest.importorskip("fast_simplification")
+    grid = Grid((20, 34, 36), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0))
+    ids = np.zeros(grid.shape, "u4")
+    ids[4:10, 5:30, 5:12] = 70_001
+    ids[12:, 5:30, 20:30] = 9
+    write_volume(tmp_path / "m.zarr", Labels(ids, grid))
+    words = ["measure", str(tmp_path / "m.zarr"), "--report", str(tmp_path / "r.html")]
+    assert run_app(words) == 0
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "2 objects; 1 of them are cut" in page
+    for name in ("Volume", "Surface area", "Length of the centre line", "Mean radius"):
+        assert name in page
+    pictures = re.findall(r"base64,([A-Za-z0-9+/=]+)", page)
+    assert len(pictures) == 2
+    assert all(base64.b64decode(p).startswith(b"\x89PNG") for p in pictures)
+    assert not list(tmp_path.glob(".*"))
