@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.stages import Blockwise
-from clemreg.measure.mesh import MeshOptions, mesh_mask
+from clemreg.measure.mesh import MeshOptions, mesh_mask, simplify
 from clemreg.measure.morphology import object_boxes
 from clemreg.measure.skeleton import measure_skeleton, skeleton_table, skeletonize
 from clemreg.measure.tables import Table
@@ -17,7 +17,7 @@ from clemreg.report.objects import Quantity, Surface, write_object_report
 from clemreg.volume import Labels
 
 _DRAWN = 60
-_KEPT = 0.05
+_TRIANGLES = 40_000
 
 
 def report_objects(
@@ -41,12 +41,14 @@ def report_objects(
 def _surfaces(
     labels: Labels, drawn: NDArray[np.uint64], how: Blockwise, scratch: Path | None
 ) -> Iterator[tuple[int, Surface]]:
-    """Coarse meshes of some objects."""
+    """Coarse meshes of some objects, each with its share of the triangles that can be drawn."""
     ids, boxes = object_boxes(labels, how=how, scratch=scratch)
     for number, box in zip(ids, boxes, strict=True):
         if number in drawn:
             mask = labels.read(box) == number
-            mesh = mesh_mask(mask, labels.grid.crop(box), MeshOptions(keep=_KEPT))
+            mesh = mesh_mask(mask, labels.grid.crop(box), MeshOptions(keep=1))
+            share = _TRIANGLES / len(drawn) / len(mesh.faces)
+            mesh = simplify(mesh, share) if share < 1 else mesh
             yield int(number), (mesh.vertices_nm, mesh.faces)
 
 

@@ -19,7 +19,6 @@ FloatArray = NDArray[np.float64]
 _PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b79a20", "#439894", "#d6616b", "#9467bd", "#8c6d31")
 _VIEWS = ((25.0, -60.0), (25.0, 30.0))
 _LIGHT = np.array([0.3, -0.5, 0.81])
-_MOST_TRIANGLES = 60_000
 
 
 @dataclass(frozen=True)
@@ -126,30 +125,31 @@ def picture(surfaces: Mapping[int, Surface]) -> Any:
 
     triangles, colours = _shaded(surfaces)
     low, high = triangles.min((0, 1)), triangles.max((0, 1))
-    figure = Canvas(figsize=(10, 5), layout="constrained", facecolor="white")
+    figure = Canvas(figsize=(10, 4.6), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     for number, (elevation, azimuth) in enumerate(_VIEWS, 1):
         axes: Any = figure.add_subplot(1, 2, number, projection="3d")
-        axes.add_collection3d(Poly3DCollection(triangles, facecolors=colours, linewidths=0))
+        body = Poly3DCollection(triangles, facecolors=colours, edgecolors=colours, linewidths=0.2)
+        axes.add_collection3d(body)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
-        axes.set_box_aspect(np.maximum(high - low, 1e-3))
+        axes.set_box_aspect(np.maximum(high - low, 1e-3), zoom=1.1)
         axes.view_init(elevation, azimuth)
         axes.tick_params(labelsize=7, pad=0)
-        for axis in "xyz":
+        for axis, size in zip("xyz", high - low, strict=True):
+            ticks = max(1, round(5 * size / (high - low).max()))
+            getattr(axes, f"{axis}axis").get_major_locator().set_params(nbins=ticks)
             getattr(axes, f"set_{axis}label")(f"{axis} (µm)", fontsize=8, color=INK)
         axes.set_facecolor("white")
     return figure
 
 
 def _shaded(surfaces: Mapping[int, Surface]) -> tuple[FloatArray, FloatArray]:
-    """Triangles (N, 3, 3) in um xyz and their colours (N, 3); thinned out if there are too many."""
+    """Triangles (N, 3, 3) in um xyz and their colours (N, 3)."""
     from matplotlib.colors import to_rgb
 
-    total = sum(len(faces) for _, faces in surfaces.values())
-    step = max(1, -(-total // _MOST_TRIANGLES))
     triangles, colours = [], []
     for number, (points, faces) in enumerate(surfaces.values()):
-        own = points[:, ::-1][faces[::step]] / 1e3
+        own = points[:, ::-1][faces] / 1e3
         normal = np.cross(own[:, 1] - own[:, 0], own[:, 2] - own[:, 0])
         size = np.maximum(np.linalg.norm(normal, axis=1), 1e-12)
         bright = 0.45 + 0.55 * np.clip(normal @ _LIGHT / size, 0, 1)
