@@ -185,8 +185,8 @@ def shared_halo(scene: Scene, region: Box, distance_nm: float) -> Nodes:
 
 def object_ids(scene: Scene) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Ids of the a and of the b objects that show a surface."""
-    names_a, names_b = np.unique(scene.surface_a), np.unique(scene.surface_b)
-    return names_a[names_a > 0], names_b[names_b > 0]
+    a, b = scene.surface_a, scene.surface_b
+    return np.unique(a[a > 0]), np.unique(b[b > 0])
 
 
 class _Marks:
