@@ -1,4 +1,4 @@
-"""CPU time per voxel of measuring, beside the whole-volume libraries: python benchmarks/measure.py."""
+"""CPU time per voxel of measuring, beside whole-volume libraries."""
 
 from __future__ import annotations
 
