@@ -12,7 +12,7 @@ import numpy as np
 
 from clemreg.blocks.executors import executor_named
 from clemreg.blocks.run import Progress
-from clemreg.blocks.stages import Blockwise
+from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import remove
 from clemreg.io.meshes import FORMATS, write_mesh, write_neuroglancer_info, write_neuroglancer_mesh
@@ -31,12 +31,30 @@ from clemreg.volume import Labels, Volume
 
 def open_ids(uri: str, spacing: str | None = None) -> Labels:
     """Open a label volume; `spacing` is ``"x, y, z unit"`` where the file has none."""
-    return open_labels(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
+    labels = open_labels(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
+    return replace(
+        labels, data=_FileArray(VolumeFile(uri, labels.grid.spacing_nm), labels), coarser=()
+    )
 
 
 def open_mask(uri: str, spacing: str | None = None) -> Volume:
     """Open a mask or a map of values on the EM's voxels."""
-    return open_volume(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
+    volume = open_volume(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
+    return replace(
+        volume, data=_FileArray(VolumeFile(uri, volume.grid.spacing_nm), volume), coarser=()
+    )
+
+
+class _FileArray:
+    """Pixels of a file that each process opens for itself: an open TIFF or HDF5 cannot travel."""
+
+    def __init__(self, file: VolumeFile, volume: Volume) -> None:
+        self.file = file
+        self.shape = tuple(volume.data.shape)
+        self.dtype = volume.dtype
+
+    def __getitem__(self, key: Any, /) -> Any:
+        return self.file.open().data[key]
 
 
 @contextmanager

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tifffile
+
+from clemreg.blocks.dask import Dask
+from clemreg.blocks.executors import Processes
+from clemreg.blocks.stages import Blockwise
+from clemreg.cli.app import run_app
+from clemreg.io.volumes import open_labels, write_volume
+from clemreg.measure.contacts import ContactOptions, find_contacts
+from clemreg.measure.skeleton import measure_skeleton, skeletonize
+from clemreg.measure.tables import read_table
+from clemreg.space import Grid
+from clemreg.volume import Labels
+
+SPACING = (5.24, 4.0, 4.0)
+
+
+@pytest.fixture
+def files(tmp_path):
+    grid = Grid((21, 34, 46), SPACING, (300.0, -200.0, 70.0), "em")
+    a, b = np.zeros((2, *grid.shape), "u8")
+    a[2:9, 3:30, 3:40] = 70_001
+    a[12:19, 3:30, 20:40] = 12
+    b[10:12, 5:28, 6:44] = 2**40
+    b[2:20, 31:34, 5:20] = 9
+    for name, array in (("a", a), ("b", b)):
+        write_volume(tmp_path / f"{name}.zarr", Labels(array, grid))
+    return tmp_path
+
+
+def command(folder, name):
+    words = ["contacts", str(folder / "a.zarr"), str(folder / "b.zarr"), "--block", "8"]
+    words += ["--csv", str(folder / f"{name}.csv"), "--out", str(folder / f"{name}.zarr")]
+    return words
+
+
+@pytest.mark.slow
+def test_killed_contacts_go_on_and_end_the_same(files):
+    assert run_app(command(files, "whole")) == 0
+    words = [sys.executable, "-m", "clemreg", *command(files, "killed")]
+    child = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    scratch = files / ".killed.zarr.work"
+    for _ in range(3000):
+        if len(list(scratch.rglob("*.npz"))) >= 5:
+            break
+        time.sleep(0.01)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    kept = {path: path.stat().st_mtime_ns for path in scratch.rglob("*.npz")}
+    assert len(kept) >= 5
+    assert not (files / "killed.csv").exists()
+    ledger = next(scratch.glob("*/blocks")).read_text().split()
+    subprocess.run(words, check=True, capture_output=True)
+    assert len(ledger) > 5  # finished blocks were in the ledger, so they were not done again
+    whole, killed = read_table(files / "whole.csv"), read_table(files / "killed.csv")
+    for name in whole.columns:
+        np.testing.assert_array_equal(whole[name], killed[name])
+    np.testing.assert_array_equal(
+        open_labels(files / "whole.zarr").read(), open_labels(files / "killed.zarr").read()
+    )
+    assert not scratch.exists()
+
+
+@pytest.mark.slow
+def test_processes_and_dask_give_the_same_contacts_and_skeletons(files):
+    a, b = open_labels(files / "a.zarr"), open_labels(files / "b.zarr")
+    whole = find_contacts(a, b, ContactOptions(12))
+    lines = [measure_skeleton(item) for item in skeletonize(a)]
+    for executor in (Processes(2), Dask("local", 1)):
+        how = Blockwise((13, 17, 46), executor)
+        parts = find_contacts(a, b, ContactOptions(12), how=how)
+        for name in whole.columns:
+            np.testing.assert_array_equal(whole[name], parts[name])
+        assert [measure_skeleton(item) for item in skeletonize(a, how=how)] == lines
+
+
+def test_a_tiff_without_voxel_size_with_processes(files):
+    labels = open_labels(files / "a.zarr")
+    ids = (labels.read() > 0).astype("u2") * 300
+    tifffile.imwrite(files / "a.tif", ids)
+    out = str(files / "m.csv")
+    words = ["measure", str(files / "a.tif"), "--csv", out, "--executor", "processes"]
+    assert run_app(words) == 1  # no voxel size
+    words += ["--spacing", "4, 4, 5.24 nm", "--workers", "2", "--block", "16"]
+    assert run_app(words) == 0
+    table = read_table(out)
+    assert table["object_id"].tolist() == [300]
+    assert table["volume_nm3"][0] == pytest.approx(np.count_nonzero(ids) * 83.84)
+    assert table["box_max_z_nm"][0] == pytest.approx(18.5 * 5.24)
