@@ -1,1 +1,1 @@
-"""Measure objects: shape, surface, contacts, skeletons, planarity, meshes."""
+"""Measure organelles: sizes, shapes, contacts, ribosomes, microtubules."""

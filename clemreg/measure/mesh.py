@@ -12,47 +12,20 @@ from numpy.typing import NDArray
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Part
 from clemreg.errors import ConfigError, DependencyError
-from clemreg.io.xyz import flip
+from clemreg.io.meshes import Mesh
 from clemreg.measure.gather import gathered
 from clemreg.measure.morphology import check_boxes, object_boxes
 from clemreg.measure.tables import Table
 from clemreg.space.grid import Grid
 from clemreg.volume import Labels
 
-FloatArray = NDArray[np.float64]
 _LAMBDA, _MU = 0.5, -0.53
 
 
-@dataclass(frozen=True, eq=False)
-class Mesh:
-    """A closed surface of triangles.
-
-    Attributes
-    ----------
-    vertices_nm
-        (N, 3) zyx in nm of the world frame.
-    faces
-        (M, 3) vertex numbers, counter-clockwise in x, y, z when seen from outside.
-    """
-
-    vertices_nm: FloatArray
-    faces: NDArray[np.int64]
-
-    @property
-    def area_nm2(self) -> float:
-        """Sum of the areas of all triangles."""
-        return float(np.linalg.norm(self._cross(), axis=1).sum() / 2)
-
-    @property
-    def volume_nm3(self) -> float:
-        """Enclosed volume; negative if the faces look inwards."""
-        a = flip(self.vertices_nm - self.vertices_nm.mean(0))[self.faces[:, 0]]
-        return float((a * self._cross()).sum() / 6)
-
-    def _cross(self) -> FloatArray:
-        a, b, c = (flip(self.vertices_nm)[self.faces[:, i]] for i in range(3))
-        result: FloatArray = np.cross(b - a, c - a)
-        return result
+def area_nm2(mesh: Mesh) -> float:
+    """Sum of the areas of all triangles."""
+    a, b, c = (mesh.vertices_nm[mesh.faces[:, i]] for i in range(3))
+    return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
 
 
 @dataclass(frozen=True)
@@ -140,7 +113,7 @@ class _MeshOne:
         mesh = mesh_mask(mask, self.labels.grid.crop(block.core), self.options)
         self.save(int(number), mesh)
         size = (len(mesh.vertices_nm), len(mesh.faces))
-        return {"row": np.array([*size, mesh.volume_nm3, mesh.area_nm2])}
+        return {"row": np.array([*size, mesh.volume_nm3(), area_nm2(mesh)])}
 
 
 def mesh_mask(mask: NDArray[np.bool_], grid: Grid, options: MeshOptions) -> Mesh:
@@ -159,8 +132,8 @@ def mesh_mask(mask: NDArray[np.bool_], grid: Grid, options: MeshOptions) -> Mesh
 
     field = np.pad(mask, 1).astype(np.float32)
     index, faces, _, _ = marching_cubes(field, 0.5, allow_degenerate=False)
-    mesh = Mesh(grid.to_world(index - 1.0), np.asarray(faces, np.int64))
-    if mesh.volume_nm3 < 0:
+    mesh = Mesh(grid.to_world(index - 1.0), np.asarray(faces, np.intp))
+    if mesh.volume_nm3() < 0:
         mesh = replace(mesh, faces=np.ascontiguousarray(mesh.faces[:, ::-1]))
     mesh = smooth(mesh, options.smoothing)
     return simplify(mesh, options.keep) if options.keep < 1 else mesh
@@ -202,4 +175,4 @@ def simplify(mesh: Mesh, keep: float) -> Mesh:
     middle = mesh.vertices_nm.mean(axis=0)  # float32 holds fine detail near 0 only
     points = (mesh.vertices_nm - middle).astype(np.float32)
     points, faces = fast_simplification.simplify(points, mesh.faces.astype(np.int32), 1 - keep)
-    return Mesh(points.astype(np.float64) + middle, np.asarray(faces, np.int64))
+    return Mesh(points.astype(np.float64) + middle, np.asarray(faces, np.intp))

@@ -15,11 +15,12 @@ from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import remove
-from clemreg.io.meshes import FORMATS, write_mesh, write_neuroglancer_info, write_neuroglancer_mesh
+from clemreg.io.meshes import Mesh, write_mesh
+from clemreg.io.precomputed import write_neuroglancer_info, write_neuroglancer_mesh
 from clemreg.io.skeletons import write_skeleton
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.measure.contacts import ContactOptions, Method, Overlap
-from clemreg.measure.mesh import Mesh, MeshOptions, mesh_objects
+from clemreg.measure.mesh import MeshOptions, mesh_objects
 from clemreg.measure.planarity import PlanarityOptions
 from clemreg.measure.recipes import contact_recipe
 from clemreg.measure.sheetness import ScaleRule, SheetnessOptions
@@ -27,6 +28,8 @@ from clemreg.measure.skeleton import SkeletonOptions, measure_skeleton, skeleton
 from clemreg.measure.tables import Table, write_table
 from clemreg.units import parse_length_nm, parse_xyz_nm
 from clemreg.volume import Labels, Volume
+
+MESH_FORMATS = ("obj", "ply", "neuroglancer")
 
 
 def open_ids(uri: str, spacing: str | None = None) -> Labels:
@@ -165,10 +168,9 @@ class SaveMesh:
     def __call__(self, number: int, mesh: Mesh) -> None:
         """Write the mesh of object `number`."""
         if self.format == "neuroglancer":
-            write_neuroglancer_mesh(self.folder, number, mesh.vertices_nm, mesh.faces)
+            write_neuroglancer_mesh(self.folder, number, mesh)
         else:
-            path = self.folder / f"{number}.{self.format}"
-            write_mesh(path, mesh.vertices_nm, mesh.faces)
+            write_mesh(mesh, self.folder / f"{number}.{self.format}")
 
 
 def meshes_of(
@@ -186,8 +188,8 @@ def meshes_of(
     ConfigError
         The format is not known.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"mesh format {format!r}, expected one of {', '.join(FORMATS)}")
+    if format not in MESH_FORMATS:
+        raise ConfigError(f"mesh format {format!r}, expected one of {', '.join(MESH_FORMATS)}")
     found = mesh_objects(labels, SaveMesh(out, format), options, how=how, scratch=scratch)
     if format == "neuroglancer":
         write_neuroglancer_info(out)
