@@ -11,6 +11,7 @@ import typer
 
 from clemreg.cli import (
     ab,
+    apply,
     evaluate,
     export,
     fiji,
@@ -77,12 +78,13 @@ for group in (
     results,
     ab,
     register,
+    apply,
     evaluate,
     export,
     refine,
-    fiji,
     measure,
     shape,
+    fiji,
 ):
     group.add_to(app)
 

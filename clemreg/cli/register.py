@@ -1,4 +1,4 @@
-"""``clemreg register`` and ``clemreg apply``: find a transform, use a transform."""
+"""``clemreg register``: find a transform."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from clemreg.cli.console import JsonOption, progress_bar, result, table, write_j
 
 
 def add_to(parent: typer.Typer) -> None:
-    """Attach the commands."""
+    """Attach the command."""
     parent.command()(register)
-    parent.command()(apply)
 
 
 def register(
@@ -56,28 +55,3 @@ def register(
     table(answer)
     write_json(json, answer)
     result(f"transform: {out / 'transform.json'}")
-
-
-def apply(
-    transform: Annotated[str, typer.Argument(help="Transform file (lm -> em).")],
-    subject: Annotated[str, typer.Argument(metavar="IMAGE|POINTS", help="What to transform.")],
-    out: Annotated[Path, typer.Option(help="Output: .zarr, .tif, or .csv for points.")],
-    onto: Annotated[
-        str | None, typer.Option(help="Image whose grid the result gets; needed for images.")
-    ] = None,
-    inverse: Annotated[
-        bool,
-        typer.Option(
-            "--inverse", help="Bring LM images into the EM frame, or EM points into the LM frame."
-        ),
-    ] = False,
-    labels: Annotated[bool, typer.Option(help="Ids, not intensities: nearest neighbour.")] = False,
-) -> None:
-    """Resample an EM image onto an LM grid (or the reverse), or map a table of points."""
-    from clemreg.pipeline.apply import ApplyCommand, apply_file
-
-    direction = "em-to-lm" if inverse else "lm-to-em"
-    command = ApplyCommand(transform, subject, out, onto, direction, labels)  # type: ignore[arg-type]
-    with progress_bar("apply") as progress:
-        apply_file(command, progress)
-    result(f"wrote {out}")
