@@ -1,0 +1,56 @@
+"""``clemreg ribosomes``: where they are, and what they sit on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Attach the command."""
+    parent.command()(ribosomes)
+
+
+def ribosomes(
+    prediction: Annotated[str, typer.Argument(help="Prediction of ribosomes, or a mask.")],
+    out: Annotated[Path, typer.Option(help="Folder for the table and the volumes.")],
+    planarity: Annotated[
+        str | None, typer.Option(help="Planarity of the reconstructed ER; gives the classes.")
+    ] = None,
+    nuclear_envelope: Annotated[
+        str | None, typer.Option(help="Mask of the nuclear envelope.")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Foreground is at or above.")] = 127,
+    radius: Annotated[float, typer.Option(help="Radius of a ribosome, nm.")] = 10,
+    separation: Annotated[float, typer.Option(help="Least distance of two centres, nm.")] = 16,
+    min_fraction: Annotated[float, typer.Option(help="Least filled share of the sphere.")] = 0.3,
+    contact: Annotated[float, typer.Option(help="Largest distance to the ER, nm.")] = 10,
+    sheet: Annotated[float, typer.Option(help="Planarity from which the ER is a sheet.")] = 0.6,
+    spacing: Annotated[
+        str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Find ribosomes, draw them as spheres, and class them by the membrane they sit on."""
+    from clemreg.measure.binding import BindingOptions
+    from clemreg.measure.ribosomes import RibosomeOptions
+    from clemreg.pipeline.ribosomes import RibosomeCommand, ribosomes_in_file
+
+    command = RibosomeCommand(
+        prediction,
+        out,
+        planarity,
+        nuclear_envelope,
+        spacing,
+        RibosomeOptions(radius, separation, threshold, min_fraction),
+        BindingOptions(radius, contact, sheet),
+    )
+    with progress_bar("ribosomes") as progress:
+        report = ribosomes_in_file(command, progress)
+    table(report)
+    write_json(json, report)
+    result(f"wrote {out / 'ribosomes.csv'}")

@@ -1,0 +1,143 @@
+"""What ribosomes sit on: cytosolic, on the nuclear envelope, on ER sheets or on ER tubes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.blocks.plan import Block, plan_blocks
+from clemreg.blocks.run import Progress
+from clemreg.errors import GridError
+from clemreg.measure.lines import ball_offsets
+from clemreg.measure.pieces import Arrays, collect, read_padded
+from clemreg.measure.ribosomes import BLOCK, Ribosomes
+from clemreg.volume import Volume
+
+FloatArray = NDArray[np.float64]
+
+
+class Binding(IntEnum):
+    """Class of a ribosome, with the codes of the published volumes."""
+
+    CYTOSOLIC = 1
+    NUCLEAR = 2
+    SHEET = 3
+    TUBE = 4
+
+
+@dataclass(frozen=True)
+class BindingOptions:
+    """When a ribosome is bound, and to what.
+
+    Attributes
+    ----------
+    radius_nm
+        Radius of a ribosome.
+    contact_nm
+        Largest distance from its surface to the ER.
+    sheet
+        Mean planarity of the contact from which it is a sheet.
+    """
+
+    radius_nm: float = 10.0
+    contact_nm: float = 10.0
+    sheet: float = 0.6
+
+
+@dataclass(frozen=True, eq=False)
+class Bindings:
+    """Class of each ribosome.
+
+    Attributes
+    ----------
+    code
+        (N,) uint8, values of `Binding`.
+    planarity
+        (N,) mean planarity of the contact with the peripheral ER; NaN without one.
+    """
+
+    code: NDArray[np.uint8]
+    planarity: FloatArray
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of ribosomes of each class."""
+        return {kind.name.lower(): int((self.code == kind).sum()) for kind in Binding}
+
+
+def classify_ribosomes(
+    ribosomes: Ribosomes,
+    planarity: Volume,
+    nuclear_envelope: Volume | None = None,
+    options: BindingOptions | None = None,
+    *,
+    block: Sequence[int] = BLOCK,
+    progress: Progress | None = None,
+) -> Bindings:
+    """Tell what each ribosome sits on (Heinrich et al. 2021).
+
+    A ribosome with no ER within `contact_nm` of its surface is cytosolic. If all the ER there is
+    nuclear envelope it is nuclear; else the mean planarity of the peripheral ER there decides
+    between sheet and tube.
+
+    Parameters
+    ----------
+    planarity
+        Of the reconstructed ER (z, y, x): 0 outside; whole numbers are ``ceil(254 p) + 1``, other
+        values are the planarity p itself.
+    nuclear_envelope
+        Mask on the same grid; not 0 is nuclear envelope. None: there is none in the volume.
+
+    Raises
+    ------
+    GridError
+        The two volumes are on different grids.
+    """
+    options = options or BindingOptions()
+    grid = planarity.grid
+    if nuclear_envelope is not None and nuclear_envelope.grid != grid:
+        raise GridError(
+            f"the nuclear envelope is on {nuclear_envelope.grid}, the planarity on {grid}",
+            hint="both must be on the grid of the prediction",
+        )
+    offsets = ball_offsets(options.radius_nm + options.contact_nm, grid.spacing_nm)
+    voxel = np.floor(grid.to_index(ribosomes.centre_nm) + 0.5).astype(np.intp)
+    near = np.clip(voxel, 0, np.asarray(grid.shape) - 1)
+    halo = tuple(int(m) for m in np.abs(offsets).max(axis=0))
+
+    def work(part: Block) -> Arrays:
+        here = np.flatnonzero(((near >= part.core.start) & (near < part.core.stop)).all(axis=1))
+        if not len(here):
+            return {"which": here, "code": np.zeros(0, np.uint8), "planarity": np.zeros(0)}
+        value = read_padded(planarity, part.read)
+        nuclear = np.zeros(value.shape, dtype=bool)
+        if nuclear_envelope is not None:
+            nuclear = read_padded(nuclear_envelope, part.read) != 0
+        index = near[here, None] - np.asarray(part.read.start) + offsets
+        at = tuple(np.moveaxis(index, -1, 0))
+        code, mean = _decide(value[at], nuclear[at], options.sheet)
+        return {"which": here, "code": code, "planarity": mean}
+
+    found = collect(work, plan_blocks(grid.shape, block, halo), progress=progress)
+    order = np.argsort(found["which"])
+    return Bindings(found["code"][order], found["planarity"][order])
+
+
+def _decide(
+    value: NDArray[Any], nuclear: NDArray[np.bool_], sheet: float
+) -> tuple[NDArray[np.uint8], FloatArray]:
+    """Classes (n,) and planarities (n,) from the voxels (n, K) within reach of each ribosome."""
+    er = value > 0
+    peripheral = er & ~nuclear
+    planar = (value - 1.0) / 254 if value.dtype.kind in "iu" else value.astype(np.float64)
+    count = peripheral.sum(axis=1)
+    total = np.where(peripheral, planar, 0).sum(axis=1)
+    mean = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    code = np.full(len(value), Binding.CYTOSOLIC, dtype=np.uint8)
+    code[er.any(axis=1)] = Binding.NUCLEAR
+    code[count > 0] = np.where(mean[count > 0] >= sheet, Binding.SHEET, Binding.TUBE)
+    return code, mean

@@ -1,0 +1,287 @@
+"""Ribosomes: their centres in a prediction, as spheres, and what they sit on.
+
+Centres after Heinrich et al. 2021: every foreground voxel is scored by how much of a sphere around
+it is filled in its line of sight, and by how central it lies in that part; the maxima that do not
+overlap are ribosomes. Three things differ from the published program: all lengths are in nm along
+each axis; the better of two overlapping centres wins (there: a chessboard order), so the result
+does not depend on the blocks; and a sphere must be filled to `min_fraction`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.blocks.plan import Block, plan_blocks
+from clemreg.blocks.run import Progress, run
+from clemreg.errors import ConfigError, GridError
+from clemreg.io.volumes import WriteOptions, create_volume, open_labels
+from clemreg.measure.lines import IntArray, ball_offsets, line_offsets
+from clemreg.measure.pieces import Arrays, Store, collect, read_padded
+from clemreg.space.grid import Box, Grid, Shape
+from clemreg.volume import Labels, Volume
+
+FloatArray = NDArray[np.float64]
+
+BLOCK: Shape = (128, 128, 128)
+
+
+@dataclass(frozen=True)
+class RibosomeOptions:
+    """What counts as a ribosome.
+
+    Attributes
+    ----------
+    radius_nm
+        Radius of the sphere that is looked for.
+    separation_nm
+        Of two centres at most this far apart, the better stays. A little under the diameter,
+        since the centres of touching ribosomes are found to within a voxel.
+    threshold
+        Foreground is at or above; 127 is the surface in a signed-distance prediction.
+    min_fraction
+        Least filled share of the sphere; 0 keeps every speck, as in the paper.
+    """
+
+    radius_nm: float = 10.0
+    separation_nm: float = 16.0
+    threshold: float = 127.0
+    min_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not (self.radius_nm > 0 and self.separation_nm >= 0 and 0 <= self.min_fraction <= 1):
+            raise ConfigError(
+                f"ribosome options make no sense: {self}",
+                hint="radius above 0 nm, separation at least 0 nm, fraction between 0 and 1",
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Ribosomes:
+    """Centres of ribosomes, ordered by voxel; the id of entry i is i + 1.
+
+    Attributes
+    ----------
+    centre_nm
+        (N, 3) zyx nm, finer than a voxel: the centre of mass of what is filled.
+    score
+        (N,) filled share plus centrality, at most 2.
+    fraction
+        (N,) filled share of the sphere.
+    """
+
+    centre_nm: FloatArray
+    score: FloatArray
+    fraction: FloatArray
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self.score)
+
+
+def find_ribosomes(
+    prediction: Volume,
+    options: RibosomeOptions | None = None,
+    *,
+    block: Sequence[int] = BLOCK,
+    store: Path | None = None,
+    progress: Progress | None = None,
+) -> Ribosomes:
+    """Find ribosomes in a prediction (z, y, x), block by block; the same for any block shape.
+
+    Parameters
+    ----------
+    prediction
+        Signed distance (uint8), probability, or mask; see `RibosomeOptions.threshold`.
+    store
+        Folder for the centres of finished blocks, to go on after a kill.
+
+    Raises
+    ------
+    GridError
+        The voxels are so coarse that the sphere holds only one.
+    """
+    options = options or RibosomeOptions()
+    grid = prediction.grid
+    offsets = ball_offsets(options.radius_nm, grid.spacing_nm)
+    if len(offsets) < 7:
+        raise GridError(
+            f"a sphere of {options.radius_nm:g} nm holds {len(offsets)} voxels of "
+            f"{grid.spacing_nm} nm (z, y, x)",
+            hint="ribosomes need voxels of at most half their radius",
+        )
+    halo = np.abs(offsets).max(axis=0) + np.abs(_rounded_ball(options, grid)).max(axis=0)
+
+    def work(part: Block) -> Arrays:
+        foreground = read_padded(prediction, part.read) >= options.threshold
+        return _maxima(foreground, part, grid, options)
+
+    kept = None if store is None else Store(store, f"ribosomes {prediction.name} {grid} {options}")
+    blocks = plan_blocks(grid.shape, block, tuple(int(h) for h in halo))
+    found = collect(work, blocks, store=kept, progress=progress)
+    linear = np.ravel_multi_index(tuple(found["voxel"].T), grid.shape)
+    order = np.argsort(linear, kind="stable")
+    voxel, score = found["voxel"][order], found["score"][order]
+    keep = non_overlapping(grid.to_world(voxel), score, options.separation_nm)
+    centre = grid.to_world(voxel) + found["shift_nm"][order]
+    return Ribosomes(centre[keep], score[keep], found["fraction"][order][keep])
+
+
+def non_overlapping(
+    centre_nm: FloatArray, score: FloatArray, separation_nm: float
+) -> NDArray[np.intp]:
+    """Choose centres (N, 3), best first, none within `separation_nm` of another.
+
+    Of equal scores the first in the list wins.
+
+    Returns
+    -------
+    ndarray
+        Indices of those that stay, ascending.
+    """
+    from scipy.spatial import cKDTree
+
+    pairs = cKDTree(centre_nm).query_pairs(separation_nm + 1e-6, output_type="ndarray")
+    both = np.concatenate([pairs, pairs[:, ::-1]])
+    both = both[np.argsort(both[:, 0], kind="stable")]
+    start = np.searchsorted(both[:, 0], np.arange(len(score) + 1))
+    free = np.ones(len(score), dtype=bool)
+    accepted = []
+    for i in np.lexsort((np.arange(len(score)), -score)):
+        if free[i]:
+            accepted.append(i)
+            free[both[start[i] : start[i + 1], 1]] = False
+    return np.sort(np.asarray(accepted, dtype=np.intp))
+
+
+def write_spheres(
+    ribosomes: Ribosomes,
+    grid: Grid,
+    out: Path,
+    *,
+    radius_nm: float = 10.0,
+    values: NDArray[Any] | None = None,
+    progress: Progress | None = None,
+) -> Labels:
+    """Draw every ribosome as a ball, block by block; a voxel in two belongs to the nearer centre.
+
+    Parameters
+    ----------
+    grid
+        Where to draw: usually that of the prediction.
+    values
+        (N,) what to write in each ball; default its id. Their type is that of the volume.
+    """
+    from scipy.spatial import cKDTree
+
+    values = np.arange(1, len(ribosomes) + 1, dtype=np.uint32) if values is None else values
+    tree = cKDTree(ribosomes.centre_nm)
+    options = WriteOptions(labels=True)
+    with create_volume(out, grid, values.dtype, options=options) as writer:
+
+        def work(part: Block) -> None:
+            here = grid.crop(part.core)
+            reach = float(np.linalg.norm(here.extent_nm)) / 2 + radius_nm
+            near = np.sort(tree.query_ball_point(here.centre_nm, reach)).astype(np.intp)
+            ball = _Balls(ribosomes.centre_nm[near], values[near], radius_nm)
+            writer[part.core] = ball.draw(grid, part.core)
+
+        run(work, plan_blocks(grid.shape, BLOCK), progress=progress)
+    return open_labels(out, frame=grid.frame)
+
+
+@dataclass(frozen=True, eq=False)
+class _Balls:
+    """Balls of one radius and the value of each."""
+
+    centre_nm: FloatArray
+    value: NDArray[Any]
+    radius_nm: float
+
+    def draw(self, grid: Grid, box: Box) -> NDArray[Any]:
+        """Voxels of `box`: the value of the nearest centre, the first of those that tie."""
+        result = np.zeros(box.shape, self.value.dtype)
+        nearest = np.full(box.shape, self.radius_nm**2 * (1 + 1e-9))
+        offsets = ball_offsets(self.radius_nm + max(grid.spacing_nm), grid.spacing_nm)
+        first = np.floor(grid.to_index(self.centre_nm) + 0.5).astype(np.intp)
+        for point, voxel, value in zip(self.centre_nm, first, self.value, strict=True):
+            index = voxel + offsets
+            index = index[((index >= box.start) & (index < box.stop)).all(axis=1)]
+            # World positions come from the whole grid: the same to the last bit in every block.
+            squared = ((grid.to_world(index) - point) ** 2).sum(axis=1)
+            where = index - np.asarray(box.start)
+            closer = squared < nearest[tuple(where.T)]
+            nearest[tuple(where[closer].T)] = squared[closer]
+            result[tuple(where[closer].T)] = value
+        return result
+
+
+def _rounded_ball(options: RibosomeOptions, grid: Grid) -> IntArray:
+    """Neighbourhood of a maximum: an ellipsoid with the radius rounded to whole voxels."""
+    radii = np.maximum(1, np.floor(options.radius_nm / np.asarray(grid.spacing_nm) + 0.5))
+    axes = [np.arange(-r, r + 1) for r in radii]
+    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
+    inside = ((offsets / radii) ** 2).sum(axis=1) <= 1 + 1e-9
+    return np.asarray(offsets[inside], dtype=np.intp)
+
+
+def _maxima(
+    foreground: NDArray[np.bool_], part: Block, grid: Grid, options: RibosomeOptions
+) -> Arrays:
+    """Local maxima of the score in the core of a block."""
+    ball = ball_offsets(options.radius_nm, grid.spacing_nm)
+    count, moment = _filled(foreground, ball)
+    voxels = np.argwhere(foreground)
+    shift_nm = moment / np.maximum(count, 1)[:, None] * np.asarray(grid.spacing_nm)
+    z, y, x = shift_nm.T
+    fraction = count / len(ball)
+    score = fraction + 1 - np.sqrt(z * z + y * y + x * x) / options.radius_nm
+    dense = np.zeros(foreground.shape)
+    dense[foreground] = score
+    highest = _neighbourhood_maximum(dense, voxels, _rounded_ball(options, grid))
+    world = voxels + np.asarray(part.read.start)
+    core = ((world >= part.core.start) & (world < part.core.stop)).all(axis=1)
+    keep = core & (score >= highest) & (fraction >= options.min_fraction)
+    return {
+        "voxel": world[keep],
+        "score": score[keep],
+        "fraction": fraction[keep],
+        "shift_nm": shift_nm[keep],
+    }
+
+
+def _filled(foreground: NDArray[np.bool_], ball: IntArray) -> tuple[IntArray, IntArray]:
+    """Count what each foreground voxel sees of its ball (n,), and sum those offsets (n, 3)."""
+    margin = np.abs(ball).max(axis=0)
+    padded = np.pad(foreground, [(int(m), int(m)) for m in margin])
+    stride = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    flat = padded.reshape(-1)
+    here = np.flatnonzero(flat)
+    count = np.zeros(len(here), dtype=np.intp)
+    moment = np.zeros((len(here), 3), dtype=np.intp)
+    for offset in ball:
+        seen = flat[here + int(offset @ stride)]
+        for between in line_offsets(offset):
+            seen = seen & flat[here + int(between @ stride)]
+        count += seen
+        moment += seen[:, None] * offset
+    return count, moment
+
+
+def _neighbourhood_maximum(
+    dense: FloatArray, voxels: NDArray[np.intp], offsets: IntArray
+) -> FloatArray:
+    margin = np.abs(offsets).max(axis=0)
+    padded = np.pad(dense, [(int(m), int(m)) for m in margin])
+    stride = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
+    flat = padded.reshape(-1)
+    here = (voxels + margin) @ stride
+    highest = np.zeros(len(here))
+    for offset in offsets:
+        np.maximum(highest, flat[here + int(offset @ stride)], out=highest)
+    return highest
