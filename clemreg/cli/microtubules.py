@@ -1,0 +1,59 @@
+"""``clemreg microtubules``: trace them in a prediction."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Attach the command."""
+    parent.command()(microtubules)
+
+
+def microtubules(
+    prediction: Annotated[str, typer.Argument(help="Prediction of microtubules.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tracks and the tubes.")],
+    truth: Annotated[
+        Path | None, typer.Option(help="True tracks (.swc, .nml) to score against.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option(help="Prediction (0 to 1) above which a voxel may be a point.")
+    ] = 0.4,
+    reach: Annotated[float, typer.Option(help="Longest step between points, nm.")] = 180,
+    block: Annotated[float, typer.Option(help="Edge of the cubes solved at a time, nm.")] = 400,
+    context: Annotated[float, typer.Option(help="Width solved around a cube, nm.")] = 400,
+    evidence: Annotated[float, typer.Option(help="Cost of missing support.")] = 200,
+    angle: Annotated[float, typer.Option(help="Cost of bending.")] = 22,
+    end: Annotated[float, typer.Option(help="Cost of an end.")] = 200,
+    selection: Annotated[float, typer.Option(help="Cost (a reward) of every point.")] = -200,
+    time_limit: Annotated[float, typer.Option(help="Seconds per cube.")] = 120,
+    spacing: Annotated[
+        str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Trace microtubules: tracks as SWC and NML, hollow tubes as volumes, a score with --truth."""
+    from clemreg.measure.microtubules.candidates import CandidateOptions
+    from clemreg.measure.microtubules.program import Costs
+    from clemreg.measure.microtubules.trace import TraceOptions
+    from clemreg.pipeline.microtubules import MicrotubuleCommand, microtubules_in_file
+
+    costs = Costs(evidence, angle, end, selection)
+    command = MicrotubuleCommand(
+        prediction,
+        out,
+        truth,
+        spacing,
+        CandidateOptions(threshold=threshold),
+        TraceOptions(block, context, reach, time_limit, costs),
+    )
+    with progress_bar("microtubules") as progress:
+        report = microtubules_in_file(command, progress)
+    table(report)
+    write_json(json, report)
+    result(f"wrote {out / 'tracks.swc'}")

@@ -1,0 +1,1 @@
+"""Trace microtubules in a prediction: candidates, graph, integer program, tracks, tubes, score."""

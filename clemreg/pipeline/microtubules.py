@@ -1,0 +1,103 @@
+"""``clemreg microtubules``: a prediction in, traced microtubules out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clemreg.blocks.run import Progress
+from clemreg.io.atomic import remove
+from clemreg.io.skeletons import Skeleton, read_skeleton, write_skeleton
+from clemreg.io.volumes import open_volume
+from clemreg.measure.microtubules.baseline import skeleton_tracks
+from clemreg.measure.microtubules.candidates import CandidateOptions, find_candidates
+from clemreg.measure.microtubules.graph import build_graph
+from clemreg.measure.microtubules.score import score_tracks
+from clemreg.measure.microtubules.trace import TraceOptions, Tracks, trace
+from clemreg.measure.microtubules.tubes import Tube, write_tubes
+from clemreg.space.transform import FloatArray
+from clemreg.units import parse_xyz_nm
+
+
+@dataclass(frozen=True)
+class MicrotubuleCommand:
+    """What ``clemreg microtubules`` was told.
+
+    Attributes
+    ----------
+    prediction
+        Volume of the microtubule channel.
+    out
+        Folder for ``tracks.swc``, ``tracks.nml``, ``wall.zarr`` and ``lumen.zarr``.
+    truth
+        SWC or NML file to score against; the baseline is scored beside.
+    spacing
+        Voxel size "x, y, z unit" of a file that has none.
+    candidates, tracing, tube
+        Options of the three parts.
+    """
+
+    prediction: str
+    out: Path
+    truth: Path | None = None
+    spacing: str | None = None
+    candidates: CandidateOptions = field(default_factory=CandidateOptions)
+    tracing: TraceOptions = field(default_factory=TraceOptions)
+    tube: Tube = field(default_factory=Tube)
+
+
+def microtubules_in_file(
+    command: MicrotubuleCommand, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Trace, draw and score; return the figures of the report."""
+    spacing = parse_xyz_nm(command.spacing) if command.spacing else None
+    prediction = open_volume(command.prediction, spacing_nm=spacing)
+    store = command.out / ".microtubules.partial"
+    points = find_candidates(
+        prediction, command.candidates, store=store / "candidates", progress=progress
+    )
+    graph = build_graph(
+        points, prediction, command.tracing.reach_nm, store=store / "graph", progress=progress
+    )
+    tracks = trace(graph, command.tracing, progress=progress)
+    skeleton = Skeleton.of_lines(tracks.lines_nm, command.tube.outer_nm)
+    for name in ("tracks.swc", "tracks.nml"):
+        write_skeleton(skeleton, command.out / name, unit="nm")
+    write_tubes(tracks.lines_nm, prediction.grid, command.out, command.tube, progress=progress)
+    remove(store)
+    report = _summary(tracks, len(points), len(graph.edges))
+    if command.truth is not None:
+        truth = read_skeleton(command.truth).lines()
+        report["score"] = score_tracks(tracks.lines_nm, truth).to_json()
+        report["baseline"] = score_tracks(skeleton_tracks(prediction), truth).to_json()
+    return {"microtubules": report}
+
+
+def _summary(tracks: Tracks, candidates: int, edges: int) -> dict[str, Any]:
+    length = tracks.length_nm
+    return {
+        "count": len(length),
+        "length_um": float(length.sum()) / 1e3,
+        "mean_length_nm": float(length.mean()) if len(length) else float("nan"),
+        "curvature_per_um": _mean_curvature(tracks.lines_nm) * 1e3,
+        "candidates": candidates,
+        "edges": edges,
+        "cost": tracks.cost,
+        "unproven_blocks": tracks.unproven,
+    }
+
+
+def _mean_curvature(lines_nm: Sequence[FloatArray]) -> float:
+    """Return the turning angle (radians) per nm, over all lines; NaN without any."""
+    angle = length = 0.0
+    for line in lines_nm:
+        step = np.diff(line, axis=0)
+        size = np.linalg.norm(step, axis=1)
+        unit = step / size[:, None]
+        angle += float(np.arccos(np.clip((unit[1:] * unit[:-1]).sum(axis=1), -1, 1)).sum())
+        length += float(size.sum())
+    return angle / length if length else float("nan")
