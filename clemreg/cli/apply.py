@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import progress_bar, result
+from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -17,10 +17,20 @@ def add_to(parent: typer.Typer) -> None:
 
 def apply(
     transform: Annotated[str, typer.Argument(help="Transform file (lm -> em).")],
-    subject: Annotated[str, typer.Argument(metavar="IMAGE|POINTS", help="What to transform.")],
-    out: Annotated[Path, typer.Option(help="Output: .zarr, .tif, or .csv for points.")],
+    subject: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE|POINTS|MESH|SKELETON",
+            help="What to transform: a volume, .csv points, .obj or .ply, .swc or .nml.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Output: .zarr, .n5, .tif, or as the subject.")],
     onto: Annotated[
         str | None, typer.Option(help="Image whose grid the result gets; needed for images.")
+    ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(help='Another voxel size for that grid, "x, y, z unit".'),
     ] = None,
     inverse: Annotated[
         bool,
@@ -29,12 +39,40 @@ def apply(
         ),
     ] = False,
     labels: Annotated[bool, typer.Option(help="Ids, not intensities: nearest neighbour.")] = False,
+    unit: Annotated[
+        str | None, typer.Option(help="Unit of points, meshes, skeletons that do not say it.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Threads.")] = 1,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="Largest error of a position in voxels; 0: no interpolation."),
+    ] = 1e-3,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take.")
+    ] = False,
+    json: JsonOption = None,
 ) -> None:
-    """Resample an EM image onto an LM grid (or the reverse), or map a table of points."""
-    from clemreg.pipeline.apply import ApplyCommand, apply_file
+    """Resample an EM image onto an LM grid (or the reverse), or map points, meshes, skeletons."""
+    from clemreg.pipeline.apply import ApplyCommand, apply_file, estimate_file
+    from clemreg.register.apply import ApplyOptions
+    from clemreg.units import parse_xyz_nm
 
-    direction = "em-to-lm" if inverse else "lm-to-em"
-    command = ApplyCommand(transform, subject, out, onto, direction, labels)  # type: ignore[arg-type]
+    command = ApplyCommand(
+        transform,
+        subject,
+        out,
+        onto,
+        parse_xyz_nm(spacing) if spacing else None,
+        "em-to-lm" if inverse else "lm-to-em",
+        labels,
+        unit,
+        ApplyOptions(workers=workers, tolerance_voxels=tolerance),
+    )
+    if dry_run:
+        report = estimate_file(command)
+        table(report)
+        write_json(json, report)
+        return
     with progress_bar("apply") as progress:
         apply_file(command, progress)
     result(f"wrote {out}")

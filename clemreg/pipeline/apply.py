@@ -1,22 +1,32 @@
-"""``clemreg apply``: a transform and an image or a table of points in, the same out."""
+"""``clemreg apply``: a transform and an image, points, a mesh or a skeleton in, the same out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import remove
+from clemreg.io.meshes import read_mesh, write_mesh
 from clemreg.io.points import read_points, write_points
+from clemreg.io.skeletons import read_skeleton, write_skeleton
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_labels, open_volume, write_tiff
-from clemreg.register.apply import apply_to_image, apply_to_points
+from clemreg.register.apply import ApplyOptions, apply_to_image, apply_to_points
+from clemreg.register.estimate import estimate_apply
+from clemreg.register.shapes import apply_to_mesh, apply_to_skeleton
+from clemreg.space.grid import Grid, Triple
 from clemreg.space.transform import Transform
+from clemreg.volume import Volume
 
 Direction = Literal["lm-to-em", "em-to-lm"]
 TABLES = (".csv", ".tsv", ".txt")
+MESHES = (".obj", ".ply")
+SKELETONS = (".swc", ".nml")
+TIFFS = (".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -28,53 +38,116 @@ class ApplyCommand:
     transform
         File of a transform LM to EM.
     subject
-        Image, or table of points.
+        Image, table of points, mesh or skeleton.
     out
-        Output: ``.zarr``, ``.tif``, or ``.csv`` for points.
+        Output: ``.zarr``, ``.n5`` or ``.tif`` for images, else a file of the kind of the subject.
     onto
         Image whose grid an image gets.
+    spacing_nm
+        Voxel size zyx of the result, over the extent of `onto`; None: that of `onto`.
     direction
         Of the points: ``"lm-to-em"`` uses the transform as it is, which also resamples an EM image
         onto an LM grid; ``"em-to-lm"`` uses its inverse, which resamples an LM image onto an EM
         grid.
     labels
         Whether the image holds ids.
+    unit
+        Of the coordinates in a file that does not say it.
+    options
+        Of resampling.
     """
 
     transform: str
     subject: str
     out: Path
     onto: str | None = None
+    spacing_nm: Triple | None = None
     direction: Direction = "lm-to-em"
     labels: bool = False
+    unit: str | None = None
+    options: ApplyOptions = field(default_factory=ApplyOptions)
+
+    @property
+    def kind(self) -> str:
+        """Lower-case suffix of the subject."""
+        return Path(self.subject.partition("::")[0]).suffix.lower()
 
 
 def apply_file(command: ApplyCommand, progress: Progress | None = None) -> None:
-    """Map points, or resample an image.
+    """Map points, vertices or nodes, or resample an image.
 
     Raises
     ------
     ConfigError
         An image without ``onto``.
     """
+    used = _transform(command)
+    mapped = _mapped(command)
+    if mapped is None:
+        _apply_image(command, used, progress)
+    else:
+        mapped(used)
+
+
+def estimate_file(command: ApplyCommand) -> dict[str, Any]:
+    """Say what `apply_file` would take for an image; nothing is written.
+
+    Raises
+    ------
+    ConfigError
+        The subject is no image, or there is no ``onto``.
+    """
+    if _mapped(command) is not None:
+        raise ConfigError(
+            f"{command.subject} is no image: there is nothing to estimate",
+            hint="leave --dry-run out",
+        )
+    used = _transform(command)
+    image, grid = _image_and_grid(command, used)
+    return {"apply": estimate_apply(used, image, grid, command.options).to_json()}
+
+
+def _transform(command: ApplyCommand) -> Transform:
     forward = read_transform(command.transform)
-    used = forward if command.direction == "lm-to-em" else forward.inverse()
-    if command.subject.lower().endswith(TABLES):
-        write_points(apply_to_points(used, read_points(command.subject)), command.out)
-        return
-    _apply_image(command, used, progress)
+    return forward if command.direction == "lm-to-em" else forward.inverse()
 
 
-def _apply_image(command: ApplyCommand, used: Transform, progress: Progress | None) -> None:
+def _mapped(command: ApplyCommand) -> Callable[[Transform], None] | None:
+    """Return what maps a subject that is made of points; None for an image."""
+    subject, out, unit = command.subject, command.out, command.unit
+
+    def points(used: Transform) -> None:
+        write_points(apply_to_points(used, read_points(subject, unit=unit)), out)
+
+    def mesh(used: Transform) -> None:
+        length = unit or "nm"
+        write_mesh(apply_to_mesh(used, read_mesh(subject, unit=length)), out, unit=length)
+
+    def skeleton(used: Transform) -> None:
+        length = unit or "um"
+        write_skeleton(apply_to_skeleton(used, read_skeleton(subject, unit=length)), out)
+
+    kinds = {TABLES: points, MESHES: mesh, SKELETONS: skeleton}
+    return next((work for suffixes, work in kinds.items() if command.kind in suffixes), None)
+
+
+def _image_and_grid(command: ApplyCommand, used: Transform) -> tuple[Volume, Grid]:
     if command.onto is None:
         raise ConfigError("an image needs a grid to be resampled onto", hint="add --onto IMAGE")
     opener = open_labels if command.labels else open_volume
     image = opener(command.subject, frame=used.target)
     grid = open_volume(command.onto, frame=used.source).grid
-    out = command.out
-    if out.suffix.lower() not in (".tif", ".tiff"):
-        apply_to_image(used, image, grid, out, progress=progress)
+    return image, grid if command.spacing_nm is None else grid.with_spacing(command.spacing_nm)
+
+
+def _apply_image(command: ApplyCommand, used: Transform, progress: Progress | None) -> None:
+    image, grid = _image_and_grid(command, used)
+    out, options = command.out, command.options
+    if out.suffix.lower() == ".n5":
+        options = replace(options, format="n5")
+    if out.suffix.lower() not in TIFFS:
+        apply_to_image(used, image, grid, out, options, progress=progress)
         return
     beside = out.with_name(f".{out.name}.zarr")
-    write_tiff(out, apply_to_image(used, image, grid, beside, progress=progress))
+    write_tiff(out, apply_to_image(used, image, grid, beside, options, progress=progress))
     remove(beside)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Progress, run
+from clemreg.blocks.run import Ledger, Progress, run
 from clemreg.errors import FrameError, GridError
+from clemreg.io.atomic import partial_path, remove
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
 from clemreg.io.writer import Format
-from clemreg.space.grid import Box, Grid
-from clemreg.space.resample import sample_array
+from clemreg.register.positions import TOLERANCE_VOXELS, Positions
+from clemreg.space.grid import Box, Grid, Shape
 from clemreg.space.transform import FloatArray, Transform
 from clemreg.volume import Labels, Volume
 
-BLOCK = (64, 128, 128)
+BLOCK: Shape = (64, 128, 128)
+SOURCE_VOXELS = 32_000_000
+"""Most voxels of the image that are in memory for one block."""
 
 
 def apply_to_points(transform: Transform, points_nm: ArrayLike) -> FloatArray:
@@ -46,39 +51,87 @@ def warp_block(transform: Transform, image: Volume, grid: Grid) -> NDArray[np.ge
     FrameError
         Grid, transform and image do not meet.
     """
-    _check(transform, image, grid)
-    points = transform(grid.points_nm().reshape(-1, 3))
-    count = len(image.channels) or 1
-    is_labels = isinstance(image, Labels)
-    result = np.zeros((count, *grid.shape), image.dtype)
-    index = image.grid.to_index(points)
-    low = np.maximum(0, np.floor(index.min(axis=0)).astype(int) - 1)
-    high = np.minimum(image.shape, np.ceil(index.max(axis=0)).astype(int) + 2)
-    if (high > low).all():
-        box = Box(tuple(int(v) for v in low), tuple(int(v) for v in high))  # type: ignore[arg-type]
-        part = image.read(box)
-        inside = image.grid.contains(points)
+    check_frames(transform, image, grid)
+    return warp_box(Positions(transform, grid, image.grid), image, grid.box)
+
+
+def warp_box(positions: Positions, image: Volume, box: Box) -> NDArray[np.generic]:
+    """Resample an image onto some voxels of a grid.
+
+    The part of the image that is read at a time is bounded: a box that maps to more is cut.
+
+    Parameters
+    ----------
+    positions
+        Where the voxels of the grid lie in the image.
+    box
+        Voxels of the grid to resample.
+    """
+    index = positions(box)
+    source = source_box(index, image.shape)
+    if source.size > SOURCE_VOXELS and box.size > 1:
+        axis = int(np.argmax(box.shape))
+        halves = _halves(box, axis)
+        parts = [warp_box(positions, image, half) for half in halves]
+        return np.concatenate(parts, axis=axis - 3)
+    result = np.zeros((len(image.channels) or 1, *box.shape), image.dtype)
+    if source.size:
+        part = image.read(source)
+        outside = _outside(index, image.shape)
+        index -= np.reshape(source.start, (3, 1, 1, 1))
         for c, pixels in enumerate(part if image.channels else part[None]):
-            values = sample_array(
-                pixels, image.grid.crop(box), points[inside], order=0 if is_labels else 1
-            )
-            if image.dtype.kind in "iu" and not is_labels:
-                values = np.rint(values)
-            result[c].reshape(-1)[inside] = values.astype(image.dtype)
+            result[c] = _sample(pixels, index, isinstance(image, Labels))
+        result[:, outside] = 0
     return result if image.channels else result[0]
+
+
+def source_box(index: FloatArray, shape: tuple[int, ...]) -> Box:
+    """Voxels of an image of that shape that indices (3, ...) need for interpolation."""
+    flat = index.reshape(3, -1)
+    low = np.maximum(0, np.floor(flat.min(axis=1)).astype(int) - 1)
+    high = np.minimum(shape, np.ceil(flat.max(axis=1)).astype(int) + 2)
+    return Box(tuple(low), tuple(np.maximum(low, high)))
+
+
+def _halves(box: Box, axis: int) -> tuple[Box, Box]:
+    middle = (box.start[axis] + box.stop[axis]) // 2
+    stop, start = list(box.stop), list(box.start)
+    stop[axis] = start[axis] = middle
+    return Box(box.start, tuple(stop)), Box(tuple(start), box.stop)  # type: ignore[arg-type]
+
+
+def _outside(index: FloatArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """Tell which indices (3, z, y, x) are more than half a voxel off the image."""
+    outside = np.zeros(index.shape[1:], dtype=bool)
+    for axis, n in zip(index, shape, strict=True):
+        outside |= (axis < -0.5) | (axis > n - 0.5)
+    return outside
+
+
+def _sample(pixels: NDArray[Any], index: FloatArray, labels: bool) -> NDArray[Any]:
+    """Interpolate (z, y, x) at indices (3, z, y, x); beyond the edge the edge value holds."""
+    from scipy.ndimage import map_coordinates
+
+    if labels:
+        nearest = np.floor(index + 0.5).astype(np.intp)
+        return np.asarray(
+            pixels[tuple(np.clip(i, 0, n - 1) for i, n in zip(nearest, pixels.shape, strict=True))]
+        )
+    work = np.float64 if pixels.dtype.itemsize > 2 and pixels.dtype != np.float32 else np.float32
+    values = map_coordinates(pixels, index, order=1, mode="nearest", output=work, prefilter=False)
+    return np.asarray(np.rint(values) if pixels.dtype.kind in "iu" else values)
 
 
 @dataclass(frozen=True)
 class _WarpedArray:
     """Resampled when a block is asked for."""
 
-    transform: Transform
+    positions: Positions
     image: Volume
-    grid: Grid
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.grid.shape
+        return self.positions.onto.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -87,7 +140,7 @@ class _WarpedArray:
     def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[np.generic]:
         bounds = [k.indices(n) for k, n in zip(key, self.shape, strict=True)]
         box = Box(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds))  # type: ignore[arg-type]
-        return warp_block(self.transform, self.image, self.grid.crop(box))
+        return warp_box(self.positions, self.image, box)
 
 
 def warped_volume(transform: Transform, image: Volume, onto: Grid) -> Volume:
@@ -98,8 +151,32 @@ def warped_volume(transform: Transform, image: Volume, onto: Grid) -> Volume:
     FrameError
         Grid, transform and image do not meet.
     """
-    _check(transform, image, onto)
-    return Volume(_WarpedArray(transform, image, onto), onto, name=f"warped {image.name}".strip())
+    check_frames(transform, image, onto)
+    array = _WarpedArray(Positions(transform, onto, image.grid), image)
+    return Volume(array, onto, name=f"warped {image.name}".strip())
+
+
+@dataclass(frozen=True)
+class ApplyOptions:
+    """How an image is resampled and stored.
+
+    Attributes
+    ----------
+    format
+        ``"zarr"``, ``"zarr2"`` or ``"n5"``.
+    block
+        Voxels per block of the output, zyx; multiples of the 64-voxel chunks.
+    workers
+        Threads.
+    tolerance_voxels
+        Largest error of a position, in voxels of the image; 0 evaluates the transform at every
+        voxel.
+    """
+
+    format: Format = "zarr"
+    block: Shape = BLOCK
+    workers: int = 1
+    tolerance_voxels: float = TOLERANCE_VOXELS
 
 
 def apply_to_image(
@@ -107,11 +184,13 @@ def apply_to_image(
     image: Volume,
     onto: Grid,
     out: Path,
+    options: ApplyOptions | None = None,
     *,
-    format: Format = "zarr",  # noqa: A002
     progress: Progress | None = None,
 ) -> Volume:
     """Resample an image onto a grid, block by block, and write it.
+
+    A killed run goes on with the blocks that are missing.
 
     Parameters
     ----------
@@ -130,17 +209,39 @@ def apply_to_image(
     Volume
         What was written.
     """
-    _check(transform, image, onto)
-    options = WriteOptions(labels=isinstance(image, Labels))
+    check_frames(transform, image, onto)
+    options = options or ApplyOptions(block=BLOCK)
+    positions = Positions(transform, onto, image.grid, options.tolerance_voxels)
+    is_labels = isinstance(image, Labels)
+    ledger_path = out.with_name(f".{out.name}.ledger")
+    if not partial_path(out).exists():
+        remove(ledger_path)
+    ledger = Ledger(ledger_path, _job(transform, image, onto, options))
     with create_volume(
-        out, onto, image.dtype, format=format, channels=image.channels, options=options
+        out,
+        onto,
+        image.dtype,
+        format=options.format,
+        channels=image.channels,
+        options=WriteOptions(labels=is_labels, resume=True),
     ) as writer:
 
         def work(block: Block) -> None:
-            writer[block.core] = warp_block(transform, image, onto.crop(block.core))
+            writer[block.core] = warp_box(positions, image, block.core)
 
-        run(work, plan_blocks(onto.shape, BLOCK), progress=progress)
+        blocks = plan_blocks(onto.shape, options.block)
+        run(work, blocks, ledger=ledger, workers=options.workers, progress=progress)
+    remove(ledger_path)
     return open_volume(out, frame=onto.frame)
+
+
+def _job(transform: Transform, image: Volume, onto: Grid, options: ApplyOptions) -> str:
+    """Text that says what is resampled how; the transform by where it sends a few points."""
+    corner, far = onto.to_world((0, 0, 0)), onto.to_world(onto.shape)
+    axes = np.linspace(0.02, 0.98, 7)
+    points = corner + np.array(list(itertools.product(axes, repeat=3))) * (far - corner)
+    print_ = hashlib.sha256(np.round(transform(points), 3).tobytes()).hexdigest()[:16]
+    return f"apply {print_} {image.name} {image.dtype} {image.grid} {onto} {options}"
 
 
 def covering_box(transform: Transform, image: Grid, onto: Grid, margin_nm: float = 0.0) -> Box:
@@ -177,7 +278,8 @@ def covering_box(transform: Transform, image: Grid, onto: Grid, margin_nm: float
     return box.clip(onto.shape)
 
 
-def _check(transform: Transform, image: Volume, onto: Grid) -> None:
+def check_frames(transform: Transform, image: Volume, onto: Grid) -> None:
+    """Raise FrameError unless the transform leads from the grid's frame to the image's."""
     if onto.frame != transform.source or image.grid.frame != transform.target:
         raise FrameError(
             f"cannot bring an image of frame {image.grid.frame!r} onto a grid of frame "

@@ -1,0 +1,136 @@
+"""Resample a volume through affine and B-spline: clemreg, transformix and scipy, on one machine.
+
+Each runs in a process of its own; the memory is what it adds to its peak. Throughput is in
+gigavoxels of output per minute, the transform included, writing included for clemreg only.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from clemreg.io.elastix_files import write_elastix
+from clemreg.space import Affine, BSpline, Chain, Grid
+
+SPACING = (8.0, 8.0, 8.0)
+
+
+def make_transform(onto: Grid) -> Chain:
+    """Rotated and scaled by a little, then bent by 60 nm over 1 um, as real ones are."""
+    rng = np.random.default_rng(0)
+    angle = 0.1
+    linear = 1.02 * np.array(
+        [[1, 0, 0], [0, np.cos(angle), -np.sin(angle)], [0, np.sin(angle), np.cos(angle)]]
+    )
+    offset = onto.centre_nm - linear @ onto.centre_nm
+    control = 1000.0
+    count = np.ceil(onto.extent_nm * 1.3 / control).astype(int) + 5
+    origin = onto.centre_nm - control * (count - 1) / 2
+    bend = BSpline(rng.normal(scale=60, size=(3, *count)), origin, np.full(3, control), "lm", "em")
+    return Chain((Affine.from_linear(linear, offset, "lm", "lm"), bend))
+
+
+def make_pixels(shape: tuple[int, int, int]) -> np.ndarray:
+    """Smooth grey values, made slab by slab."""
+    z, y, x = (np.arange(n, dtype=np.float32) for n in shape)
+    plane = np.sin(y[:, None] / 9) * np.cos(x[None] / 11) * 60 + 128
+    out = np.empty(shape, np.uint8)
+    for k in range(shape[0]):
+        out[k] = plane + 50 * np.sin(z[k] / 7)
+    return out
+
+
+def clemreg(folder: Path, shape: tuple[int, int, int]) -> None:
+    from clemreg.io.volumes import open_volume
+    from clemreg.register.apply import ApplyOptions, apply_to_image
+
+    onto = Grid(shape, SPACING, (0.0, 0.0, 0.0), "lm")
+    image = open_volume(folder / "em.zarr", frame="em")
+    apply_to_image(make_transform(onto), image, onto, folder / "out.zarr", ApplyOptions(workers=2))
+
+
+def scipy(folder: Path, shape: tuple[int, int, int]) -> None:
+    from scipy.ndimage import map_coordinates
+
+    from clemreg.io.volumes import open_volume
+
+    onto = Grid(shape, SPACING, (0.0, 0.0, 0.0), "lm")
+    pixels = open_volume(folder / "em.zarr").read()
+    points = make_transform(onto)(onto.points_nm().reshape(-1, 3))
+    map_coordinates(pixels, onto.to_index(points).T, order=1, output=np.float32)
+
+
+def transformix(folder: Path, shape: tuple[int, int, int]) -> None:
+    import itk
+
+    from clemreg.io.volumes import open_volume
+
+    pixels = open_volume(folder / "em.zarr").read().astype(np.float32)
+    image = itk.image_from_array(pixels)
+    image.SetSpacing([s / 1e3 for s in SPACING])
+    parameters = itk.ParameterObject.New()
+    for name in sorted(folder.glob("TransformParameters.*.txt")):
+        parameters.AddParameterFile(str(name))
+    for k in range(parameters.GetNumberOfParameterMaps()):
+        parameters.SetParameter(k, "FinalBSplineInterpolationOrder", "1")
+        parameters.SetParameter(k, "Size", [str(n) for n in shape[::-1]])
+    itk.transformix_filter(image, parameters)
+
+
+def measured(work: Callable[..., None], folder: Path, shape: tuple[int, int, int]) -> list[float]:
+    """Seconds and added peak memory (GB) of a call in a fresh process."""
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_timed, (work, folder, shape))
+
+
+def _timed(work: Callable[..., None], folder: Path, shape: tuple[int, int, int]) -> list[float]:
+    import scipy.ndimage  # noqa: F401
+
+    from clemreg.io import volumes  # noqa: F401
+
+    if work is transformix:
+        import itk
+
+        itk.ParameterObject.New()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.perf_counter()
+    work(folder, shape)
+    seconds = time.perf_counter() - begin
+    return [seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e6]
+
+
+def main() -> None:
+    from clemreg.io.volumes import write_volume
+    from clemreg.volume import Volume
+
+    sizes = [int(n) for n in sys.argv[1:]] or [192, 320]
+    print("voxels        method       Gvoxel/min   seconds   peak GB")
+    for n in sizes:
+        shape = (n // 2, n, n)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            grid = Grid(shape, SPACING, (0.0, 0.0, 0.0), "em")
+            write_volume(folder / "em.zarr", Volume(make_pixels(shape), grid))
+            onto = grid.with_frame("lm")
+            write_elastix(make_transform(onto), folder, onto)
+            for work in (clemreg, scipy, transformix):
+                if work is not clemreg and n > 400:
+                    continue
+                seconds, peak = measured(work, folder, shape)
+                rate = grid.size / 1e9 / seconds * 60
+                print(
+                    f"{grid.size:11d}   {work.__name__:11s} {rate:10.3f} "
+                    f"{seconds:10.2f} {peak:9.2f}"
+                )
+
+
+if __name__ == "__main__":
+    main()

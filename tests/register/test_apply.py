@@ -1,0 +1,320 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from clemreg.cli.app import run_app
+from clemreg.errors import ConvergenceError, FormatError, FrameError
+from clemreg.io.meshes import Mesh, read_mesh, write_mesh
+from clemreg.io.points import read_points, write_points
+from clemreg.io.skeletons import Skeleton, read_skeleton, write_skeleton
+from clemreg.io.transforms import write_transform
+from clemreg.io.volumes import open_volume, write_volume
+from clemreg.register.apply import ApplyOptions, apply_to_image, warp_box, warped_volume
+from clemreg.register.estimate import estimate_apply
+from clemreg.register.positions import Positions
+from clemreg.register.shapes import apply_to_mesh
+from clemreg.space.bspline import BSpline
+from clemreg.space.grid import Box, Grid
+from clemreg.space.transform import Affine, Chain
+from clemreg.testing import random_affine
+from clemreg.volume import Labels, Volume
+
+LM = Grid((70, 83, 91), (10.5, 8.0, 8.0), (300.0, -200.0, 70.0), "lm")
+EM = Grid((150, 161, 172), (5.24, 6.0, 6.0), (-40.0, 25.0, 13.0), "em")
+BOXES = [(70, 83, 91), (64, 64, 64), (13, 50, 7)]
+
+
+def smooth_transform(seed=0, control_nm=(450.0, 380.0, 400.0)):
+    """Mirrored, sheared, rotated from the middle of the LM to that of the EM, then bent."""
+    rng = np.random.default_rng(seed)
+    linear = random_affine(rng, mirror=True).linear
+    offset = EM.centre_nm - linear @ LM.centre_nm
+    coefficients = rng.normal(scale=12, size=(3, 11, 11, 11))
+    bend = BSpline(coefficients, EM.centre_nm - 2000, np.array(control_nm), "em", "em")
+    return Chain((Affine.from_linear(linear, offset, "lm", "em"), bend))
+
+
+class Counted(Affine):
+    """Counts the points that are mapped."""
+
+    points = 0
+
+    def __call__(self, points_nm):
+        type(self).points += len(points_nm)
+        return super().__call__(points_nm)
+
+
+class Watched:
+    """An array that notes how much is read at a time."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.largest = 0
+
+    def __getitem__(self, key):
+        part = self.array[key]
+        self.largest = max(self.largest, part.size)
+        return part
+
+
+def em_pixels(dtype=np.uint8):
+    return np.random.default_rng(1).integers(1, 250, EM.shape).astype(dtype)
+
+
+def assembled(positions, image, block):
+    out = np.zeros(LM.shape, image.dtype)
+    for box in LM.box.tiles(block):
+        out[box.slices] = warp_box(positions, image, box)
+    return out
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_positions_are_within_the_tolerance_of_the_exact_ones(direction):
+    forward = smooth_transform()
+    arguments = (forward, LM, EM) if direction == "forward" else (forward.inverse(), EM, LM)
+    positions, exact = Positions(*arguments), Positions(*arguments, tolerance=0)
+    assert positions.step >= 4
+    assert exact.step == 0
+    box = Box((3, 5, 7), (40, 69, 70))
+    error = np.abs(positions(box) - exact(box))
+    assert 0 < error.max() < 1e-3
+    truth = arguments[2].to_index(arguments[0](arguments[1].points_nm(box).reshape(-1, 3)))
+    np.testing.assert_allclose(exact(box).reshape(3, -1).T, truth, atol=1e-8)
+
+
+def test_few_points_are_mapped():
+    Counted.points = 0
+    affine = smooth_transform().parts[0]
+    positions = Positions(Counted(affine.matrix, "lm", "em"), LM, EM)
+    assert positions.step == 32
+    Counted.points = 0
+    for box in LM.box.tiles((64, 64, 64)):
+        positions(box)
+    assert 0 < Counted.points < LM.size / 50
+
+
+def test_where_a_deformation_ends_every_voxel_is_mapped():
+    """ITK's B-spline jumps to zero at the border of its control grid."""
+    coefficients = np.full((3, 6, 6, 6), 40.0)
+    jump = BSpline(coefficients, LM.centre_nm - 200, np.full(3, 100.0), "lm", "em")
+    positions, exact = Positions(jump, LM, EM), Positions(jump, LM, EM, tolerance=0)
+    assert positions.step > 0
+    box = Box((0, 0, 0), LM.shape)
+    np.testing.assert_allclose(positions(box), exact(box), atol=1e-3)
+    moved = exact(box)[0] - EM.to_index(LM.points_nm())[..., 0]
+    assert {round(v) for v in np.unique(moved * 5.24)} == {0, 40}
+
+
+@pytest.mark.parametrize("kind", [Volume, Labels])
+def test_blocks_of_any_shape_give_the_same(kind):
+    transform = smooth_transform()
+    image = kind(em_pixels(np.uint16) * 300, EM)
+    positions = Positions(transform, LM, EM)
+    assert positions.step > 0
+    whole, *others = (assembled(positions, image, block) for block in BOXES)
+    assert (whole > 0).mean() > 0.3
+    for other in others:
+        np.testing.assert_array_equal(other, whole)
+    exact = assembled(Positions(transform, LM, EM, tolerance=0), image, BOXES[0])
+    assert (np.abs(whole - exact.astype(float)) > 500).mean() < (0.002 if kind is Labels else 1e-5)
+    lazily = warped_volume(transform, image, LM)
+    part = Box((10, 20, 30), (50, 60, 70))
+    if kind is Volume:
+        np.testing.assert_array_equal(lazily.read(part), whole[part.slices])
+
+
+def test_ties_do_not_depend_on_the_block():
+    """Half a voxel of shift: every nearest neighbour is a tie."""
+    em = Grid(LM.shape, LM.spacing_nm, LM.origin_nm, "em")
+    shift = Affine.translation(np.asarray(LM.spacing_nm) / 2, "lm", "em")
+    ids = np.random.default_rng(0).integers(0, 9, em.shape).astype(np.uint32) * 70_001
+    positions = Positions(shift, LM, em)
+    whole = assembled(positions, Labels(ids, em), LM.shape)
+    np.testing.assert_array_equal(whole[:-1, :-1, :-1], ids[1:, 1:, 1:])
+    np.testing.assert_array_equal(assembled(positions, Labels(ids, em), (9, 31, 40)), whole)
+
+
+def test_linear_interpolation_against_simpleitk():
+    affine = smooth_transform().parts[0]
+    pixels = em_pixels(np.float32)
+    moving = sitk.GetImageFromArray(pixels)
+    moving.SetSpacing(EM.spacing_nm[::-1])
+    moving.SetOrigin(EM.origin_nm[::-1])
+    itk = sitk.AffineTransform(3)
+    itk.SetMatrix(affine.linear[::-1, ::-1].ravel())
+    itk.SetTranslation(affine.offset_nm[::-1])
+    expected = sitk.GetArrayFromImage(
+        sitk.Resample(
+            moving, LM.shape[::-1], itk, sitk.sitkLinear, LM.origin_nm[::-1], LM.spacing_nm[::-1],
+            [1, 0, 0, 0, 1, 0, 0, 0, 1], 0.0,
+        )
+    )  # fmt: skip
+    found = assembled(Positions(affine, LM, EM), Volume(pixels, EM), (32, 40, 50))
+    inner = EM.to_index(affine(LM.points_nm().reshape(-1, 3))).reshape(*LM.shape, 3)
+    inner = ((inner > 0.01) & (inner < np.asarray(EM.shape) - 1.01)).all(axis=-1)
+    assert inner.mean() > 0.3
+    np.testing.assert_allclose(found[inner], expected[inner], atol=0.05)
+
+
+def test_reads_are_bounded_even_where_a_block_covers_all(monkeypatch):
+    coarse = Grid((10, 12, 14), (80.0, 80.0, 75.0), tuple(EM.origin_nm), "lm")
+    shift = Affine.identity("lm", "em")
+    watched = Watched(em_pixels())
+    whole = warp_box(Positions(shift, coarse, EM), Volume(watched, EM), coarse.box)
+    assert watched.largest > 0.8 * EM.size
+    watched.largest = 0
+    monkeypatch.setattr("clemreg.register.apply.SOURCE_VOXELS", 100_000)
+    cut = warp_box(Positions(shift, coarse, EM), Volume(watched, EM), coarse.box)
+    assert 0 < watched.largest <= 100_000
+    np.testing.assert_array_equal(cut, whole)
+
+
+def test_a_place_without_an_inverse_is_an_error_and_not_a_number():
+    fold = BSpline(
+        np.random.default_rng(0).normal(scale=900, size=(3, 9, 9, 9)),
+        EM.centre_nm - 900, np.full(3, 220.0), "lm", "em",
+    )  # fmt: skip
+    positions = Positions(fold.inverse(), EM, LM, tolerance=0)
+    with pytest.raises(ConvergenceError, match="no inverse"):
+        positions(Box((70, 70, 70), (78, 78, 78)))
+
+
+@pytest.mark.parametrize("name", ["o.zarr", "o.n5"])
+def test_a_killed_run_goes_on(tmp_path, name):
+    transform, image = smooth_transform(), Volume(em_pixels(), EM, name="em")
+    options = ApplyOptions("n5" if name.endswith("n5") else "zarr", block=(64, 64, 64))
+    seen = []
+
+    def stop(done, _total, _text):
+        seen.append(done)
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply_to_image(transform, image, LM, tmp_path / name, options, progress=stop)
+    assert not (tmp_path / name).exists()
+    other = smooth_transform(seed=9)
+    with pytest.raises(FormatError, match="belongs to another job"):
+        apply_to_image(other, image, LM, tmp_path / name, options)
+    out = apply_to_image(
+        transform, image, LM, tmp_path / name, options, progress=lambda n, *_: seen.append(n)
+    )
+    assert seen == list(range(1, 9))
+    expected = assembled(Positions(transform, LM, EM), image, LM.shape)
+    np.testing.assert_array_equal(out.read(), expected)
+    assert out.grid.spacing_nm == LM.spacing_nm
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+
+
+def test_threads_give_the_same(tmp_path):
+    transform, image = smooth_transform(), Volume(em_pixels(), EM)
+    out = apply_to_image(
+        transform, image, LM, tmp_path / "o.zarr", ApplyOptions(block=(64, 64, 64), workers=3)
+    )
+    expected = assembled(Positions(transform, LM, EM), image, LM.shape)
+    np.testing.assert_array_equal(out.read(), expected)
+
+
+def test_estimate_of_a_hundred_gigavoxels_is_quick_and_counts_right():
+    onto = Grid((4000, 5000, 5000), (8.0, 8.0, 8.0), (0.0, 0.0, 0.0), "em")
+    pixels = np.broadcast_to(np.uint16(7), (2100, 2600, 2700))
+    image = Volume(pixels, Grid(pixels.shape, (16.0, 16.0, 16.0), (-50.0,) * 3, "lm"))
+    found = estimate_apply(Affine.identity("em", "lm"), image, onto, ApplyOptions(workers=2))
+    assert found.blocks == 63 * 40 * 40
+    assert found.voxels == 10**11
+    assert found.output_bytes == 2 * 10**11
+    # Each block of 64 x 128 x 128 reads half as many voxels along each axis, and an edge.
+    assert found.input_bytes == pytest.approx(2 * 63 * 40 * 40 * 35 * 67 * 67, rel=0.1)
+    assert found.block_bytes < 100e6
+    assert 60 < found.seconds < 1e6
+    with pytest.raises(FrameError, match="inverse"):
+        estimate_apply(Affine.identity("lm", "em"), image, onto)
+
+
+# -- meshes, skeletons, points --------------------------------------------------------------------
+
+
+def tetrahedron():
+    """A corner, right way out: its volume is 100 * 50 * 20 / 6 nm^3."""
+    vertices = np.array([[0.0, 0, 0], [0, 0, 100], [0, 50, 0], [20, 0, 0]]) + EM.centre_nm
+    return Mesh(vertices, np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]]))
+
+
+def test_a_mirrored_mesh_stays_right_way_out():
+    mesh = tetrahedron()
+    assert mesh.volume_nm3() == pytest.approx(100 * 50 * 20 / 6)
+    for seed, mirror in ((0, False), (1, True)):
+        move = random_affine(np.random.default_rng(seed), "em", "lm", mirror=mirror)
+        moved = apply_to_mesh(move, mesh)
+        expected = mesh.volume_nm3() * abs(np.linalg.det(move.linear))
+        assert moved.volume_nm3() == pytest.approx(expected)
+        np.testing.assert_allclose(moved.vertices_nm, move(mesh.vertices_nm))
+
+
+@pytest.fixture
+def files(tmp_path):
+    transform = smooth_transform()
+    write_transform(transform, tmp_path / "t.json")
+    write_volume(tmp_path / "em.zarr", Volume(em_pixels(), EM))
+    write_volume(tmp_path / "lm.zarr", Volume(np.zeros(LM.shape, "u1"), LM))
+    return tmp_path, transform
+
+
+def test_command_maps_meshes_skeletons_and_points_both_ways(files):
+    folder, transform = files
+    mesh, points = tetrahedron(), tetrahedron().vertices_nm
+    write_mesh(mesh, folder / "m.obj", unit="um")
+    write_skeleton(Skeleton.of_lines([points], 10.0), folder / "s.swc")
+    write_points(points, folder / "p.csv")
+    t = str(folder / "t.json")
+
+    def apply(source, out, *more):
+        return run_app(["apply", t, str(folder / source), "--out", str(folder / out), *more])
+
+    back = transform.inverse()(points)
+    assert apply("m.obj", "m.ply", "--inverse", "--unit", "um") == 0
+    found = read_mesh(folder / "m.ply", unit="um")
+    np.testing.assert_allclose(found.vertices_nm, back, atol=1e-3)
+    assert found.volume_nm3() > 0
+    assert apply("s.swc", "s.nml", "--inverse") == 0
+    np.testing.assert_allclose(read_skeleton(folder / "s.nml").nodes_nm, back, atol=1e-3)
+    scale = np.cbrt(np.abs(transform.determinant(back)))
+    np.testing.assert_allclose(read_skeleton(folder / "s.nml").radius_nm, 10 / scale, rtol=1e-4)
+    assert apply("p.csv", "q.csv", "--inverse") == 0
+    np.testing.assert_allclose(read_points(folder / "q.csv"), back, atol=1e-3)
+    assert apply("q.csv", "r.csv") == 0
+    np.testing.assert_allclose(read_points(folder / "r.csv"), points, atol=1e-3)
+
+
+def test_command_resamples_onto_any_spacing_and_into_n5(files):
+    folder, transform = files
+    arguments = ["apply", str(folder / "t.json"), str(folder / "em.zarr")]
+    onto = ["--onto", str(folder / "lm.zarr"), "--spacing", "20, 18, 25 nm"]
+    out = folder / "o.n5"
+    assert run_app([*arguments, *onto, "--out", str(out), "--workers", "2"]) == 0
+    found = open_volume(out)
+    assert found.grid.spacing_nm == (25.0, 18.0, 20.0)
+    grid = LM.with_spacing((25.0, 18.0, 20.0))
+    expected = warp_box(Positions(transform, grid, EM), Volume(em_pixels(), EM), grid.box)
+    np.testing.assert_array_equal(found.read(), expected)
+    smooth = folder / "lab.zarr"
+    assert run_app([*arguments, *onto, "--out", str(smooth), "--labels", "--tolerance", "0"]) == 0
+    assert set(np.unique(open_volume(smooth).read())) <= set(range(250))
+
+
+def test_dry_run_prints_and_writes_json_but_no_volume(files, capsys):
+    folder, _ = files
+    arguments = ["apply", str(folder / "t.json"), str(folder / "em.zarr"), "--dry-run"]
+    arguments += ["--out", str(folder / "o.zarr"), "--json", str(folder / "d.json")]
+    assert run_app([*arguments, "--onto", str(folder / "lm.zarr")]) == 0
+    assert "output_bytes" in capsys.readouterr().out
+    report = json.loads((folder / "d.json").read_text())["apply"]
+    assert report["voxels"] == LM.size
+    assert not (folder / "o.zarr").exists()
+    write_points(np.zeros((1, 3)), folder / "p.csv")
+    assert run_app([*arguments[:2], str(folder / "p.csv"), *arguments[3:]]) == 1
+    assert "nothing to estimate" in capsys.readouterr().err
