@@ -10,6 +10,11 @@ from typing import Any, Literal
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import remove
+from clemreg.io.localisations import (
+    looks_like_localisations,
+    read_localisations,
+    write_localisations,
+)
 from clemreg.io.meshes import read_mesh, write_mesh
 from clemreg.io.points import read_points, write_points
 from clemreg.io.skeletons import read_skeleton, write_skeleton
@@ -17,6 +22,7 @@ from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_labels, open_volume, write_tiff
 from clemreg.register.apply import ApplyOptions, apply_to_image, apply_to_points
 from clemreg.register.estimate import estimate_apply
+from clemreg.register.render import apply_to_localisations
 from clemreg.register.shapes import apply_to_mesh, apply_to_skeleton
 from clemreg.space.grid import Grid, Triple
 from clemreg.space.transform import Transform
@@ -117,6 +123,9 @@ def _mapped(command: ApplyCommand) -> Callable[[Transform], None] | None:
     subject, out, unit = command.subject, command.out, command.unit
 
     def points(used: Transform) -> None:
+        if looks_like_localisations(subject):
+            write_localisations(apply_to_localisations(used, read_localisations(subject)), out)
+            return
         write_points(apply_to_points(used, read_points(subject, unit=unit)), out)
 
     def mesh(used: Transform) -> None:

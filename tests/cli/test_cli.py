@@ -22,7 +22,7 @@ COMMANDS = [
     "export ecclem", "export neuroglancer", "model import", "model export", "ab start", "ab read",
     "results import", "results export", "results best", "results converged", "results compare",
     "results report", "refine", "refine-scan", "measure", "contacts", "interactions",
-    "skeletonize", "planarity", "mesh", "holdout", "ribosomes", "microtubules",
+    "skeletonize", "planarity", "mesh", "holdout", "ribosomes", "microtubules", "render",
 ]  # fmt: skip
 LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (10.0, 20.0, 30.0), "lm")
 

@@ -1,0 +1,68 @@
+"""``clemreg render``: localisation tables to a light volume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Attach the command."""
+    parent.command()(render)
+
+
+def render(
+    tables: Annotated[
+        list[str],
+        typer.Argument(metavar="[NAME=]TABLE...", help="Localisation tables, one a channel."),
+    ],
+    out: Annotated[Path, typer.Option(help="Output OME-Zarr.")],
+    spacing: Annotated[str | None, typer.Option(help='Voxel size "x, y, z unit".')] = None,
+    onto: Annotated[str | None, typer.Option(help="Image whose grid is taken.")] = None,
+    pixel_size: Annotated[
+        str | None, typer.Option(help='Camera pixel, for tables in pixels: "133 nm".')
+    ] = None,
+    shift: Annotated[
+        list[str] | None, typer.Option(help='Chromatic shift to add: NAME="x, y, z nm"; repeat.')
+    ] = None,
+    max_precision: Annotated[float, typer.Option(help="Leave out less precise ones, nm.")] = float(
+        "inf"
+    ),
+    min_photons: Annotated[float, typer.Option(help="Leave out dimmer ones.")] = 0,
+    min_neighbours: Annotated[
+        int, typer.Option(help="Background: leave out those with fewer others nearby.")
+    ] = 0,
+    radius: Annotated[float, typer.Option(help="How near, nm.")] = 100,
+    blur: Annotated[float, typer.Option(help="Further blur, nm (standard deviation).")] = 0,
+    json: JsonOption = None,
+) -> None:
+    """Draw localisations as Gaussians of their own precision; every one counts as 1."""
+    from clemreg.pipeline.render import RenderCommand, render_files
+    from clemreg.register.render import RenderOptions
+    from clemreg.units import parse_length_nm, parse_xyz_nm
+
+    named = [_named(text) for text in tables]
+    command = RenderCommand(
+        dict(named),
+        out,
+        parse_xyz_nm(spacing) if spacing else None,
+        onto,
+        parse_length_nm(pixel_size) if pixel_size else None,
+        {name: parse_xyz_nm(value) for name, value in map(_named, shift or ())},
+        RenderOptions(max_precision, min_photons, min_neighbours, radius, blur),
+    )
+    with progress_bar("render") as progress:
+        report = render_files(command, progress)
+    table(report)
+    write_json(json, report)
+    result(f"wrote {out}")
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Split NAME=VALUE; without a name, that of the file."""
+    name, equals, value = text.partition("=")
+    return (name, value) if equals else (Path(text).name.partition(".")[0], text)
