@@ -113,6 +113,45 @@ def compare(
     _answer("compare", report.to_json(), json)
 
 
+@app.command()
+def uncertainty(
+    transform: TransformOption,
+    landmarks: Annotated[Path, typer.Option(help="Landmark table (COSEM, BigWarp or clemreg).")],
+    rater: Annotated[str | None, typer.Option(help="Whose landmarks; default the first.")] = None,
+    second_rater: Annotated[
+        str | None, typer.Option(help="Another: the noise is estimated from the two.")
+    ] = None,
+    noise: Annotated[
+        str | None, typer.Option(help='Noise of a landmark "x, y, z unit", if it is known.')
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="Transform fitted to landmarks: rigid, similarity or affine.")
+    ] = "affine",
+    mask: MaskOption = None,
+    spacing: VoxelSizeOption = None,
+    grid_of: GridOption = None,
+    suggest: Annotated[int, typer.Option(help="Places where a landmark would help most.")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Write the error map here (.zarr).")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Predict the error of a fit to landmarks everywhere, and say where to add some."""
+    from clemreg.io.points import read_landmarks
+    from clemreg.io.transforms import read_transform
+    from clemreg.pipeline.uncertainty import UncertaintyCommand, predict_error
+
+    grid, inside = _where([transform], mask, spacing, grid_of)
+    command = UncertaintyCommand(
+        read_transform(transform),
+        read_landmarks(landmarks),
+        rater,
+        second_rater,
+        _offset_nm(noise) if noise else None,
+        model,  # type: ignore[arg-type]
+    )
+    report = predict_error(command, grid, inside, count=suggest, out=out)
+    _answer("uncertainty", report, json)
+
+
 def _answer(name: str, report: dict[str, Any], json: Path | None) -> None:
     """Print the figures without the long lists; write all of them."""
     table({name: {k: v for k, v in report.items() if k not in ("points", "histogram")}})
