@@ -69,6 +69,16 @@ def scipy(folder: Path, shape: tuple[int, int, int]) -> None:
 
 
 def transformix(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Interpolate linearly, as the others do."""
+    _transformix(folder, shape, "1")
+
+
+def cubic(folder: Path, shape: tuple[int, int, int]) -> None:
+    """Let transformix interpolate as it does by default."""
+    _transformix(folder, shape, "3")
+
+
+def _transformix(folder: Path, shape: tuple[int, int, int], order: str) -> None:
     import itk
 
     from clemreg.io.volumes import open_volume
@@ -80,7 +90,7 @@ def transformix(folder: Path, shape: tuple[int, int, int]) -> None:
     for name in sorted(folder.glob("TransformParameters.*.txt")):
         parameters.AddParameterFile(str(name))
     for k in range(parameters.GetNumberOfParameterMaps()):
-        parameters.SetParameter(k, "FinalBSplineInterpolationOrder", "1")
+        parameters.SetParameter(k, "FinalBSplineInterpolationOrder", order)
         parameters.SetParameter(k, "Size", [str(n) for n in shape[::-1]])
     itk.transformix_filter(image, parameters)
 
@@ -97,7 +107,7 @@ def _timed(work: Callable[..., None], folder: Path, shape: tuple[int, int, int])
 
     from clemreg.io import volumes  # noqa: F401
 
-    if work is transformix:
+    if work in (transformix, cubic):
         import itk
 
         itk.ParameterObject.New()
@@ -124,7 +134,7 @@ def main() -> None:
             write_volume(folder / "em.zarr", Volume(make_pixels(shape), grid))
             onto = grid.with_frame("lm")
             write_elastix(make_transform(onto), folder, onto)
-            for work in (clemreg, scipy, transformix):
+            for work in (clemreg, scipy, transformix, cubic):
                 if work is not clemreg and n > 300:
                     continue
                 seconds, cpu, peak = measured(work, folder, shape)

@@ -22,7 +22,8 @@ from clemreg.space.grid import Box, Grid, Shape
 from clemreg.space.transform import FloatArray, Transform
 from clemreg.volume import Labels, Volume
 
-BLOCK: Shape = (64, 128, 128)
+BLOCK: Shape = (128, 128, 256)
+"""Voxels of the result at a time: large, since chunks at its border are read again next door."""
 SOURCE_VOXELS = 32_000_000
 """Most voxels of the image that are in memory for one block."""
 
