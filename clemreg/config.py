@@ -91,8 +91,16 @@ class RegisterConfig(_Section):
         Point spread preset of the light microscope: ``"palm"``, ``"sim"`` or ``"confocal"``.
     psf_fwhm
         ``"x, y, z unit"`` full width at half maximum; overrides `psf`.
+    engine
+        ``"newton"``: Gauss-Newton steps; ``"elastix"``: the stages by elastix.
+    preset
+        elastix parameter maps of a published registration, for example ``"heinrich2021"``.
+    params
+        elastix parameter files instead, in order; relative to the configuration file.
     grid_spacing_um
         Final control point spacing of the B-spline in um.
+    bending_weight
+        Weight of the bending energy in um; more is stiffer.
     search
         ``"in-plane"``: any rotation about z, turns by 180 degrees and small tilts; ``"all"``: every
         axis permutation too.
@@ -108,7 +116,11 @@ class RegisterConfig(_Section):
 
     psf: Literal["palm", "sim", "confocal"] = "palm"
     psf_fwhm: XyzLength | None = None
+    engine: Literal["newton", "elastix"] = "newton"
+    preset: Literal["heinrich2021"] | None = None
+    params: tuple[str, ...] = ()
     grid_spacing_um: Annotated[float, Field(gt=0.1, lt=100)] | None = None
+    bending_weight: Annotated[float, Field(ge=0)] | None = None
     search: Literal["in-plane", "all"] = "in-plane"
     allow_mirror: bool = False
     seed: Annotated[int, Field(ge=0)] = 0

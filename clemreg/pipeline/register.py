@@ -2,18 +2,119 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.io.elastix_files import read_parameter_file
+from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
+from clemreg.register.elastix_keys import check_parameters
+from clemreg.register.engines import ElastixStages, NewtonStages, Stages
 from clemreg.register.features import PSF_SIGMA_NM, MovingOptions, prepare_fixed, prepare_moving
+from clemreg.register.guides import LANDMARK_USES, Guides, LandmarkUse
+from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import OrientationOptions
 from clemreg.register.registration import RegisterOptions, register
-from clemreg.register.stages import BSplineStage
+from clemreg.register.stages import preset_parameters
+from clemreg.space.grid import Grid
+from clemreg.space.landmarks import Landmarks
+from clemreg.space.resample import sample_array
+from clemreg.volume import Volume
+
+
+@dataclass(frozen=True)
+class StageChoice:
+    """How a person says what is to be run.
+
+    Attributes
+    ----------
+    engine
+        ``"newton"`` or ``"elastix"``.
+    preset
+        Name of published elastix parameter maps, or None.
+    params
+        elastix parameter files, in order.
+    grid_spacing_um, bending_weight
+        None leaves the default of the engine.
+    """
+
+    engine: str = "newton"
+    preset: str | None = None
+    params: tuple[Path, ...] = ()
+    grid_spacing_um: float | None = None
+    bending_weight: float | None = None
+
+    def stages(self) -> Stages:
+        """Return the stages.
+
+        Raises
+        ------
+        ConfigError
+            Engine or preset unknown, a parameter key misspelt, or choices that exclude each other.
+        """
+        if self.preset and self.params:
+            raise ConfigError("give a preset or parameter files, not both")
+        if self.preset or self.params:
+            return ElastixStages(parameters=self._parameters())
+        tuned = self._tuned()
+        if self.engine == "newton":
+            stages = NewtonStages()
+            return replace(stages, deformation=replace(stages.deformation, **tuned))
+        if self.engine == "elastix":
+            elastix = ElastixStages()
+            return replace(elastix, bspline=replace(elastix.bspline, **tuned))
+        raise ConfigError(f"no engine {self.engine!r}", hint="newton or elastix")
+
+    def _parameters(self) -> tuple[dict[str, tuple[str, ...]], ...]:
+        if self.grid_spacing_um is not None or self.bending_weight is not None:
+            raise ConfigError(
+                "grid spacing and bending weight stand in the elastix parameters",
+                hint="set them in the files, or leave out --preset and --params",
+            )
+        if self.preset:
+            return preset_parameters(self.preset)
+        maps = tuple(dict(read_parameter_file(path).values) for path in self.params)
+        for one in maps:
+            check_parameters(one)
+        return maps
+
+    def _tuned(self) -> dict[str, Any]:
+        tuned: dict[str, Any] = {}
+        if self.grid_spacing_um is not None:
+            tuned["grid_spacing_um"] = (self.grid_spacing_um,) * 3
+        if self.bending_weight is not None:
+            tuned["bending_weight"] = self.bending_weight
+        return tuned
+
+
+@dataclass(frozen=True)
+class GuideFiles:
+    """Files that guide the registration.
+
+    Attributes
+    ----------
+    also
+        ``"CHANNEL=EM_VOLUME"`` or ``"CHANNEL=EM_VOLUME@WEIGHT"``: further structures.
+    fixed_mask, moving_mask
+        Volumes, not 0 where the light volume or the EM can be trusted.
+    landmarks
+        Table of pairs; if some rows have the role ``fit``, only those are used.
+    uses
+        What the landmarks are for.
+    """
+
+    also: tuple[str, ...] = ()
+    fixed_mask: str | None = None
+    moving_mask: str | None = None
+    landmarks: Path | None = None
+    uses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -25,11 +126,19 @@ class RegisterCommand:
     out: Path
     channel: str | None = None
     psf: str = "palm"
-    search: str = "in-plane"
-    allow_mirror: bool = False
+    orientation: OrientationOptions = field(default_factory=OrientationOptions)
     seed: int = 0
-    grid_spacing_um: float | None = None
-    params: tuple[Path, ...] = ()
+    stages: StageChoice = StageChoice()
+    guides: GuideFiles = GuideFiles()
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Prepared images and guides of a command."""
+
+    fixed: Volume
+    moving: Volume
+    guides: Guides
 
 
 def register_files(command: RegisterCommand, progress: Progress | None = None) -> dict[str, Any]:
@@ -38,31 +147,93 @@ def register_files(command: RegisterCommand, progress: Progress | None = None) -
     Raises
     ------
     ConfigError
-        The point spread is not known.
+        The point spread, engine or preset is not known.
     """
+    options = options_of(command)
+    ready = prepare_files(command)
+    result = register(ready.fixed, ready.moving, options, guides=ready.guides, progress=progress)
+    result.save(command.out, ready.fixed.grid)
+    return result.to_json()
+
+
+def options_of(command: RegisterCommand) -> RegisterOptions:
+    """Translate the command."""
+    return RegisterOptions(
+        orientation=command.orientation, stages=command.stages.stages(), seed=command.seed
+    )
+
+
+def prepare_files(command: RegisterCommand) -> Prepared:
+    """Open and prepare everything that the command names."""
     if command.psf not in PSF_SIGMA_NM:
         raise ConfigError(f"no point spread {command.psf!r}", hint=f"{', '.join(PSF_SIGMA_NM)}")
-    lm = open_volume(command.fixed, frame="lm")
-    if lm.channels:
-        wanted = command.channel or "0"
-        lm = lm.channel(int(wanted) if wanted.isdigit() else wanted)
-    moving = open_volume(command.moving, frame="em")
-    bspline = BSplineStage()
-    if command.grid_spacing_um is not None:
-        bspline = replace(bspline, grid_spacing_um=(command.grid_spacing_um,) * 3)
-    options = RegisterOptions(
-        orientation=OrientationOptions(
-            search=command.search,  # type: ignore[arg-type]
-            allow_mirror=command.allow_mirror,
-        ),
-        bspline=bspline,
-        seed=command.seed,
-        parameters=tuple(dict(read_parameter_file(path).values) for path in command.params),
-    )
     psf = MovingOptions(psf_sigma_nm=PSF_SIGMA_NM[command.psf])
-    result = register(
-        prepare_fixed(lm), prepare_moving(moving, lm.grid.spacing_nm, psf), options,
-        progress=progress,
-    )  # fmt: skip
-    result.save(command.out, lm.grid)
-    return result.to_json()
+    lm = open_volume(command.fixed, frame="lm")
+    fixed = prepare_fixed(_channel(lm, command.channel or "0") if lm.channels else lm)
+    moving = prepare_moving(open_volume(command.moving, frame="em"), lm.grid.spacing_nm, psf)
+    files = command.guides
+    channels = tuple(_further(lm, text, psf) for text in files.also)
+    masks = Masks(_mask(files.fixed_mask, fixed.grid), _mask(files.moving_mask, moving.grid))
+    landmarks, uses = _landmarks(files)
+    return Prepared(fixed, moving, Guides(channels, masks, landmarks, uses))
+
+
+def _channel(lm: Volume, name: str) -> Volume:
+    return lm.channel(int(name) if name.isdigit() else name)
+
+
+def _further(lm: Volume, text: str, psf: MovingOptions) -> Channel:
+    name, equals, rest = text.partition("=")
+    path, at, weight = rest.rpartition("@")
+    if not equals or not rest:
+        raise ConfigError(f"--also {text!r} is not of the form CHANNEL=EM_VOLUME[@WEIGHT]")
+    try:
+        value = float(weight) if at else 1.0
+    except ValueError:
+        raise ConfigError(f"--also {text!r}: the weight {weight!r} is not a number") from None
+    if value <= 0:
+        raise ConfigError(f"--also {text!r}: the weight must be positive")
+    em = open_volume(path if at else rest, frame="em")
+    options = replace(psf, min_volume_nm3=0.0)
+    moving = prepare_moving(em, lm.grid.spacing_nm, options)
+    return Channel(prepare_fixed(_channel(lm, name)), moving, value)
+
+
+def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
+    """Read a mask onto a grid, nearest voxel."""
+    if path is None:
+        return None
+    volume = open_volume(path, frame=grid.frame)
+    if volume.channels:
+        volume = volume.channel(0)
+    planes = []
+    marked = volume.read() != 0
+    for z in range(grid.shape[0]):
+        plane = np.stack(
+            np.meshgrid([z], *(np.arange(n) for n in grid.shape[1:]), indexing="ij"), -1
+        )
+        points = grid.to_world(plane.reshape(-1, 3))
+        planes.append(sample_array(marked, volume.grid, points, order=0).reshape(grid.shape[1:]))
+    mask = np.stack(planes)
+    if not mask.any():
+        raise ConfigError(
+            f"{path}: the mask is empty where the image is", hint="check its voxel size and origin"
+        )
+    return mask
+
+
+def _landmarks(files: GuideFiles) -> tuple[Landmarks | None, tuple[LandmarkUse, ...]]:
+    unknown = [use for use in files.uses if use not in LANDMARK_USES]
+    if unknown:
+        raise ConfigError(
+            f"landmarks cannot be used for {unknown[0]!r}: {', '.join(LANDMARK_USES)}"
+        )
+    if files.landmarks is None:
+        if files.uses:
+            raise ConfigError("--use-landmarks needs --landmarks FILE")
+        return None, ()
+    table = read_landmarks(files.landmarks)
+    if "fit" in table.role:
+        table = table.select(role="fit")
+    uses: Mapping[str, LandmarkUse] = {use: use for use in LANDMARK_USES}
+    return table, tuple(uses[use] for use in files.uses) or ("metric",)

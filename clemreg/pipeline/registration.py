@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 
-from clemreg.config import RegisterConfig
+from clemreg.config import RegisterConfig, resolve
 from clemreg.io.atomic import atomic_path
 from clemreg.io.transforms import read_transform
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.features import open_prepared
+from clemreg.pipeline.register import StageChoice
 from clemreg.register.apply import apply_to_image, covering_box
 from clemreg.register.orientation import OrientationOptions
 from clemreg.register.registration import RegisterOptions, register
-from clemreg.register.stages import BSplineStage
 from clemreg.space.transform import Affine, Transform
 from clemreg.volume import Volume
 
 
-def register_options(config: RegisterConfig) -> RegisterOptions:
-    """Translate the configuration."""
-    bspline = BSplineStage()
-    if config.grid_spacing_um is not None:
-        bspline = replace(bspline, grid_spacing_um=(config.grid_spacing_um,) * 3)
+def register_options(config: RegisterConfig, base: Path) -> RegisterOptions:
+    """Translate the configuration; relative paths start from `base`."""
+    choice = StageChoice(
+        config.engine,
+        config.preset,
+        tuple(Path(resolve(path, base)) for path in config.params),
+        config.grid_spacing_um,
+        config.bending_weight,
+    )
     return RegisterOptions(
         orientation=OrientationOptions(search=config.search, allow_mirror=config.allow_mirror),
-        bspline=bspline,
+        stages=choice.stages(),
         seed=config.seed,
         stability_seeds=config.stability_seeds,
         threads=config.threads,
@@ -43,7 +47,7 @@ def register_run(context: RunContext) -> None:
         result = register(
             fixed,
             moving,
-            register_options(context.config.register_),
+            register_options(context.config.register_, context.base),
             work_dir=folder / "elastix-runs",
             progress=progress,
         )

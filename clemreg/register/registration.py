@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,28 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import RegistrationError
 from clemreg.io.atomic import atomic_write_json
 from clemreg.io.elastix_files import write_elastix
 from clemreg.io.transforms import write_transform
-from clemreg.register.elastix import ElastixJob, run_elastix
-from clemreg.register.orientation import Orientation, OrientationOptions, search_orientation
-from clemreg.register.stages import (
-    AffineStage,
-    BSplineStage,
-    ParameterMap,
-    affine_parameters,
-    bspline_parameters,
+from clemreg.register.engines import (
+    ElastixStages,
+    NewtonStages,
+    Stages,
+    Task,
+    engine_for,
 )
+from clemreg.register.guides import Guides, corrected, start_from_landmarks
+from clemreg.register.matching import Channel, check_images, draw_samples
+from clemreg.register.orientation import Orientation, OrientationOptions, search_orientation
 from clemreg.space.grid import Grid
 from clemreg.space.resample import sample_array
-from clemreg.space.transform import Affine, Chain, FloatArray, Transform
+from clemreg.space.tps import ThinPlateSpline
+from clemreg.space.transform import Affine, Chain, Transform
 from clemreg.volume import Volume
 
 log = logging.getLogger(__name__)
 
 JACOBIAN_RANGE = (0.5, 2.0)
-STIFFER = 1.4
 MOST_TRIES = 3
 USUAL_SCALE = (0.7, 1.4)
 
@@ -50,25 +49,21 @@ class RegisterOptions:
     ----------
     orientation
         Search of the start pose.
-    affine, bspline
-        The two elastix stages.
+    stages
+        Affine and deformation, by Gauss-Newton or by elastix.
     seed
-        Seed of elastix's sampler.
+        Seed of the sampler.
     stability_seeds
         How many more times both stages are run, with other seeds.
     threads
         Threads; 0 means all cores.
-    parameters
-        elastix parameter maps instead of the two stages.
     """
 
     orientation: OrientationOptions = field(default_factory=OrientationOptions)
-    affine: AffineStage = field(default_factory=AffineStage)
-    bspline: BSplineStage = field(default_factory=BSplineStage)
+    stages: Stages = field(default_factory=NewtonStages)
     seed: int = 0
     stability_seeds: int = 0
     threads: int = 0
-    parameters: tuple[ParameterMap, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +81,13 @@ class RegistrationResult:
     scores
         Normalised correlation inside the EM: ``start``, ``affine``, ``final``.
     timings_s
-        Seconds of ``orientation``, ``elastix`` and ``stability``.
+        Seconds of ``orientation``, ``deformation`` and ``stability``.
     repeats
         The transforms found with other seeds.
     grid_spacing_um
         Control point spacing zyx that was used in the end.
+    attempts
+        Least and greatest local volume change of each try; the last one is the result.
     warnings
         Full sentences.
     """
@@ -102,6 +99,7 @@ class RegistrationResult:
     timings_s: dict[str, float]
     repeats: tuple[Transform, ...] = ()
     grid_spacing_um: tuple[float, float, float] | None = None
+    attempts: tuple[tuple[float, float], ...] = ()
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +121,10 @@ class RegistrationResult:
             },
             "scores": self.scores,
             "grid_spacing_um": self.grid_spacing_um,
+            "stiffened": {
+                "times": max(len(self.attempts) - 1, 0),
+                "volume_change": [list(a) for a in self.attempts],
+            },
             "timings_s": self.timings_s,
         }
 
@@ -132,7 +134,8 @@ class RegistrationResult:
         write_transform(self.orientation.affine, folder / "orientation.json")
         for number, repeat in enumerate(self.repeats):
             write_transform(repeat, folder / f"repeat-{number}.json")
-        write_elastix(self.transform, folder / "elastix", fixed_grid)
+        if _is_elastix(self.transform):
+            write_elastix(self.transform, folder / "elastix", fixed_grid)
         atomic_write_json(folder / "registration.json", self.to_json())
         write_transform(self.transform, folder / "transform.json")
 
@@ -142,6 +145,7 @@ def register(
     moving: Volume,
     options: RegisterOptions | None = None,
     *,
+    guides: Guides | None = None,
     work_dir: Path | None = None,
     progress: Progress | None = None,
 ) -> RegistrationResult:
@@ -153,30 +157,38 @@ def register(
         Light image and EM as the light microscope would see it (`clemreg.register.features`).
     options
         Defaults if None.
+    guides
+        Further channels, masks and landmarks.
     work_dir
         Where elastix's inputs and logs are kept; default: a folder that is removed.
 
     Raises
     ------
+    DataError
+        An image holds NaN, is flat or too thin.
     RegistrationError
-        No pose was found, or elastix failed.
+        No pose was found, or the optimisation failed.
     """
-    options = options or RegisterOptions()
+    options, guides = options or RegisterOptions(), guides or Guides()
+    channels = (Channel(fixed, moving), *guides.channels)
+    check_images(channels)
     tell = _teller(progress, 3 + options.stability_seeds)
     clock = _Clock()
     tell("searching the start pose")
-    pose_options = replace(options.orientation, threads=options.threads)
-    pose = search_orientation(fixed, moving, pose_options)
+    pose = _start(fixed, moving, options, guides)
     clock.lap("orientation")
     with _folder(work_dir) as folder:
-        finder = _Stages(fixed, moving, pose.affine, options, folder)
+        task = Task(channels, guides.masks, pose.affine, guides.metric, folder, options.threads)
         tell("affine and B-spline")
-        transform, stage = finder.find()
-        clock.lap("elastix")
+        finder = _Finder(task, options)
+        transform, stages = finder.find()
+        transform = corrected(transform, guides)
+        clock.lap("deformation")
         repeats = []
         for number in range(options.stability_seeds):
             tell(f"repeat {number + 1} with another seed")
-            repeats.append(finder.once(stage, options.seed + 1 + number))
+            again = finder.once(stages, options.seed + 1 + number)
+            repeats.append(corrected(again, guides))
         clock.lap("stability")
     affine = affine_of(transform)
     scores = {
@@ -192,102 +204,71 @@ def register(
         scores,
         clock.seconds,
         tuple(repeats),
-        None if options.parameters else stage.grid_spacing_um,
+        _grid_spacing(stages),
+        tuple(finder.attempts),
         (*finder.warnings, *scale_warnings(affine), *_score_warnings(scores)),
     )
 
 
-class _Stages:
-    """Runs both elastix stages, stiffer where the result is not plausible."""
+def _start(fixed: Volume, moving: Volume, options: RegisterOptions, guides: Guides) -> Orientation:
+    if guides.pose is not None:
+        return guides.pose
+    if guides.start is not None:
+        return start_from_landmarks(fixed, moving, guides.start)
+    return search_orientation(fixed, moving, replace(options.orientation, threads=options.threads))
 
-    def __init__(
-        self,
-        fixed: Volume,
-        moving: Volume,
-        start: Affine,
-        options: RegisterOptions,
-        folder: Path,
-    ) -> None:
-        self.fixed = fixed
-        self.moving = padded(moving)
-        self.start = start
-        self.options = options
-        self.folder = folder
-        self.mask = footprint(fixed.grid, moving.grid, start)
+
+def _grid_spacing(stages: Stages) -> tuple[float, float, float] | None:
+    if isinstance(stages, NewtonStages):
+        return stages.deformation.grid_spacing_um
+    return None if stages.parameters else stages.bspline.grid_spacing_um
+
+
+def _is_elastix(transform: Transform) -> bool:
+    """Whether it is made of what elastix's files can hold."""
+    parts = transform.parts if isinstance(transform, Chain) else (transform,)
+    return not any(isinstance(part, ThinPlateSpline) for part in parts)
+
+
+class _Finder:
+    """Runs the stages, stiffer where the result is not plausible."""
+
+    def __init__(self, task: Task, options: RegisterOptions) -> None:
+        self._task, self._options = task, options
+        self._engine = engine_for(task, options.stages)
+        self.attempts: list[tuple[float, float]] = []
         self.warnings: list[str] = []
-        self.runs = 0
 
-    def find(self) -> tuple[Transform, BSplineStage]:
-        """Find the transform; a fold or an implausible volume change widens the control grid."""
-        stage = self.options.bspline
-        for attempt in range(MOST_TRIES):
-            transform = self.once(stage, self.options.seed)
+    def find(self) -> tuple[Transform, Stages]:
+        """Find the transform; a fold or an implausible volume change makes it stiffer."""
+        tries = MOST_TRIES
+        if isinstance(self._options.stages, ElastixStages) and self._options.stages.parameters:
+            tries = 1
+        for attempt in range(tries):
+            stages = self._options.stages.stiffer(attempt) if attempt else self._options.stages
+            transform = self.once(stages, self._options.seed)
             low, high = self._volume_change(transform)
+            self.attempts.append((low, high))
             if JACOBIAN_RANGE[0] <= low and high <= JACOBIAN_RANGE[1]:
-                return transform, stage
+                return transform, stages
             log.warning("volume changes by %.2f to %.2f: stiffening", low, high)
-            if attempt < MOST_TRIES - 1 and not self.options.parameters:
-                z, y, x = (STIFFER * s for s in stage.grid_spacing_um)
-                stage = replace(stage, grid_spacing_um=(z, y, x))
         self.warnings.append(
-            f"Local volume still changes by {low:.2f} to {high:.2f} with control points "
-            f"{stage.grid_spacing_um[1]:.1f} um apart."
+            f"Local volume still changes by {low:.2f} to {high:.2f} after {tries - 1} times "
+            "stiffening."
         )
-        return transform, stage
+        return transform, stages
 
-    def once(self, stage: BSplineStage, seed: int) -> Transform:
-        """Run affine and B-spline once."""
-        spacing = self.fixed.grid.spacing_nm
-        parameters = self.options.parameters or (
-            affine_parameters(self.options.affine, spacing, seed),
-            bspline_parameters(stage, spacing, seed),
-        )
-        job = ElastixJob(self.fixed, self.moving, parameters, self.mask, self.start)
-        self.runs += 1
-        run = run_elastix(job, self.folder / f"run-{self.runs}", threads=self.options.threads)
-        return _merged(run.transform)
+    def once(self, stages: Stages, seed: int) -> Transform:
+        """Run affine and deformation once."""
+        return self._engine.find(stages, seed)
 
     def _volume_change(self, transform: Transform) -> tuple[float, float]:
-        points = _inside_points(self.fixed.grid, self.mask)
-        local = transform.determinant(points) / np.linalg.det(affine_of(transform).linear)
+        affine = affine_of(transform)
+        points = draw_samples(
+            np.random.default_rng(0), self._task.channels[0], self._task.masks, affine, 20_000, 0.0
+        )
+        local = transform.determinant(points) / np.linalg.det(affine.linear)
         return float(local.min()), float(local.max())
-
-
-def footprint(fixed: Grid, moving: Grid, start: Affine) -> NDArray[np.bool_]:
-    """LM voxels that the start pose puts into the imaged EM.
-
-    Samples elsewhere would be compared with material that was not imaged.
-
-    Raises
-    ------
-    RegistrationError
-        Hardly any voxel is left.
-    """
-    inside = np.zeros(fixed.shape, dtype=bool)
-    for z in range(fixed.shape[0]):
-        plane = np.stack(
-            np.meshgrid([z], *(np.arange(n) for n in fixed.shape[1:]), indexing="ij"), -1
-        )
-        points = fixed.to_world(plane.reshape(-1, 3))
-        inside[z] = moving.contains(start(points)).reshape(fixed.shape[1:])
-    if inside.mean() < 1e-3:
-        raise RegistrationError(
-            "the EM and the LM hardly overlap in the start pose",
-            hint="check voxel sizes and which volumes belong together",
-        )
-    return inside
-
-
-def padded(moving: Volume, margin_nm: float = 600.0) -> Volume:
-    """Add a rim of background to the moving image.
-
-    elastix leaves out samples that map outside the moving image, so that sliding off a thin slab
-    would cost nothing; over the rim it costs the lost correlation.
-    """
-    voxels = [math.ceil(margin_nm / s) for s in moving.grid.spacing_nm]
-    image = np.pad(moving.read(), [(n, n) for n in voxels])
-    z, y, x = voxels
-    return Volume(image, moving.grid.crop(moving.grid.box.grow((z, y, x))), name=moving.name)
 
 
 def correlation(fixed: Volume, moving: Volume, transform: Transform) -> float:
@@ -343,25 +324,6 @@ def _score_warnings(scores: dict[str, float]) -> list[str]:
             f"{scores['final']:.2f}: the optimisation lost the right place."
         ]
     return []
-
-
-def _merged(transform: Transform) -> Transform:
-    """Join neighbouring affines of a chain into one."""
-    parts = list(transform.parts if isinstance(transform, Chain) else (transform,))
-    joined: list[Transform] = [parts[0]]
-    for part in parts[1:]:
-        last = joined[-1]
-        if isinstance(last, Affine) and isinstance(part, Affine):
-            joined[-1] = last.then(part)
-        else:
-            joined.append(part)
-    return joined[0] if len(joined) == 1 else Chain(tuple(joined))
-
-
-def _inside_points(grid: Grid, mask: NDArray[np.bool_], most: int = 20_000) -> FloatArray:
-    index = np.argwhere(mask)
-    step = max(1, len(index) // most)
-    return grid.to_world(index[::step])
 
 
 def _folder(work_dir: Path | None) -> AbstractContextManager[Path]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from clemreg.errors import ConfigError
 
 ParameterMap = dict[str, tuple[str, ...]]
+PRESETS = ("heinrich2021",)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,62 @@ def bspline_parameters(stage: BSplineStage, spacing_nm: Sequence[float], seed: i
             "Metric1Weight": _texts([stage.bending_weight]),
         }
     return parameters
+
+
+def preset_parameters(name: str) -> tuple[ParameterMap, ...]:
+    """Parameter maps of a published registration.
+
+    ``heinrich2021``: the two maps with which the COS-7 cell was registered to PALM (Heinrich et
+    al., Nature 2021; `cosem-lm-em-registration`, ``COS7_20190930``), but that the affine starts
+    from the searched pose and not from the centres of gravity.
+
+    Raises
+    ------
+    ConfigError
+        There is no such preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"no preset {name!r}", hint=f"there are: {', '.join(PRESETS)}")
+    common: ParameterMap = {
+        "Registration": ("MultiResolutionRegistration",),
+        "FixedImageDimension": ("3",),
+        "MovingImageDimension": ("3",),
+        "FixedInternalImagePixelType": ("float",),
+        "MovingInternalImagePixelType": ("float",),
+        "UseDirectionCosines": ("true",),
+        "FixedImagePyramid": ("FixedRecursiveImagePyramid",),
+        "MovingImagePyramid": ("MovingRecursiveImagePyramid",),
+        "Interpolator": ("BSplineInterpolator",),
+        "BSplineInterpolationOrder": ("1",),
+        "ResampleInterpolator": ("FinalBSplineInterpolator",),
+        "FinalBSplineInterpolationOrder": ("3",),
+        "Resampler": ("DefaultResampler",),
+        "Metric": ("AdvancedNormalizedCorrelation",),
+        "Optimizer": ("AdaptiveStochasticGradientDescent",),
+        "HowToCombineTransforms": ("Compose",),
+        "ImageSampler": ("Random",),
+        "NumberOfSpatialSamples": ("2048",),
+        "NewSamplesEveryIteration": ("true",),
+        "ErodeMask": ("false",),
+        "DefaultPixelValue": ("0",),
+        "WriteResultImage": ("false",),
+    }
+    affine = common | {
+        "Transform": ("AffineTransform",),
+        "AutomaticTransformInitialization": ("false",),
+        "Scales": ("1000.0",),
+        "NumberOfResolutions": ("5",),
+        "ImagePyramidSchedule": _texts([f for f in (16, 8, 4, 2, 1) for _ in range(3)]),
+        "MaximumNumberOfIterations": ("4000", "2000", "1000", "200", "10"),
+        "MaximumStepLength": ("0.3",),
+    }
+    elastic = common | {
+        "Transform": ("BSplineTransform",),
+        "NumberOfResolutions": ("4",),
+        "MaximumNumberOfIterations": ("500",),
+        "FinalGridSpacingInVoxels": ("16",),
+    }
+    return affine, elastic
 
 
 def pyramid_schedule(shrink: Sequence[int], spacing_nm: Sequence[float]) -> tuple[str, ...]:

@@ -1,0 +1,114 @@
+"""What a registration may be told besides its two images: channels, masks, landmarks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from clemreg.errors import DataError
+from clemreg.register.matching import Channel, Masks
+from clemreg.register.orientation import Orientation
+from clemreg.space.fits import fit_affine, fit_rigid
+from clemreg.space.landmarks import Landmarks
+from clemreg.space.tps import ThinPlateSpline
+from clemreg.space.transform import Transform
+from clemreg.volume import Volume
+
+LandmarkUse = Literal["start", "metric", "correction"]
+LANDMARK_USES: tuple[LandmarkUse, ...] = ("start", "metric", "correction")
+_AFFINE_FROM = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Guides:
+    """Further channels, masks, and landmarks with their use.
+
+    Attributes
+    ----------
+    channels
+        Besides the first: more structures seen by both microscopes, with weights.
+    masks
+        Where the images can be trusted.
+    landmarks
+        Pairs that may be fitted; they say nothing about accuracy afterwards.
+    uses
+        ``"start"``: start pose instead of the search (3 or more); ``"metric"``: they pull on the
+        deformation; ``"correction"``: a thin-plate spline at the end brings them together exactly.
+    pose
+        Start pose that is known already; then nothing is searched.
+
+    Raises
+    ------
+    DataError
+        Too few landmarks for their use.
+    """
+
+    channels: tuple[Channel, ...] = ()
+    masks: Masks = field(default_factory=Masks)
+    landmarks: Landmarks | None = None
+    uses: tuple[LandmarkUse, ...] = ()
+    pose: Orientation | None = None
+
+    def __post_init__(self) -> None:
+        if not self.uses:
+            return
+        found = 0 if self.landmarks is None else len(set(self.landmarks.usable.names))
+        least = 4 if "correction" in self.uses else 3 if "start" in self.uses else 1
+        if found < least:
+            raise DataError(
+                f"{found} landmarks are too few for {', '.join(self.uses)}",
+                hint=f"give {least} or more with both sides set",
+            )
+
+    @property
+    def start(self) -> Landmarks | None:
+        """Landmarks that give the start pose."""
+        return self._for("start")
+
+    @property
+    def metric(self) -> Landmarks | None:
+        """Landmarks that pull on the deformation."""
+        return self._for("metric")
+
+    @property
+    def correction(self) -> Landmarks | None:
+        """Landmarks that the end result passes through."""
+        return self._for("correction")
+
+    def _for(self, use: LandmarkUse) -> Landmarks | None:
+        if use not in self.uses or self.landmarks is None:
+            return None
+        return _mean_over_raters(self.landmarks.usable)
+
+
+def start_from_landmarks(fixed: Volume, moving: Volume, landmarks: Landmarks) -> Orientation:
+    """Start pose from pairs of points: rigid, or affine from 10 pairs on.
+
+    Nothing was searched, so there is no score and no runner-up.
+    """
+    fit = fit_affine if len(landmarks.names) >= _AFFINE_FROM else fit_rigid
+    affine = fit(landmarks.lm_nm, landmarks.em_nm, fixed.grid.frame, moving.grid.frame)
+    return Orientation(affine, math.nan, math.nan, math.nan, affine.is_mirrored, math.nan)
+
+
+def corrected(transform: Transform, guides: Guides) -> Transform:
+    """Append a thin-plate spline of the EM frame that closes the gap at each landmark."""
+    landmarks = guides.correction
+    if landmarks is None:
+        return transform
+    there = transform(landmarks.lm_nm)
+    if float(np.abs(there - landmarks.em_nm).max()) < 1e-6:
+        return transform
+    frame = transform.target
+    return transform.then(ThinPlateSpline(there, landmarks.em_nm, frame, frame))
+
+
+def _mean_over_raters(landmarks: Landmarks) -> Landmarks:
+    names = tuple(dict.fromkeys(landmarks.names))
+    rows = [[i for i, n in enumerate(landmarks.names) if n == name] for name in names]
+    lm_nm = np.stack([landmarks.lm_nm[r].mean(axis=0) for r in rows])
+    em_nm = np.stack([landmarks.em_nm[r].mean(axis=0) for r in rows])
+    return Landmarks(names, lm_nm, em_nm)

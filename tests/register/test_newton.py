@@ -1,0 +1,415 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.interpolate import BSpline as ScipyBSpline
+
+from clemreg.errors import ConfigError, DataError, RegistrationError
+from clemreg.register.elastix_keys import check_parameters
+from clemreg.register.engines import NewtonStages
+from clemreg.register.features import prepare_fixed, prepare_moving
+from clemreg.register.guides import Guides, corrected, start_from_landmarks
+from clemreg.register.lattice import Lattice
+from clemreg.register.matching import Channel, Masks, Matcher, check_images, draw_samples
+from clemreg.register.newton import (
+    AffineFit,
+    DeformableFit,
+    _carried,
+    _faded,
+    fit_affine,
+    fit_deformation,
+)
+from clemreg.register.orientation import Orientation
+from clemreg.register.registration import RegisterOptions, correlation, register
+from clemreg.register.stages import preset_parameters
+from clemreg.simulate.deformation import DeformationOptions, random_deformation
+from clemreg.simulate.tubes import TubeOptions, simulate_tubes
+from clemreg.space import Affine, Grid, Landmarks
+from clemreg.space.fits import best_affine
+from clemreg.space.transform import Chain
+from clemreg.testing import hostile_grid, random_affine
+from clemreg.volume import Volume
+
+
+def a_lattice():
+    low = np.array([100.0, -4000.0, 250.0])
+    return Lattice.covering(
+        low, low + np.array([2100.0, 3000.0, 2500.0]), np.array([900.0, 700.0, 650.0])
+    )
+
+
+def points_on(lattice, rng, count):
+    low = lattice.origin_nm + lattice.spacing_nm
+    high = lattice.origin_nm + (np.array(lattice.shape) - 2) * lattice.spacing_nm
+    return rng.uniform(low, high - 1e-6, (count, 3))
+
+
+# -- the lattice -----------------------------------------------------------------------------------
+
+
+def test_placed_points_move_as_the_spline_moves_them():
+    rng, lattice = np.random.default_rng(0), a_lattice()
+    coefficients = rng.normal(size=(lattice.size, 3)) * 50
+    points = points_on(lattice, rng, 300)
+    spline = lattice.spline(coefficients, "em")
+    expected = spline(points) - points
+    np.testing.assert_allclose(lattice.place(points).displace(coefficients), expected, atol=2e-4)
+
+
+def test_normal_equations_are_those_of_the_dense_jacobian():
+    rng, lattice = np.random.default_rng(1), a_lattice()
+    points = points_on(lattice, rng, 200)
+    slope = rng.normal(size=(200, 3)).astype("f4")
+    residual = rng.normal(size=200).astype("f4")
+    # The derivative of the residual by every coefficient, one by one.
+    placed = lattice.place(points)
+    jacobian = np.zeros((200, lattice.size, 3))
+    for node in range(lattice.size):
+        one = np.zeros((lattice.size, 3))
+        one[node] = 1.0
+        jacobian[:, node] = placed.displace(one) * slope
+    jacobian = jacobian.reshape(200, -1)
+    equations = placed.normal_equations(residual, slope)
+    np.testing.assert_allclose(equations.matrix().toarray(), jacobian.T @ jacobian, atol=1e-4)
+    np.testing.assert_allclose(equations.right.ravel(), jacobian.T @ residual, atol=1e-4)
+
+
+def test_the_bending_energy_of_a_parabola_is_analytic():
+    lattice = a_lattice()
+    nodes, h = lattice.nodes_nm() / 1e3, lattice.spacing_nm / 1e3
+    # Cubic B-splines reproduce y^2 - h^2/3 at the nodes as y^2, and products of lines exactly.
+    along_y = nodes[:, 1] ** 2 - h[1] ** 2 / 3
+    twist = nodes[:, 0] * nodes[:, 2]
+    volume = np.prod((np.array(lattice.shape) - 3) * h)
+    bending = lattice.bending()
+    assert along_y @ bending @ along_y == pytest.approx(4 * volume, rel=1e-9)
+    assert twist @ bending @ twist == pytest.approx(2 * volume, rel=1e-9)
+    line = nodes @ [0.3, -2.0, 1.0] + 4
+    assert abs(line @ bending @ line) < 1e-9
+
+
+def test_the_solution_is_that_of_the_dense_system():
+    rng, lattice = np.random.default_rng(2), a_lattice()
+    placed = lattice.place(points_on(lattice, rng, 4000))
+    slope = rng.normal(size=(4000, 3)).astype("f4")
+    equations = placed.normal_equations(rng.normal(size=4000).astype("f4"), slope)
+    before = rng.normal(size=(lattice.size, 3))
+    penalty = 3.0 * lattice.bending()
+    stiff = np.kron(penalty.toarray(), np.eye(3))
+    right = equations.right.ravel() - stiff @ before.ravel()
+    expected = np.linalg.lstsq(equations.matrix().toarray() + stiff, right, rcond=1e-9)[0]
+    found = equations.solve(penalty, before)
+    moved, wanted = placed.displace(found), placed.displace(expected.reshape(-1, 3))
+    np.testing.assert_allclose(moved, wanted, atol=0.02 * np.abs(wanted).max())
+
+
+def test_a_deformation_is_carried_to_a_finer_lattice():
+    rng, coarse = np.random.default_rng(3), a_lattice()
+    low = coarse.origin_nm + 1.5 * coarse.spacing_nm
+    high = coarse.origin_nm + (np.array(coarse.shape) - 2.5) * coarse.spacing_nm
+    fine = Lattice.covering(low, high, coarse.spacing_nm / 2)
+    coefficients = rng.normal(size=(coarse.size, 3)) * 40
+    points = rng.uniform(low + 700, high - 700, (400, 3))
+    expected = coarse.place(points).displace(coefficients)
+    found = fine.place(points).displace(_carried(coarse, coefficients, fine))
+    assert np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def test_outside_the_em_the_deformation_fades_without_a_jump():
+    rng, lattice = np.random.default_rng(4), a_lattice()
+    coefficients = rng.normal(size=(lattice.size, 3)) * 30
+    spline = (lambda pair: pair[0].spline(pair[1], "em"))(_faded(lattice, coefficients))
+    points = points_on(lattice, rng, 200)
+    np.testing.assert_allclose(
+        spline.displacement(points), lattice.place(points).displace(coefficients), atol=1e-3
+    )
+    line = np.linspace(-40_000.0, 40_000.0, 4001)[:, None] * [0.3, 1.0, -0.6]
+    line = line + points.mean(axis=0)
+    steps = np.abs(np.diff(spline.displacement(line), axis=0)).max()
+    assert steps < 8.0  # nm over 24 nm of way: no jump at the end of the lattice
+    assert np.abs(spline.displacement(line[[0, -1]])).max() == 0
+
+
+def test_scipy_agrees_about_the_basis():
+    lattice = a_lattice()
+    points = points_on(lattice, np.random.default_rng(5), 5)
+    coefficients = np.zeros((lattice.size, 3))
+    middle = np.ravel_multi_index((2, 3, 3), lattice.shape)
+    coefficients[middle, 1] = 1.0
+    centre = lattice.nodes_nm()[middle]
+    product = np.ones(len(points))
+    for axis in range(3):
+        element = ScipyBSpline.basis_element(np.arange(-2.0, 3.0), extrapolate=False)
+        t = (points[:, axis] - centre[axis]) / lattice.spacing_nm[axis]
+        product *= np.nan_to_num(element(t))
+    found = lattice.place(points).displace(coefficients)
+    np.testing.assert_allclose(found[:, 1], product, atol=1e-6)
+    assert (found[:, [0, 2]] == 0).all()
+
+
+# -- matching --------------------------------------------------------------------------------------
+
+
+def smooth_volume(grid, seed=0):
+    from scipy.ndimage import gaussian_filter
+
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=grid.shape), 2.0)
+    return Volume((noise / noise.std()).astype("f4"), grid)
+
+
+def two_grids():
+    lm = Grid((24, 40, 44), (104.0, 52.0, 52.0), (-500.0, 900.0, 20.0), "lm")
+    em = Grid((30, 60, 50), (64.0, 32.0, 40.0), (4000.0, -900.0, 300.0), "em")
+    return lm, em
+
+
+def test_the_slope_of_a_match_is_the_numerical_derivative():
+    lm, em = two_grids()
+    channel = Channel(smooth_volume(lm, 1), smooth_volume(em, 2))
+    matcher = Matcher(channel, Masks(), 0.0)
+    rng = np.random.default_rng(6)
+    low, high = em.corners_nm()[[0, -1]]
+    there = rng.uniform(low + 300, high - 300, (3000, 3))
+    here = lm.to_world(rng.uniform(2, np.array(lm.shape) - 3, (3000, 3)))
+    match = matcher(here, there)
+    assert match.seen.all()
+    # Contrast and level refitted after a common shift: compare the total change.
+    for axis in range(3):
+        move = np.zeros(3)
+        move[axis] = 1.0
+        forth, back = matcher(here, there + move), matcher(here, there - move)
+        numerical = (forth.variance - back.variance) / 2
+        analytic = float(np.mean(-2 * match.residual * match.slope[:, axis]))
+        assert analytic == pytest.approx(numerical, rel=0.2, abs=2e-6)
+
+
+def test_samples_lie_in_both_volumes_and_in_the_masks():
+    lm, em = two_grids()
+    linear = random_affine(np.random.default_rng(7)).linear
+    affine = Affine.from_linear(linear, em.centre_nm - linear @ lm.centre_nm, "lm", "em")
+    channel = Channel(smooth_volume(lm), smooth_volume(em))
+    mask = np.zeros(lm.shape, bool)
+    mask[:, 20:] = True
+    points = draw_samples(np.random.default_rng(8), channel, Masks(mask), affine, 2000, 50.0)
+    low, high = em.corners_nm()[[0, -1]]
+    there = affine(points)
+    assert ((there >= low - 50) & (there <= high + 50)).all()
+    index = np.rint(lm.to_index(points)).astype(int)
+    assert mask[tuple(index.T)].all()
+    moving = np.zeros(em.shape, bool)
+    moving[:, :, 25:] = True
+    seen = Matcher(channel, Masks(None, moving), 0.0)(points, there).seen
+    inside = em.contains(there)
+    np.testing.assert_array_equal(seen, inside & (em.to_index(there)[:, 2] >= 24.5))
+
+
+def test_volumes_that_hardly_overlap_are_refused():
+    lm, em = two_grids()
+    channel = Channel(smooth_volume(lm), smooth_volume(em))
+    far = Affine.translation([9e6, 0, 0], "lm", "em")
+    with pytest.raises(RegistrationError, match="hardly overlap"):
+        fit_affine([channel], Masks(), far, AffineFit(), 0)
+
+
+def test_flat_thin_and_broken_images_are_refused():
+    lm, em = two_grids()
+    good = smooth_volume(em)
+    with pytest.raises(DataError, match="same value everywhere"):
+        check_images([Channel(Volume(np.ones(lm.shape, "f4"), lm), good)])
+    broken = smooth_volume(lm).read().copy()
+    broken[3, 4, 5] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        check_images([Channel(Volume(broken, lm), good)])
+    flat = Grid((1, 40, 40), (104.0, 52.0, 52.0), frame="lm")
+    with pytest.raises(DataError, match="each axis needs 4 voxels"):
+        check_images([Channel(smooth_volume(flat), good)])
+
+
+def test_impossible_options_are_refused():
+    with pytest.raises(ConfigError, match="every level"):
+        DeformableFit(smooth_um=(0.1,), grid_schedule=(2.0, 1.0))
+    with pytest.raises(ConfigError, match="negative"):
+        DeformableFit(bending_weight=-1.0)
+    with pytest.raises(ConfigError, match="spacing"):
+        DeformableFit(grid_spacing_um=(0.0, 1.0, 1.0))
+    with pytest.raises(ConfigError, match="samples"):
+        AffineFit(samples=10)
+
+
+# -- presets and guides ----------------------------------------------------------------------------
+
+
+def test_the_paper_preset_holds_the_papers_values():
+    affine, elastic = preset_parameters("heinrich2021")
+    for one in (affine, elastic):
+        check_parameters(one)
+    assert affine["MaximumNumberOfIterations"] == ("4000", "2000", "1000", "200", "10")
+    assert affine["ImagePyramidSchedule"][:6] == ("16", "16", "16", "8", "8", "8")
+    assert affine["MaximumStepLength"] == ("0.3",)
+    assert elastic["FinalGridSpacingInVoxels"] == ("16",)
+    assert "MaximumStepLength" not in elastic
+    assert {one["NumberOfSpatialSamples"] for one in (affine, elastic)} == {("2048",)}
+    with pytest.raises(ConfigError, match="heinrich2020"):
+        preset_parameters("heinrich2020")
+
+
+def some_landmarks(count, seed=9):
+    rng = np.random.default_rng(seed)
+    truth = random_affine(rng)
+    lm = rng.uniform(-3000, 3000, (count, 3))
+    return truth, Landmarks(tuple("abcdefghijkl"[:count]), lm, truth(lm))
+
+
+def test_too_few_landmarks_are_refused_for_their_use():
+    _, three = some_landmarks(3)
+    Guides(landmarks=three, uses=("start",))
+    with pytest.raises(DataError, match="too few"):
+        Guides(landmarks=three, uses=("correction",))
+    with pytest.raises(DataError, match="0 landmarks"):
+        Guides(uses=("metric",))
+
+
+def test_ten_landmarks_start_with_their_affine_and_three_with_a_rotation():
+    lm = Volume(np.zeros((4, 4, 4)), Grid((4, 4, 4), (1.0, 1.0, 1.0), frame="lm"))
+    em = Volume(np.zeros((4, 4, 4)), Grid((4, 4, 4), (1.0, 1.0, 1.0), frame="em"))
+    truth, ten = some_landmarks(10)
+    found = start_from_landmarks(lm, em, ten)
+    np.testing.assert_allclose(found.affine.matrix, truth.matrix, atol=1e-6)
+    assert np.isnan(found.margin)
+    three = start_from_landmarks(lm, em, ten.take([0, 1, 2]))
+    np.testing.assert_allclose(three.affine.singular_values, 1.0, atol=1e-9)
+
+
+def test_the_correction_passes_through_the_mean_of_the_raters():
+    truth, five = some_landmarks(5)
+    other = Landmarks(five.names, five.lm_nm, five.em_nm + np.array([10.0, 0.0, -20.0]), ("B",) * 5)
+    both = Landmarks.concat([Landmarks(five.names, five.lm_nm, five.em_nm, ("A",) * 5), other])
+    off = truth.then(Affine.translation([50.0, -70.0, 30.0], "em", "em"))
+    found = corrected(off, Guides(landmarks=both, uses=("correction",)))
+    np.testing.assert_allclose(
+        found(five.lm_nm), five.em_nm + np.array([5.0, 0.0, -10.0]), atol=1e-5
+    )
+    assert corrected(off, Guides(landmarks=both, uses=("metric",))) is off
+
+
+# -- the thin tilted slab, with truth --------------------------------------------------------------
+
+
+def tilted_slab(seed=0, thickness_um=1.6):
+    """1.6 um of EM, tilted by 5 degrees, under a thicker and wider light volume."""
+    rng = np.random.default_rng(seed)
+    lm = Grid((44, 165, 165), (104.0, 52.0, 52.0), (2000.0, -700.0, 5000.0), "lm")
+    turn = np.deg2rad([12.0, 5.0])
+    c, s = np.cos(turn), np.sin(turn)
+    linear = np.array([[1, 0, 0], [0, c[0], -s[0]], [0, s[0], c[0]]])
+    linear = linear @ np.array([[c[1], 0, -s[1]], [0, 1, 0], [s[1], 0, c[1]]])
+    linear = linear @ np.diag([0.97, 1.08, 1.03])
+    centre = np.array([700.0, -300.0, 9000.0])
+    affine = Affine.from_linear(linear, centre - linear @ lm.centre_nm, "lm", "em")
+    region = Grid((40, 90, 90), (100.0, 100.0, 100.0), tuple(centre - [2000, 4500, 4500]), "em")
+    bend = random_deformation(rng, region, DeformationOptions(displacement_nm=300.0))
+    pair = simulate_tubes(rng, Chain((affine, bend)), lm, (thickness_um, 5.5, 5.5))
+    fixed = prepare_fixed(pair.lm)
+    return pair, fixed, prepare_moving(pair.prediction, lm.spacing_nm)
+
+
+@pytest.fixture(scope="module")
+def slab():
+    return tilted_slab()
+
+
+def lm_pixel_nm(pair):
+    return pair.lm.grid.spacing_nm[2]
+
+
+@pytest.mark.slow
+def test_a_thin_tilted_slab_stays_where_it_belongs(slab):
+    pair, fixed, moving = slab
+    best = best_affine(pair.truth, pair.points_nm)
+    floor = pair.errors_nm(best).mean()
+    off = best.then(Affine.translation([350.0, -150.0, 200.0], "em", "em"))
+    channels = [Channel(fixed, moving)]
+    affine = fit_affine(channels, Masks(), off, AffineFit(), 0)
+    assert pair.errors_nm(affine).mean() < 1.25 * floor
+    error = pair.errors_nm(fit_deformation(channels, Masks(), affine, DeformableFit(), 0))
+    assert error.mean() < min(0.85 * floor, lm_pixel_nm(pair))
+    assert np.percentile(error, 95) < 3 * lm_pixel_nm(pair)
+
+
+@pytest.mark.slow
+def test_landmarks_in_the_metric_pull_the_deformation(slab):
+    pair, fixed, moving = slab
+    channels = [Channel(fixed, moving)]
+    affine = best_affine(pair.truth, pair.points_nm)
+    places = pair.points_nm[:40]
+    landmarks = Landmarks(tuple(map(str, range(40))), places, pair.truth(places))
+    fit = DeformableFit(samples=20_000, landmark_um=0.01)
+    alone = fit_deformation(channels, Masks(), affine, fit, 0)
+    pulled = fit_deformation(channels, Masks(), affine, fit, 0, landmarks)
+
+    def gap(transform):
+        return np.linalg.norm(transform(places) - landmarks.em_nm, axis=1).mean()
+
+    assert gap(pulled) < 0.6 * gap(alone)
+    assert pair.errors_nm(pulled).mean() < pair.errors_nm(alone).mean()
+
+
+@pytest.mark.slow
+def test_a_second_channel_counts_by_its_weight(slab):
+    pair, fixed, moving = slab
+    affine = best_affine(pair.truth, pair.points_nm)
+    fit = DeformableFit(samples=15_000)
+    wrong = Volume(np.roll(moving.read(), 4, axis=1), moving.grid)
+    alone = fit_deformation([Channel(fixed, moving)], Masks(), affine, fit, 0)
+
+    def shift(weight):
+        both = [Channel(fixed, moving), Channel(fixed, wrong, weight)]
+        moved = fit_deformation(both, Masks(), affine, fit, 0)
+        return float((moved(pair.points_nm) - alone(pair.points_nm))[:, 1].mean())
+
+    little, much = shift(0.05), shift(1.0)
+    assert 0 < little < 0.35 * much
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_transform(slab):
+    pair, fixed, moving = slab
+    truth = best_affine(pair.truth, pair.points_nm)
+    fit = AffineFit(samples=5000)
+    found = [fit_affine([Channel(fixed, moving)], Masks(), truth, fit, s) for s in (1, 1, 2)]
+    np.testing.assert_array_equal(found[0].matrix, found[1].matrix)
+    assert np.abs(found[0].matrix - found[2].matrix).max() > 1e-6
+
+
+@pytest.mark.slow
+def test_what_folds_is_made_stiffer_and_said(slab):
+    pair, fixed, moving = slab
+    wild = DeformableFit((1.0, 1.0, 1.0), (1.0,), (0.0,), 3, 15_000, 1e-4)
+    affine = AffineFit((0.1,), 1, 2000)
+    pose = Orientation(best_affine(pair.truth, pair.points_nm), 1.0, 0.0, 1.0, False, 200.0)
+    options = RegisterOptions(stages=NewtonStages(affine, wild))
+    result = register(fixed, moving, options, guides=Guides(pose=pose))
+    assert len(result.attempts) > 1
+    assert result.to_json()["stiffened"]["times"] == len(result.attempts) - 1
+    widths = [high - low for low, high in result.attempts]
+    assert widths[-1] < widths[0]
+
+
+def test_tubes_are_where_the_truth_puts_them():
+    rng = np.random.default_rng(11)
+    lm = Grid((30, 70, 70), (104.0, 52.0, 52.0), (500.0, 0.0, -900.0), "lm")
+    truth = Affine.from_linear(
+        np.diag([1.1, 0.9, 1.0]) @ np.eye(3), [3000.0, -100.0, 40.0], "lm", "em"
+    )
+    pair = simulate_tubes(rng, truth, lm, (1.5, 2.5, 2.5), TubeOptions(missing=0, spurious=0))
+    fixed = prepare_fixed(pair.lm)
+    moving = prepare_moving(pair.prediction, lm.spacing_nm)
+    right = correlation(fixed, moving, truth)
+    assert right > 0.7
+    for axis in range(3):
+        move = np.zeros(3)
+        move[axis] = 150.0
+        off = truth.then(Affine.translation(move, "em", "em"))
+        assert correlation(fixed, moving, off) < right - 0.05
+    assert pair.prediction.grid.contains(truth(pair.points_nm)).all()
+    assert hostile_grid().frame == pair.prediction.grid.frame
