@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _FADE = 6  # control points over which the deformation fades to nothing outside the EM
 _MARGIN_NM = 800.0
+_INDEPENDENT_UM3 = 0.1  # residuals farther apart than mitochondria are wide are independent
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,21 @@ class AffineFit:
         Most steps per level.
     samples
         Positions drawn per level.
+    strain_sd
+        Expected error of each entry of the start pose's matrix. A thin slab says little about its
+        own thickness direction; this holds it there.
     """
 
-    smooth_um: tuple[float, ...] = (0.4, 0.2, 0.1, 0.0)
-    steps: int = 12
-    samples: int = 30_000
+    smooth_um: tuple[float, ...] = (0.2, 0.1, 0.0)
+    steps: int = 10
+    samples: int = 25_000
+    strain_sd: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.smooth_um or min(self.smooth_um) < 0 or self.steps < 1 or self.samples < 1000:
             raise ConfigError("an affine fit needs levels, steps and 1000 samples or more")
+        if self.strain_sd <= 0:
+            raise ConfigError(f"strain_sd must be positive, got {self.strain_sd}")
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,9 @@ def fit_affine(
         points = draw_samples(rng, channels[0], masks, affine, fit.samples, reach)
         offsets = np.column_stack([(points - centre) / 1e3, np.ones(len(points))])
         for _ in range(fit.steps):
-            change = _affine_step(matchers, points, offsets, affine(points))
+            square, right = _affine_equations(matchers, points, offsets, affine(points))
+            _hold(square, right, affine.linear - start.linear, fit.strain_sd)
+            change = np.linalg.solve(square, right).reshape(3, 4)
             linear = affine.linear + change[:, :3] / 1e3
             shift = affine.offset_nm + change[:, 3] - change[:, :3] @ centre / 1e3
             affine = Affine.from_linear(linear, shift, start.source, start.target)
@@ -124,20 +133,28 @@ def fit_affine(
     return affine
 
 
-def _affine_step(
+def _affine_equations(
     matchers: Sequence[Matcher], points: FloatArray, offsets: FloatArray, there: FloatArray
-) -> FloatArray:
-    """Change (3, 4) of the affine: nm per um of distance from the centre, and nm."""
-    square, right = np.zeros((12, 12)), np.zeros(12)
+) -> tuple[FloatArray, FloatArray]:
+    """Equations (12, 12) and (12,) of the change: nm per um from the centre, and nm, per axis."""
+    square, right = 1e-12 * np.eye(12), np.zeros(12)
     for matcher in matchers:
         match = matcher(points, there)
         slope = match.slope.astype(np.float64)[:, :, None] * offsets[match.seen][:, None, :]
         jacobian = slope.reshape(-1, 12)
-        weight = matcher.weight / max(match.variance, 1e-12)
+        volume_um3 = float(np.prod(matcher.moving.extent_nm / 1e3))
+        independent = volume_um3 / _INDEPENDENT_UM3 / len(jacobian)
+        weight = matcher.weight * independent / max(match.variance, 1e-12)
         square += weight * jacobian.T @ jacobian
         right += weight * jacobian.T @ match.residual
-    square += 1e-9 * np.diag(square.diagonal()) + 1e-12 * np.eye(12)
-    return np.asarray(np.linalg.solve(square, right)).reshape(3, 4)
+    return square, right
+
+
+def _hold(square: FloatArray, right: FloatArray, strain: FloatArray, strain_sd: float) -> None:
+    """Add to the equations that the matrix is near that of the start, in place."""
+    linear = np.array([4 * i + j for i in range(3) for j in range(3)])
+    square[linear, linear] += (1e-3 / strain_sd) ** 2
+    right[linear] -= 1e-3 * strain.ravel() / strain_sd**2
 
 
 def fit_deformation(

@@ -1,8 +1,9 @@
 """Find how the EM lies in the LM field, from any start: rotations by brute force, shifts by FFT.
 
-Coarse copies of both images (200 to 500 nm voxels) are correlated over all shifts for each rotation
-of a set; the best few poses are refined to an affine by least squares. A second pose that scores
-nearly as well means the answer cannot be trusted: the margin says so.
+Coarse copies of both images (250 to 600 nm voxels) are correlated over all shifts for each rotation
+of a set; the best few poses are refined to an affine by least squares. If no pose stands out, the
+set grows: tilts and wrong scales. A second pose that scores nearly as well means the answer cannot
+be trusted: the margin says so.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import itertools
 import logging
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -30,7 +31,11 @@ from clemreg.volume import Volume
 log = logging.getLogger(__name__)
 
 Search = Literal["in-plane", "all"]
-_TARGET_SIZE = 4.0e5  # voxels of the zero-padded correlation: about 50 ms each on two cores
+_TARGET_SIZE = 2.5e5  # voxels of the zero-padded correlation: about 10 ms each
+_COARSER = 1.4  # voxel size of the wide rounds over that of the first one
+_CLEAR_SCORE = 0.5
+_CLEAR_MARGIN = 0.15
+_PEAKS = 2
 
 
 @dataclass(frozen=True)
@@ -47,9 +52,9 @@ class OrientationOptions:
     angle_step_deg
         Step of the in-plane rotation.
     tilt_deg
-        Tilts that are tried around the best poses.
-    min_overlap
-        Share of the smaller volume that must overlap.
+        Greatest tilt out of the plane; 0 for none.
+    scale
+        Greatest error of the scale, as a factor; 1 for none.
     spacing_nm
         Voxel size of the coarse copies; None chooses it from the size of the volumes.
     refined
@@ -61,8 +66,8 @@ class OrientationOptions:
     search: Search = "in-plane"
     allow_mirror: bool = False
     angle_step_deg: float = 12.0
-    tilt_deg: float = 10.0
-    min_overlap: float = 0.4
+    tilt_deg: float = 30.0
+    scale: float = 1.3
     spacing_nm: float | None = None
     refined: int = 5
     threads: int = 0
@@ -70,8 +75,11 @@ class OrientationOptions:
     def __post_init__(self) -> None:
         if self.search not in ("in-plane", "all"):
             raise ConfigError(f"search must be 'in-plane' or 'all', got {self.search!r}")
-        if not 0 < self.min_overlap <= 1 or not 0 < self.angle_step_deg <= 45:
-            raise ConfigError("min_overlap must be in (0, 1] and angle_step_deg in (0, 45]")
+        if not 0 < self.angle_step_deg <= 45 or not 0 <= self.tilt_deg <= 60 or self.scale < 1:
+            raise ConfigError(
+                "angle_step_deg must be in (0, 45], tilt_deg in [0, 60], scale 1 or more: got "
+                f"{self.angle_step_deg}, {self.tilt_deg}, {self.scale}"
+            )
 
 
 @dataclass(frozen=True)
@@ -132,22 +140,49 @@ def search_orientation(
     """
     options = OrientationOptions() if options is None else options
     spacing = options.spacing_nm or _coarse_spacing(fixed.grid, moving.grid)
-    coarse_fixed, coarse_moving = _coarse(fixed, spacing), _coarse(moving, spacing)
-    finder = _Finder(coarse_fixed, coarse_moving, options)
-    found = finder.candidates(_rotations(options))
+    coarse = _coarse(fixed, spacing), _coarse(moving, spacing)
+    found: list[_Candidate] = []
+    for number, linears in enumerate(_rounds(options)):
+        factor = 1.0 if number == 0 else _COARSER
+        if linears:
+            found += _candidates(fixed, moving, linears, spacing * factor, options)
+        if not found:
+            continue
+        best, runner_up = _judged(found, coarse, options)
+        if best.score >= _CLEAR_SCORE and best.score - runner_up >= _CLEAR_MARGIN:
+            break
     if not found:
         raise RegistrationError(
-            "no pose of the EM in the LM has the required overlap",
-            hint="check voxel sizes and units, or lower min_overlap",
+            "no pose of the EM in the LM correlates at all",
+            hint="check voxel sizes and units, and whether both show mitochondria",
         )
-    tilted = finder.candidates(_tilted([c.pose for c in found[:4]], options.tilt_deg))
-    best = _distinct(sorted([*found, *tilted], key=lambda c: -c.rank), moving, 2 * options.refined)
-    quick = [refine_pose(c.pose, coarse_fixed, coarse_moving, rigid=True) for c in best]
+    return _decide(best, runner_up, fixed.grid.frame, moving.grid.frame, spacing)
+
+
+def _candidates(
+    fixed: Volume,
+    moving: Volume,
+    linears: list[FloatArray],
+    spacing: float,
+    options: OrientationOptions,
+) -> list[_Candidate]:
+    finder = _Finder(_coarse(fixed, spacing), _coarse(moving, spacing), linears, options.threads)
+    return finder.candidates(linears)
+
+
+def _judged(
+    found: list[_Candidate], coarse: tuple[Volume, Volume], options: OrientationOptions
+) -> tuple[Pose, float]:
+    """Refine the best candidates; return the best pose and the score of the next different one."""
+    fixed, moving = coarse
+    ranked = sorted(found, key=lambda c: -c.rank)
+    best = _distinct(ranked, moving, 2 * options.refined)
+    quick = [refine_pose(c.pose, fixed, moving, rigid=True) for c in best]
     quick = sorted(quick, key=lambda p: -p.rank)[: options.refined]
-    refined = [refine_pose(p, coarse_fixed, coarse_moving, rigid=False) for p in quick]
-    refined = sorted(refined, key=lambda p: -p.rank)
-    other = _runner_up(refined, best, coarse_fixed, coarse_moving)
-    return _decide(refined[0], other, fixed.grid.frame, moving.grid.frame, spacing)
+    refined = sorted(
+        (refine_pose(p, fixed, moving, rigid=False) for p in quick), key=lambda p: -p.rank
+    )
+    return refined[0], _runner_up(refined, best, fixed, moving)
 
 
 def _runner_up(
@@ -197,7 +232,7 @@ def _coarse_spacing(fixed: Grid, moving: Grid) -> float:
     diagonal = float(np.linalg.norm(moving.extent_nm[1:]))
     padded = fixed.extent_nm + np.array([moving.extent_nm[0] * 1.5, diagonal, diagonal])
     spacing = (float(np.prod(padded)) / _TARGET_SIZE) ** (1 / 3)
-    return float(np.clip(spacing, 200.0, 500.0))
+    return float(np.clip(spacing, 250.0, 600.0))
 
 
 def _coarse(volume: Volume, spacing: float) -> Volume:
@@ -218,10 +253,29 @@ def _coarse(volume: Volume, spacing: float) -> Volume:
     return Volume(values.astype(np.float32), target, name=volume.name)
 
 
-def _rotations(options: OrientationOptions) -> list[FloatArray]:
-    """Linear parts (lm -> em, zyx) of the poses to try."""
-    angles = np.arange(0.0, 360.0, options.angle_step_deg)
-    in_plane = [_about("z", a) for a in angles]
+def _rounds(options: OrientationOptions) -> list[list[FloatArray]]:
+    """Linear parts (lm -> em, zyx) of the poses to try, easy ones first."""
+    upright = _upright(options, options.angle_step_deg)
+    wide = _upright(options, 1.25 * options.angle_step_deg)
+    little, much = _tilts(0.4 * options.tilt_deg, 8), _tilts(0.8 * options.tilt_deg, 12)
+    near = [options.scale**-0.5, options.scale**0.5] if options.scale > 1 else []
+    far = [1 / options.scale, *near, options.scale] if options.scale > 1 else []
+    level = [np.eye(3)]
+    return [
+        upright,
+        _products(wide, little, [1.0]) + _products(wide, level, near),
+        _products(wide, much, [1.0]) + _products(wide, [*level, *little[::2]], far),
+    ]
+
+
+def _products(
+    upright: list[FloatArray], tilts: list[FloatArray], scales: list[float]
+) -> list[FloatArray]:
+    return [s * (t @ r) for r, t, s in itertools.product(upright, tilts, scales)]
+
+
+def _upright(options: OrientationOptions, step_deg: float) -> list[FloatArray]:
+    in_plane = [_about("z", a) for a in np.arange(0.0, 360.0 - 0.5 * step_deg, step_deg)]
     ups = [np.eye(3), _about("x", 180.0)]
     if options.search == "all":
         ups += [_about(axis, angle) for axis, angle in itertools.product("xy", (90.0, -90.0))]
@@ -230,15 +284,14 @@ def _rotations(options: OrientationOptions) -> list[FloatArray]:
     return proper + [mirror @ r for r in proper] if options.allow_mirror else proper
 
 
-def _tilted(poses: list[Pose], tilt_deg: float) -> list[FloatArray]:
+def _tilts(tilt_deg: float, count: int) -> list[FloatArray]:
+    """Rotations by one angle about `count` axes in the plane."""
     if tilt_deg <= 0:
         return []
-    tilts = [
-        _about("x", a) @ _about("y", b)
-        for a, b in itertools.product((-tilt_deg, 0.0, tilt_deg), repeat=2)
-        if (a, b) != (0.0, 0.0)
+    return [
+        _about("z", -a) @ _about("x", tilt_deg) @ _about("z", a)
+        for a in np.arange(count) * 360.0 / count
     ]
-    return [t @ p.linear for p in poses for t in tilts]
 
 
 def _about(axis: str, degrees: float) -> FloatArray:
@@ -250,52 +303,48 @@ def _about(axis: str, degrees: float) -> FloatArray:
 class _Finder:
     """Correlates rotated copies of the moving image with the fixed image."""
 
-    def __init__(self, fixed: Volume, moving: Volume, options: OrientationOptions) -> None:
+    def __init__(
+        self, fixed: Volume, moving: Volume, linears: list[FloatArray], threads: int
+    ) -> None:
         self._fixed, self._moving = fixed, moving
         self._spacing = fixed.grid.spacing_nm[0]
         self._image: Image = moving.read()
-        self._peaks = 3
-        corner = moving.grid.extent_nm / 2
-        rotations = _rotations(replace(options, angle_step_deg=15.0))
-        tilt = math.sin(math.radians(1.5 * options.tilt_deg))
-        reach = np.max([np.abs(r.T) @ corner for r in rotations], axis=0)
-        reach = reach + tilt * np.linalg.norm(corner)
-        largest = tuple(2 * math.ceil(v / self._spacing) + 1 for v in reach)
+        halves = np.array([self._half(linear) for linear in linears])
+        z, y, x = (int(2 * n + 1) for n in halves.max(axis=0))
         image = fixed.read()
+        everywhere = np.ones(image.shape, dtype=bool)
+        workers = threads or os.cpu_count() or 1
         self._correlate = MaskedCorrelator(
-            image,
-            np.ones(image.shape, dtype=bool),
-            largest,
-            min_overlap=options.min_overlap,
-            workers=options.threads or os.cpu_count() or 1,
+            image, everywhere, (z, y, x), min_overlap=0.1, workers=workers
         )
 
     def candidates(self, linears: list[FloatArray]) -> list[_Candidate]:
-        """Best shifts of every rotation, best rank first."""
-        found = [c for linear in linears for c in self._best_shifts(linear)]
-        return sorted(found, key=lambda c: -c.rank)
+        """Best shifts of every rotation."""
+        return [c for linear in linears for c in self._best_shifts(linear)]
+
+    def _half(self, linear: FloatArray) -> NDArray[np.intp]:
+        """Half the size in voxels of the turned moving image."""
+        corner = self._moving.grid.extent_nm / 2
+        return np.ceil((np.abs(np.linalg.inv(linear)) @ corner) / self._spacing).astype(np.intp)
 
     def _best_shifts(self, linear: FloatArray) -> list[_Candidate]:
         template, mask = self._template(linear)
-        correlation = self._correlate(template, mask)
-        rank = correlation.rank
+        rank, zero = self._correlate.quick(template, mask)
         found = []
         radius = max(1, round(1000.0 / self._spacing))
-        for _ in range(self._peaks):
+        for _ in range(_PEAKS):
             at = np.unravel_index(int(rank.argmax()), rank.shape)
             if rank[at] <= 0:
                 break
-            shift = np.array(at) - np.array(correlation.zero)
-            pose = self._pose(linear, shift, template.shape)
-            found.append(_Candidate(pose, float(rank[at])))
+            shift = np.array(at) - np.array(zero)
+            found.append(_Candidate(self._pose(linear, shift, template.shape), float(rank[at])))
             around = tuple(slice(max(0, a - radius), a + radius + 1) for a in at)
             rank[around] = 0
         return found
 
     def _template(self, linear: FloatArray) -> tuple[Image, NDArray[np.bool_]]:
         """Resample the moving image turned into the LM's axes, about its centre."""
-        corner = self._moving.grid.extent_nm / 2
-        half = np.ceil((np.abs(linear.T) @ corner) / self._spacing).astype(int)
+        half = self._half(linear)
         axes = [np.arange(-n, n + 1) * self._spacing for n in half]
         offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
         points = (offsets @ linear.T + self._moving.grid.centre_nm).reshape(-1, 3)

@@ -6,13 +6,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, optimize
-from scipy.spatial.transform import Rotation
+from scipy import ndimage
+from scipy.linalg import expm
 
 from clemreg.space.transform import FloatArray
 from clemreg.volume import Volume
 
 _UNCORRELATED = 1.3  # residual of a voxel that leaves the LM: somewhat below chance (sqrt 2)
+_STIFFNESS = 0.3
+_STEPS = 15
+_MOST_VOXELS = 8_000
+_STRAINS = np.eye(9)
+_TURNS = np.array(  # antisymmetric matrices
+    [[0, 1, 0, -1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, 0, 0, 0, 0, 1, 0, -1, 0]]
+).T.astype(float)
 
 
 @dataclass(frozen=True)
@@ -63,7 +70,7 @@ def nearest_rotation(linear: FloatArray) -> FloatArray:
 
 
 def refine_pose(pose: Pose, fixed: Volume, moving: Volume, *, rigid: bool) -> Pose:
-    """Move a pose to its nearest best agreement.
+    """Move a pose to its nearest best agreement, by damped Gauss-Newton steps.
 
     Parameters
     ----------
@@ -74,85 +81,136 @@ def refine_pose(pose: Pose, fixed: Volume, moving: Volume, *, rigid: bool) -> Po
     rigid
         Six degrees of freedom; else twelve, held near a rotation.
     """
-    objective = _Objective(pose, fixed, moving, rigid=rigid)
+    agreement = _Agreement(pose, fixed, moving, _TURNS if rigid else _STRAINS)
     for sigma in (1.0, 0.0):
-        objective.smooth(sigma)
-        answer = optimize.least_squares(
-            objective.residuals,
-            objective.parameters,
-            method="trf",
-            max_nfev=15,
-            diff_step=1e-4,
-            x_scale=1.0,
-        )
-        objective.parameters = answer.x
-    return objective.pose()
+        agreement.smooth(sigma)
+        agreement.improve()
+    return agreement.pose()
 
 
-class _Objective:
+def score_pose(pose: Pose, fixed: Volume, moving: Volume) -> Pose:
+    """Return the same pose with its score and overlap."""
+    return _Agreement(pose, fixed, moving, _TURNS).pose()
+
+
+@dataclass(frozen=True)
+class _State:
+    """A change of the em -> lm map about the EM's centre, and how well it fits."""
+
+    linear: FloatArray
+    shift: FloatArray
+    cost: float
+    jacobian: FloatArray
+    residual: FloatArray
+
+
+class _Agreement:
     """Standardised EM minus standardised LM, over the voxels of the coarse EM.
 
-    The parameters are the change to the em -> lm map about the EM's centre: a rotation vector and a
-    shift, or nine matrix entries and a shift; lengths are in units of half the EM's size, so that
-    all have about the same effect.
+    Lengths are in units of half the EM's size, so that turns and shifts have about the same effect.
     """
 
-    def __init__(self, pose: Pose, fixed: Volume, moving: Volume, *, rigid: bool) -> None:
+    def __init__(self, pose: Pose, fixed: Volume, moving: Volume, basis: FloatArray) -> None:
         inverse = np.linalg.inv(pose.matrix)
         self._centre = moving.grid.centre_nm
-        points = moving.grid.points_nm().reshape(-1, 3)
-        self._points = (points - self._centre) @ inverse[:3, :3].T
-        self._middle = inverse[:3, :3] @ self._centre + inverse[:3, 3]
+        self._every = max(1, moving.grid.size // _MOST_VOXELS)
+        points = moving.grid.points_nm().reshape(-1, 3)[:: self._every]
         self._linear = inverse[:3, :3]
+        self._points = (points - self._centre) @ self._linear.T
+        self._middle = self._linear @ self._centre + inverse[:3, 3]
         self._size = float(np.linalg.norm(moving.grid.extent_nm) / 2)
-        self._grid, self._rigid = fixed.grid, rigid
+        self._grid, self._basis = fixed.grid, basis
         self._fixed, self._moving = fixed.read(), moving.read()
         self._last = np.asarray(fixed.shape) - 1
-        self.parameters = np.zeros(6 if rigid else 12)
+        self._best = _State(np.eye(3), np.zeros(3), np.inf, np.empty(0), np.empty(0))
         self.smooth(0.0)
 
     def smooth(self, sigma: float) -> None:
         """Blur both images by `sigma` coarse voxels."""
         self._image = ndimage.gaussian_filter(self._fixed, sigma, mode="nearest")
-        values = ndimage.gaussian_filter(self._moving, sigma, mode="nearest").ravel()
-        self._values = values
+        blurred = ndimage.gaussian_filter(self._moving, sigma, mode="nearest")
+        self._values = blurred.ravel()[:: self._every]
+        self._slopes = [
+            np.gradient(self._image, step / self._size, axis=axis)
+            for axis, step in enumerate(self._grid.spacing_nm)
+        ]
 
-    def _change(self, parameters: FloatArray) -> FloatArray:
-        if self._rigid:
-            return np.asarray(Rotation.from_rotvec(parameters[:3]).as_matrix())
-        return np.eye(3) + parameters[:9].reshape(3, 3)
+    def improve(self) -> None:
+        """Step downhill until nothing moves any more."""
+        state, damping = self._state(self._best.linear, self._best.shift), 1e-3
+        for _ in range(_STEPS):
+            square = state.jacobian.T @ state.jacobian
+            right = -state.jacobian.T @ state.residual
+            step = np.linalg.solve(square + damping * np.diag(square.diagonal() + 1e-9), right)
+            strain = (self._basis @ step[:-3]).reshape(3, 3)
+            tried = self._state(expm(strain) @ state.linear, state.shift + step[-3:] * self._size)
+            if tried.cost < state.cost:
+                small = state.cost - tried.cost < 1e-4 * state.cost
+                state, damping = tried, damping / 5
+                if small:
+                    break
+            else:
+                damping *= 10
+                if damping > 1e3:
+                    break
+        self._best = state
 
-    def _sampled(self, parameters: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
-        lm = self._points @ self._change(parameters).T + self._middle + parameters[-3:] * self._size
-        index = self._grid.to_index(lm)
-        inside = np.asarray(((index >= -0.5) & (index <= self._last + 0.5)).all(axis=1))
-        return ndimage.map_coordinates(self._image, index.T, order=1, mode="nearest"), inside
+    def _at(self, linear: FloatArray, shift: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Offsets from the centre in the light frame, and indices there."""
+        turned = self._points @ linear.T
+        return turned, self._grid.to_index(turned + self._middle + shift).T
 
-    def residuals(self, parameters: FloatArray) -> FloatArray:
-        """One per EM voxel, and for an affine nine that hold it near a rotation."""
-        sampled, inside = self._sampled(parameters)
-        result = np.full(len(sampled), _UNCORRELATED)
+    def _inside(self, index: FloatArray) -> NDArray[np.bool_]:
+        last = self._last[:, None]
+        return np.asarray(((index >= -0.5) & (index <= last + 0.5)).all(axis=0))
+
+    def _state(self, linear: FloatArray, shift: FloatArray) -> _State:
+        turned, index = self._at(linear, shift)
+        inside = self._inside(index)
+        residual = np.full(len(turned), _UNCORRELATED)
+        jacobian = np.zeros((len(turned), self._basis.shape[1] + 3))
         if inside.sum() > 10:
-            result[inside] = _standard(sampled[inside]) - _standard(self._values[inside])
-        if self._rigid:
-            return result
-        change = self._change(parameters)
-        strain = (change.T @ change - np.eye(3)).ravel()
-        return np.concatenate([result, np.sqrt(len(result)) * 0.3 * strain])
+            index = index[:, inside]
+            seen = ndimage.map_coordinates(self._image, index, order=1, mode="nearest")
+            spread = float(seen.std()) or 1.0
+            residual[inside] = _standard(seen) - _standard(self._values[inside])
+            slope = [
+                ndimage.map_coordinates(c, index, order=1, mode="nearest") for c in self._slopes
+            ]
+            by_shift = np.stack(slope, axis=-1) / spread
+            arm = turned[inside] / self._size
+            by_strain = (by_shift[:, :, None] * arm[:, None, :]).reshape(-1, 9) @ self._basis
+            both = np.concatenate([by_strain, by_shift], axis=1)
+            jacobian[inside] = both - both.mean(axis=0)
+        residual, jacobian = self._held(linear, residual, jacobian)
+        return _State(linear, shift, float(residual @ residual), jacobian, residual)
+
+    def _held(
+        self, linear: FloatArray, residual: FloatArray, jacobian: FloatArray
+    ) -> tuple[FloatArray, FloatArray]:
+        """Add nine residuals that hold an affine near a rotation."""
+        if self._basis is _TURNS:
+            return residual, jacobian
+        weight = _STIFFNESS * np.sqrt(len(residual))
+        strain = weight * (linear.T @ linear - np.eye(3)).ravel()
+        rows = np.zeros((9, jacobian.shape[1]))
+        unit = np.eye(9).reshape(9, 3, 3)
+        rows[:, :9] = weight * (unit + unit.transpose(0, 2, 1)).reshape(9, 9).T
+        return np.concatenate([residual, strain]), np.concatenate([jacobian, rows])
 
     def pose(self) -> Pose:
-        """Return the pose at the current parameters, scored."""
-        sampled, inside = self._sampled(self.parameters)
+        """Return the best pose, scored."""
+        _, index = self._at(self._best.linear, self._best.shift)
+        inside = self._inside(index)
         score = 0.0
         if inside.sum() > 10:
-            score = float(np.mean(_standard(sampled[inside]) * _standard(self._values[inside])))
+            seen = ndimage.map_coordinates(self._image, index[:, inside], order=1, mode="nearest")
+            score = float(np.mean(_standard(seen) * _standard(self._values[inside])))
         forward = np.eye(4)
-        forward[:3, :3] = self._change(self.parameters) @ self._linear
-        shift = self._middle + self.parameters[-3:] * self._size
-        forward[:3, 3] = shift - forward[:3, :3] @ self._centre
-        return Pose(
-            np.asarray(np.linalg.inv(forward), dtype=np.float64), score, float(inside.mean())
-        )
+        forward[:3, :3] = self._best.linear @ self._linear
+        forward[:3, 3] = self._middle + self._best.shift - forward[:3, :3] @ self._centre
+        matrix = np.asarray(np.linalg.inv(forward), dtype=np.float64)
+        return Pose(matrix, score, float(inside.mean()))
 
 
 def _standard(values: FloatArray) -> FloatArray:

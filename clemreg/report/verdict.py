@@ -16,8 +16,9 @@ Finding = tuple[Status, str]
 Numbers = Mapping[str, Any]
 
 # A wrong pose scores 0.16 to 0.25, a right one twice that or more (reference measurements).
-CLEAR_MARGIN = 0.08
-LOW_MARGIN = 0.03
+CLEAR_MARGIN = 0.15
+LOW_MARGIN = 0.08
+LOW_SCORE = 0.3
 MEDIAN_FAIL_NM = 250.0
 MEDIAN_WARN_NM = 100.0
 FEW_LANDMARKS = 6
@@ -68,9 +69,9 @@ def decide(report: Numbers) -> Verdict:
 
     ``warn``: nobody measured the accuracy, or at fewer than 6 landmarks; the median error is above
     100 nm; the B-spline is worse at the landmarks than the affine alone; folds were not looked for;
-    the determinant leaves [0.5, 2]; the inverse is off by more than 1 nm; the pose is mirrored or
-    hardly better than the runner-up; an axis is scaled outside [0.7, 1.4]; seeds disagree by more
-    than 40 nm.
+    the determinant leaves [0.5, 2]; the inverse is off by more than 1 nm; the pose is mirrored,
+    hardly better than the runner-up, or agrees little; an axis is scaled outside [0.7, 1.4]; seeds
+    disagree by more than 40 nm.
 
     Otherwise ``pass``.
     """
@@ -86,6 +87,24 @@ def decide(report: Numbers) -> Verdict:
     order: dict[Status, int] = {"fail": 0, "warn": 1, "pass": 2}
     findings.sort(key=lambda finding: order[finding[0]])
     return Verdict(findings[0][0], tuple(text for _, text in findings))
+
+
+def suspicions(report: Numbers) -> tuple[str, ...]:
+    """Say what speaks against a registration without landmarks: pose, scale, folds, stability.
+
+    Parameters
+    ----------
+    report
+        As for `decide`; parts that are absent are not judged.
+    """
+    report = plain(report)
+    findings = [
+        *(_jacobian(_part(report, "jacobian")) if report.get("jacobian") else ()),
+        *_orientation(_part(report, "orientation")),
+        *_affine(_part(report, "affine")),
+        *_stability(_part(report, "stability")),
+    ]
+    return tuple(text for status, text in findings if status != "pass")
 
 
 def _part(report: Numbers, name: str) -> Numbers:
@@ -226,6 +245,8 @@ def _orientation(orientation: Numbers) -> Iterator[Finding]:
     )
     if margin < LOW_MARGIN:
         yield "warn", f"{text} They are too close to be sure; look at the overlays."
+    elif score < LOW_SCORE:
+        yield "warn", f"{text} That is little agreement; look at the overlays."
     elif margin < CLEAR_MARGIN:
         yield "pass", f"{text} The margin is small; look at the overlays."
     else:
