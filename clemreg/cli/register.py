@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+
+if TYPE_CHECKING:
+    from clemreg.pipeline.register import RegisterCommand
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -54,6 +57,13 @@ def register(
     use_landmarks: Annotated[
         list[str] | None, typer.Option(help="start, metric or correction; may be repeated.")
     ] = None,
+    scan: Annotated[
+        list[str] | None,
+        typer.Option(help="Run a scan instead: KEY=V1,V2,...; may be repeated."),
+    ] = None,
+    held_out: Annotated[
+        Path | None, typer.Option(help="Landmarks that a scan is judged by.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Register an EM mask to a light volume: orientation search, affine, B-spline."""
@@ -73,8 +83,25 @@ def register(
             tuple(also or ()), fixed_mask, moving_mask, landmarks, tuple(use_landmarks or ())
         ),
     )
+    if scan:
+        _scan(command, scan, held_out, json)
+        return
     with progress_bar("register") as progress:
         answer = register_files(command, progress)
     table(answer)
     write_json(json, answer)
     result(f"transform: {out / 'transform.json'}")
+
+
+def _scan(
+    command: RegisterCommand, texts: list[str], held_out: Path | None, json: Path | None
+) -> None:
+    from clemreg.pipeline.register_scan import parse_axis, scan_files
+
+    axes = [parse_axis(text) for text in texts]
+    with progress_bar("scan") as progress:
+        answer = scan_files(command, axes, held_out, progress)
+    for number, row in enumerate(answer["rows"]):
+        table({f"{number}: {key}": value for key, value in row.items()})
+    write_json(json, answer)
+    result(f"table: {command.out / 'scan.csv'}")

@@ -140,6 +140,11 @@ class Prepared:
     moving: Volume
     guides: Guides
 
+    @property
+    def channel(self) -> Channel:
+        """The images that poses are scored on."""
+        return Channel(self.fixed, self.moving)
+
 
 def register_files(command: RegisterCommand, progress: Progress | None = None) -> dict[str, Any]:
     """Prepare, register and save; return the figures.

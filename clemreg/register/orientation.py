@@ -325,7 +325,8 @@ class _Finder:
     def _half(self, linear: FloatArray) -> NDArray[np.intp]:
         """Half the size in voxels of the turned moving image."""
         corner = self._moving.grid.extent_nm / 2
-        return np.ceil((np.abs(np.linalg.inv(linear)) @ corner) / self._spacing).astype(np.intp)
+        half = np.abs(np.linalg.inv(linear)) @ corner / self._spacing
+        return np.asarray(np.ceil(half), np.intp)
 
     def _best_shifts(self, linear: FloatArray) -> list[_Candidate]:
         template, mask = self._template(linear)
