@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from clemreg.cli.app import app
+from clemreg.config import RegisterConfig
+from clemreg.errors import ConfigError
+from clemreg.io.points import write_landmarks
+from clemreg.io.volumes import write_volume
+from clemreg.pipeline.register import GuideFiles, StageChoice, _further, _landmarks, _mask
+from clemreg.pipeline.registration import register_options
+from clemreg.pipeline.scan import parse_axis
+from clemreg.register.engines import ElastixStages, NewtonStages, Task, engine_for
+from clemreg.register.features import MovingOptions
+from clemreg.register.matching import Channel, Masks
+from clemreg.register.stages import preset_parameters
+from clemreg.simulate.tubes import TubeOptions, simulate_tubes
+from clemreg.space import Affine, Grid, Landmarks
+from clemreg.volume import Volume
+
+
+def test_the_choice_of_engine_gives_its_stages():
+    newton = StageChoice(grid_spacing_um=2.5, bending_weight=7.0).stages()
+    assert isinstance(newton, NewtonStages)
+    assert newton.deformation.grid_spacing_um == (2.5, 2.5, 2.5)
+    assert newton.deformation.bending_weight == 7.0
+    assert newton.stiffer(2).deformation.bending_weight == pytest.approx(63.0)
+    elastix = StageChoice(engine="elastix", grid_spacing_um=2.0).stages()
+    assert isinstance(elastix, ElastixStages)
+    assert elastix.stiffer(1).bspline.grid_spacing_um == pytest.approx((2.8, 2.8, 2.8))
+    assert StageChoice(preset="heinrich2021").stages().parameters == preset_parameters(
+        "heinrich2021"
+    )
+
+
+def test_choices_that_exclude_each_other_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no engine 'ants'"):
+        StageChoice(engine="ants").stages()
+    with pytest.raises(ConfigError, match="not both"):
+        StageChoice(preset="heinrich2021", params=(tmp_path / "a.txt",)).stages()
+    with pytest.raises(ConfigError, match="stand in the elastix parameters"):
+        StageChoice(preset="heinrich2021", bending_weight=1.0).stages()
+
+
+def test_a_misspelt_parameter_file_is_refused_with_a_suggestion(tmp_path):
+    path = tmp_path / "affine.txt"
+    path.write_text('(Transform "AffineTransform")\n(MaximumNumberOfIteration 200)\n')
+    with pytest.raises(ConfigError) as error:
+        StageChoice(params=(path,)).stages()
+    assert "MaximumNumberOfIteration" in error.value.message
+    assert "MaximumNumberOfIterations" in error.value.hint
+
+
+def test_the_configuration_says_the_same(tmp_path):
+    config = RegisterConfig(engine="elastix", grid_spacing_um=2.0, allow_mirror=True)
+    options = register_options(config, tmp_path)
+    assert options.stages == StageChoice(engine="elastix", grid_spacing_um=2.0).stages()
+    assert options.orientation.allow_mirror
+    (tmp_path / "p.txt").write_text('(Transform "AffineTransform")\n(RandomSeed 5)\n')
+    files = register_options(RegisterConfig(params=("p.txt",)), tmp_path)
+    assert files.stages.parameters[0]["Transform"] == ("AffineTransform",)
+
+
+def test_elastix_is_not_asked_for_several_channels(tmp_path):
+    grid = Grid((5, 6, 7), (50.0, 50.0, 50.0), frame="lm")
+    volume = Volume(np.random.default_rng(0).random(grid.shape), grid)
+    two = (Channel(volume, volume),) * 2
+    task = Task(two, Masks(), Affine.identity("lm", "em"), None, tmp_path)
+    with pytest.raises(ConfigError, match="several channels"):
+        engine_for(task, ElastixStages())
+
+
+def test_further_channels_are_named_with_file_and_weight():
+    lm = Volume(np.zeros((2, 5, 6, 7)), Grid((5, 6, 7), (50.0,) * 3), channels=("mito", "er"))
+    for wrong in ("er", "er=", "er=em.zarr@much", "er=em.zarr@-1"):
+        with pytest.raises(ConfigError, match="--also"):
+            _further(lm, wrong, MovingOptions())
+
+
+def test_landmarks_need_a_use_that_exists(tmp_path):
+    with pytest.raises(ConfigError, match="'end'"):
+        _landmarks(GuideFiles(uses=("end",)))
+    with pytest.raises(ConfigError, match="needs --landmarks"):
+        _landmarks(GuideFiles(uses=("start",)))
+    marks = Landmarks(("a", "b"), np.eye(3)[:2], np.eye(3)[1:])
+    write_landmarks(marks, tmp_path / "marks.csv")
+    table, uses = _landmarks(GuideFiles(landmarks=tmp_path / "marks.csv"))
+    assert uses == ("metric",)
+    assert table.names == ("a", "b")
+
+
+def test_a_mask_is_brought_onto_the_grid_of_the_image(tmp_path):
+    coarse = Grid((4, 6, 5), (100.0, 80.0, 60.0), (30.0, -50.0, 10.0), "lm")
+    marked = np.zeros(coarse.shape, np.uint8)
+    marked[:, 3:, :] = 7
+    write_volume(tmp_path / "mask.zarr", Volume(marked, coarse))
+    fine = Grid((9, 20, 13), (40.0, 22.0, 21.0), (35.0, -45.0, 12.0), "lm")
+    mask = _mask(str(tmp_path / "mask.zarr"), fine)
+    y = coarse.origin_nm[1] + 2.5 * coarse.spacing_nm[1]  # the border between two voxels
+    expected = fine.points_nm()[..., 1] > y
+    inside = coarse.contains(fine.points_nm().reshape(-1, 3)).reshape(fine.shape)
+    np.testing.assert_array_equal(mask, expected & inside)
+    away = Grid(fine.shape, fine.spacing_nm, (9e6, 0.0, 0.0), "lm")
+    with pytest.raises(ConfigError, match="empty"):
+        _mask(str(tmp_path / "mask.zarr"), away)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("grid=1,2", "cannot scan 'grid'"),
+        ("bending_weight=a", "not of the form"),
+        ("bending_weight", "not of the form"),
+        ("seed=1.5", "whole numbers"),
+    ],
+)
+def test_impossible_scans_are_refused(text, words):
+    with pytest.raises(ConfigError, match=words):
+        parse_axis(text)
+    assert parse_axis("grid_spacing_um=1,1.6,2.5").values == (1.0, 1.6, 2.5)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    rng = np.random.default_rng(4)
+    lm = Grid((26, 80, 80), (104.0, 52.0, 52.0), (500.0, -300.0, 90.0), "lm")
+    linear = np.diag([0.98, 1.05, 1.02])
+    linear[1, 2], linear[2, 1] = -0.1, 0.1
+    truth = Affine.from_linear(linear, [800.0, 4000.0, -700.0], "lm", "em")
+    pair = simulate_tubes(rng, truth, lm, (1.8, 3.2, 3.2), TubeOptions(spacing_um=0.9))
+    write_volume(folder / "lm.zarr", pair.lm)
+    write_volume(folder / "em.zarr", pair.prediction)
+    marks = pair.points_nm[:12] + rng.normal(size=(12, 3)) * 40
+    names = tuple(map(str, range(12)))
+    write_landmarks(Landmarks(names, marks, truth(marks)), folder / "marks.csv")
+    return folder, pair
+
+
+@pytest.mark.slow
+def test_a_scan_from_landmarks_writes_its_table_and_picture(files, tmp_path):
+    folder, _ = files
+    words = [
+        "register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr"),
+        "--out", str(tmp_path), "--landmarks", str(folder / "marks.csv"),
+        "--use-landmarks", "start", "--scan", "bending_weight=1,50",
+        "--held-out", str(folder / "marks.csv"), "--json", str(tmp_path / "out.json"),
+    ]  # fmt: skip
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [row["bending_weight"] for row in rows] == [1.0, 50.0]
+    assert all(row["tre_mean_nm"] < 60 for row in rows)
+    width = [row["volume_change_max"] - row["volume_change_min"] for row in rows]
+    assert width[1] < width[0]
+    assert (tmp_path / "scan.csv").read_text().splitlines()[0].startswith("bending_weight,tre_mean")
+    assert (tmp_path / "scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.elastix
+@pytest.mark.xdist_group("elastix")
+def test_the_published_parameters_run_from_the_command_line(files, tmp_path):
+    folder, pair = files
+    words = [
+        "register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr"),
+        "--out", str(tmp_path), "--landmarks", str(folder / "marks.csv"),
+        "--use-landmarks", "start", "--preset", "heinrich2021",
+    ]  # fmt: skip
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    from clemreg.io.transforms import read_transform
+
+    error = pair.errors_nm(read_transform(tmp_path / "transform.json"))
+    assert np.median(error) < 150
