@@ -19,6 +19,9 @@ from clemreg.volume import Volume
 # What people have when the numbers are right; outside of it a unit is probably wrong.
 EM_VOXEL_NM = (1.0, 100.0)
 LM_VOXEL_NM = (10.0, 2000.0)
+# Slices are thicker than pixels are wide, by at most this.
+ANISOTROPY = (0.5, 20.0)
+SQUARE = 1.05
 # Tissue shrinks by a few per cent and the fields may differ; more than this is a unit error.
 FIELD_RATIO = (1 / 20, 20.0)
 
@@ -124,6 +127,23 @@ def check_voxels(name: str, volume: Volume, usual_nm: tuple[float, float]) -> Fi
             name,
             f"{text}; usual for {name} is {format_length(low)} to {format_length(high)}",
             'the unit may be wrong (nm against um); override with voxel_size = "x, y, z nm"',
+        )
+    return _check_shape(name, text, spacing)
+
+
+def _check_shape(name: str, text: str, spacing_nm: tuple[float, float, float]) -> Finding:
+    """Compare the axes of a voxel with each other."""
+    z, y, x = spacing_nm
+    ratio = z / np.sqrt(y * x)
+    hint = 'were the axes read in the right order? override with voxel_size = "x, y, z nm"'
+    if max(x / y, y / x) > SQUARE:
+        return Finding("warning", name, f"{text}; pixels are usually square", hint)
+    if not ANISOTROPY[0] <= ratio <= ANISOTROPY[1]:
+        return Finding(
+            "warning",
+            name,
+            f"{text}; slices are {ratio:.2g} times as thick as pixels are wide",
+            hint,
         )
     return Finding("ok", name, text)
 

@@ -304,16 +304,25 @@ def affine_of(transform: Transform) -> Affine:
 
 
 def scale_warnings(affine: Affine) -> list[str]:
-    """Name a voxel size that the affine has silently absorbed."""
+    """Name a voxel size that the affine has silently absorbed.
+
+    If the file of the EM says c times too little along an axis, the affine LM to EM, fitted with
+    the file's voxel sizes, shrinks that direction by c.
+    """
     scales = np.linalg.norm(affine.linear, axis=0)
     found = []
-    for axis, scale in zip("zyx", scales, strict=True):
-        if not USUAL_SCALE[0] <= scale <= USUAL_SCALE[1]:
-            found.append(
-                f"The affine stretches {axis} of the LM by {scale:.2f}: "
-                f"its true {axis} voxel size is probably {scale:.2f} times what the file says, "
-                f"or that of the EM along the same direction {1 / scale:.2f} times."
-            )
+    for number, (axis, scale) in enumerate(zip("zyx", scales, strict=True)):
+        if USUAL_SCALE[0] <= scale <= USUAL_SCALE[1]:
+            continue
+        along = "zyx"[int(np.argmax(np.abs(affine.linear[:, number])))]
+        factor, em, lm = max(scale, 1 / scale), "large", "small"
+        if scale < 1:
+            em, lm = lm, em
+        found.append(
+            f"The affine stretches {axis} of the LM by {scale:.2f}, more than preparation does: "
+            f"the EM {along} voxel size is probably {factor:.2f} times too {em}, "
+            f"or the LM {axis} voxel size {factor:.2f} times too {lm}."
+        )
     return found
 
 

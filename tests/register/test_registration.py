@@ -15,6 +15,8 @@ from clemreg.io.volumes import open_volume
 from clemreg.register.apply import apply_to_image, covering_box, warp_block
 from clemreg.register.elastix import ElastixJob, run_elastix
 from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
+from clemreg.register.matching import Channel, Masks
+from clemreg.register.newton import AffineFit, fit_affine
 from clemreg.register.orientation import OrientationOptions, search_orientation
 from clemreg.register.registration import (
     RegisterOptions,
@@ -24,6 +26,7 @@ from clemreg.register.registration import (
     scale_warnings,
 )
 from clemreg.register.stages import AffineStage, affine_parameters
+from clemreg.simulate.tubes import TubeOptions, simulate_tubes
 from clemreg.space import Affine, Grid
 from clemreg.space.resample import sample_array
 from clemreg.testing import hostile_grid, random_affine, random_bspline
@@ -99,7 +102,37 @@ def test_a_scale_that_hides_a_voxel_size_error_is_named():
     warning = scale_warnings(Affine.from_linear(np.diag([1.5, 1, 1]), [0] * 3, "lm", "em"))[0]
     assert "stretches z" in warning
     # em = 1.5 lm: the LM is really 1.5 times longer than its file says.
-    assert "1.50 times what the file says" in warning
+    assert "LM z voxel size 1.50 times too small" in warning
+    assert "EM z voxel size is probably 1.50 times too large" in warning
+    # The EM's milling axis (y here) lies along the LM's optical axis.
+    turned = np.array([[0.0, 1.0, 0.0], [1 / 1.5, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    (warning,) = scale_warnings(Affine.from_linear(turned, [0] * 3, "lm", "em"))
+    assert "EM y voxel size is probably 1.50 times too small" in warning
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("factor", [1.5, 1 / 1.5])
+def test_a_wrong_z_spacing_is_absorbed_by_the_affine_and_named(factor):
+    rng = np.random.default_rng(3)
+    lm = Grid((44, 130, 130), (104.0, 52.0, 52.0), (2000.0, -700.0, 5000.0), "lm")
+    c, s = np.cos(0.35), np.sin(0.35)
+    linear = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.diag([0.98, 1.05, 1.02])
+    offset = np.array([700.0, -300.0, 900.0]) - linear @ lm.centre_nm
+    truth = Affine.from_linear(linear, offset, "lm", "em")
+    pair = simulate_tubes(rng, truth, lm, (2.6, 4.6, 4.6), TubeOptions(spacing_um=1.1))
+    said = pair.prediction.grid
+    z, y, x = said.spacing_nm
+    said = replace(said, spacing_nm=(z / factor, y, x))
+    wrong = Volume(pair.prediction.read(), said, channels=("mito", "mito_mem"))
+    fixed, moving = prepare_fixed(pair.lm), prepare_moving(wrong, lm.spacing_nm)
+    pose = search_orientation(fixed, moving)
+    affine = fit_affine([Channel(fixed, moving)], Masks(), pose.affine, AffineFit(), 0)
+    scales = np.linalg.norm(affine.linear, axis=0)
+    np.testing.assert_allclose(scales, [0.98 / factor, 1.05, 1.02], rtol=0.03)
+    (warning,) = scale_warnings(affine)
+    word = "too small" if factor > 1 else "too large"
+    assert "EM z voxel size is probably 1." in warning
+    assert f"{word}, or the LM z" in warning
 
 
 def test_the_affine_part_of_a_chain():
