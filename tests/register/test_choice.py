@@ -132,7 +132,9 @@ def files(tmp_path_factory):
     linear = np.diag([0.98, 1.05, 1.02])
     linear[1, 2], linear[2, 1] = -0.1, 0.1
     truth = Affine.from_linear(linear, [800.0, 4000.0, -700.0], "lm", "em")
-    pair = simulate_tubes(rng, truth, lm, (1.8, 3.2, 3.2), TubeOptions(spacing_um=0.9))
+    pair = simulate_tubes(
+        rng, truth, lm, (1.8, 3.2, 3.2), TubeOptions(spacing_um=0.9, missing=0.0, spurious=0.0)
+    )
     write_volume(folder / "lm.zarr", pair.lm)
     write_volume(folder / "em.zarr", pair.prediction)
     marks = pair.points_nm[:12] + rng.normal(size=(12, 3)) * 40

@@ -14,6 +14,7 @@ from clemreg.register.orientation import (
     search_orientation,
 )
 from clemreg.register.pose import Pose, refine_pose
+from clemreg.report.verdict import suspicions
 from clemreg.space import Affine, Grid
 from clemreg.space.resample import sample_array
 from clemreg.volume import Volume
@@ -150,8 +151,10 @@ def test_a_tilt_of_25_degrees_and_a_wrong_scale_are_found():
 
 
 @pytest.mark.slow
-def test_volumes_that_do_not_belong_together_have_no_margin():
+def test_volumes_that_do_not_belong_together_never_pass_in_silence():
     fixed, _, _ = posed_pair(turned(30.0, 5.0), seed=5)
     _, moving, _ = posed_pair(turned(30.0, 5.0), seed=6)
-    found = search_orientation(fixed, moving, OrientationOptions(spacing_nm=250.0))
-    assert found.margin < 0.08
+    options = OrientationOptions(spacing_nm=250.0, tilt_deg=10.0, scale=1.0, angle_step_deg=20.0)
+    found = search_orientation(fixed, moving, options)
+    report = {"score": found.score, "margin": found.margin, "mirrored": found.mirrored}
+    assert suspicions({"orientation": report})

@@ -64,7 +64,7 @@ def jacobian(**values):
         (changed(orientation={"mirrored": True}), "warn", "mirrored"),
         (changed(orientation={"margin": 0.01}), "warn", "too close"),
         (changed(orientation={"margin": 0.05}), "warn", "too close"),
-        (changed(orientation={"margin": 0.12}), "pass", "margin is small"),
+        (changed(orientation={"margin": 0.17}), "pass", "margin is small"),
         (changed(orientation={"score": 0.25, "margin": 0.2}), "warn", "little agreement"),
         (changed(orientation=None), "pass", "within 40 nm"),
         (changed(affine={"singular_values": [1.6, 1.0, 1.0]}), "warn", "voxel size"),
