@@ -22,7 +22,7 @@ from clemreg.space.transform import Affine, Transform
 SCHEMA = 1
 PARTS = (
     "orientation", "affine", "landmarks", "jacobian", "round_trip_nm", "stability", "overlap",
-    "truth", "timings_s", "provenance",
+    "truth", "stiffened", "timings_s", "provenance",
 )  # fmt: skip
 
 

@@ -80,6 +80,7 @@ def decide(report: Numbers) -> Verdict:
     findings = [
         *_accuracy(_part(report, "landmarks"), _part(report, "truth")),
         *_jacobian(_part(report, "jacobian")),
+        *_stiffened(_part(report, "stiffened")),
         *_round_trip(_part(report, "round_trip_nm")),
         *_orientation(_part(report, "orientation")),
         *_affine(_part(report, "affine")),
@@ -218,6 +219,18 @@ def _jacobian(jacobian: Numbers) -> Iterator[Finding]:
         )
     else:
         yield "pass", f"No folds; local volume changes by factors of {low:.2f} to {high:.2f}."
+
+
+def _stiffened(stiffened: Numbers) -> Iterator[Finding]:
+    """Say that the first try was not plausible."""
+    times = int(_number(stiffened, "times") or 0)
+    if times > 0:
+        low, high = stiffened["volume_change"][0]
+        yield (
+            "pass",
+            f"The deformation was made stiffer {times} times: "
+            f"at first, local volume changed by factors of {low:.2f} to {high:.2f}.",
+        )
 
 
 def _round_trip(round_trip: Numbers) -> Iterator[Finding]:

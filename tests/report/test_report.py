@@ -161,7 +161,7 @@ def test_the_json_has_the_keys_that_scripts_rely_on(written):
     assert verdict.status == "pass"
     assert set(report) == {
         "schema", "verdict", "orientation", "affine", "landmarks", "jacobian", "round_trip_nm",
-        "stability", "overlap", "truth", "timings_s", "provenance",
+        "stability", "overlap", "truth", "stiffened", "timings_s", "provenance",
     }  # fmt: skip
     assert report["affine"]["matrix"][0] == [1.0, 0.0, 0.0, 0.0]
     assert report["truth"]["tre_max_nm"] is None

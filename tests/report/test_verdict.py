@@ -61,6 +61,11 @@ def jacobian(**values):
         (jacobian(min=None, max=None, fold_fraction=None), "warn", "not looked for"),
         (jacobian(max=math.nan), "warn", "not looked for"),
         (changed(round_trip_nm={"max": 3.0}), "warn", "3.0 nm"),
+        (
+            {**GOOD, "stiffened": {"times": 1, "volume_change": [[-0.3, 2.2], [0.8, 1.3]]}},
+            "pass",
+            "stiffer 1 times: at first, local volume changed by factors of -0.30 to 2.20",
+        ),
         (changed(orientation={"mirrored": True}), "warn", "mirrored"),
         (changed(orientation={"margin": 0.01}), "warn", "too close"),
         (changed(orientation={"margin": 0.05}), "warn", "too close"),
