@@ -12,8 +12,8 @@ from clemreg.errors import ConfigError
 from clemreg.io.points import write_landmarks
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline.register import GuideFiles, StageChoice, _further, _landmarks, _mask
-from clemreg.pipeline.registration import register_options
 from clemreg.pipeline.register_scan import parse_axis
+from clemreg.pipeline.registration import register_options
 from clemreg.register.engines import ElastixStages, NewtonStages, Task, engine_for
 from clemreg.register.features import MovingOptions
 from clemreg.register.matching import Channel, Masks
