@@ -101,33 +101,52 @@ class PatchSampler:
         weights = np.array([v.weight for v in volumes], dtype=float)
         self.probabilities = weights / weights.sum()
         self.options = options
+        self.places = [_places(v) for v in volumes]
 
     def draw(self, rng: np.random.Generator) -> tuple[FloatVolume, FloatVolume, NDArray[np.bool_]]:
         """Return one patch: input (z, y, x) with halo; distances and where they are known without.
 
         Both are (organelle, z, y, x) in the order of `ORGANELLES`; unknown distances are 0.
         """
-        volume, limits = self.volumes[rng.choice(len(self.volumes), p=self.probabilities)]
+        chosen = rng.choice(len(self.volumes), p=self.probabilities)
+        volume, limits = self.volumes[chosen]
         size = self.options.output + 2 * self.options.halo
         step = self.options.spacing_nm * rng.uniform(*self.options.scale)
         scale = step * rng.uniform(0.95, 1.05, 3) / np.asarray(volume.spacing_nm)
-        em, distances, known = self._cut(rng, volume, scale, size)
+        low = self._corner(rng, volume, scale, self.places[chosen])
+        em, distances, known = self._cut(volume, low, scale, size)
         x = recolour(rng, normalise(em, limits))
         turned = _turn(rng, x, distances, known)
         return turned[0], turned[1], turned[2]
 
-    def _cut(
+    def _corner(
         self,
         rng: np.random.Generator,
         volume: TrainingVolume,
+        scale: NDArray[np.float64],
+        places: NDArray[np.intp],
+    ) -> NDArray[np.float64]:
+        """Lowest corner of the output cube in voxels: half of the cubes hold an organelle.
+
+        The cube lies inside the volume as far as it fits.
+        """
+        shape = np.asarray(volume.em.shape)
+        span = self.options.output * scale
+        first, last = np.minimum(0, shape - span), np.maximum(shape - span, 1e-6)
+        if len(places) and rng.random() < 0.5:
+            about = places[rng.integers(len(places))] - span * rng.uniform(0.25, 0.75, 3)
+            return np.asarray(np.clip(about, first, last))
+        return np.asarray(rng.uniform(first, last))
+
+    def _cut(
+        self,
+        volume: TrainingVolume,
+        low: NDArray[np.float64],
         scale: NDArray[np.float64],
         size: int,
     ) -> tuple[FloatVolume, FloatVolume, NDArray[np.bool_]]:
         """Resample a cube of `size` voxels; beyond the volume it is mirrored and not known."""
         shape = np.asarray(volume.em.shape)
-        span = self.options.output * scale
-        # The output cube lies inside the volume as far as it fits.
-        low = rng.uniform(np.minimum(0, shape - span), np.maximum(shape - span, 1e-6))
         start = low - self.options.halo * scale
         axes = [s + (np.arange(size) + 0.5) * k - 0.5 for s, k in zip(start, scale, strict=True)]
         known_axes = [(a >= -0.5) & (a <= n - 0.5) for a, n in zip(axes, shape, strict=True)]
@@ -147,6 +166,14 @@ class PatchSampler:
                 part = _separable(full, [a[core] for a in mirrored], scale, smooth=False)
                 distances[i], known[i] = part * np.float32(stretch), here
         return em, distances, known
+
+
+def _places(volume: TrainingVolume, most: int = 20_000) -> NDArray[np.intp]:
+    """Voxels (N, 3) inside an organelle, evenly thinned."""
+    first = next(iter(volume.distances_nm.values()))
+    inside = np.flatnonzero(first > 0)
+    kept = inside[:: max(1, len(inside) // most)]
+    return np.stack(np.unravel_index(kept, first.shape), axis=-1)
 
 
 def _mirror(position: NDArray[np.float64], n: int) -> NDArray[np.float64]:

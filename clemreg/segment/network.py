@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,6 +10,12 @@ import torch
 from torch import nn
 
 from clemreg.errors import GridError
+
+Features = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _as_it_is(x: torch.Tensor) -> torch.Tensor:
+    return x
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class NetworkOptions:
 
 
 class UNet(nn.Module):
-    """3D U-Net: 3 x 3 x 3 convolutions and ReLU, max pooling, nearest upsampling.
+    """3D U-Net: 3 x 3 x 3 convolutions and ReLU, max pooling, nearest upsampling, tanh at the end.
 
     Input (n, 1, z, y, x) with sizes from `input_size`; output (n, classes, z, y, x) smaller by
     `halo` on every side. There is no normalisation layer, so no voxel depends on anything beyond
@@ -120,29 +126,42 @@ class UNet(nn.Module):
             raise GridError(f"output size {output} is not a multiple of {self.step}")
         return output + 2 * self.halo
 
+    @property
+    def convolutions(self) -> tuple[nn.Conv3d, ...]:
+        """The 3 x 3 x 3 convolutions in the order in which they are used."""
+        blocks = [*self.down, *(self.up[level] for level in range(len(self.up) - 1, -1, -1))]
+        return tuple(c for block in blocks for c in block.children() if isinstance(c, nn.Conv3d))
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Predict tanh signed distances."""
-        return self._pass(x, padding=0)
+        return torch.tanh(self._pass(x, 0, _as_it_is))
 
-    def forward_padded(self, x: torch.Tensor) -> torch.Tensor:
-        """Predict every voxel of the input, with zeros beyond its edge.
+    def padded_logits(self, x: torch.Tensor, after: Features = _as_it_is) -> torch.Tensor:
+        """Predict every voxel of the input, with zeros beyond its edge, before the tanh.
 
         For training: a valid pass would spend most of its work on the halo. Near the edge the
         answer is worse; the loss leaves a margin out. Sizes are multiples of `step`.
-        """
-        return self._pass(x, padding=1)
 
-    def _pass(self, x: torch.Tensor, padding: int) -> torch.Tensor:
+        Parameters
+        ----------
+        x
+            (n, 1, z, y, x).
+        after
+            What is done to the features after each of `convolutions`, before its ReLU.
+        """
+        return self._pass(x, 1, after)
+
+    def _pass(self, x: torch.Tensor, padding: int, after: Features) -> torch.Tensor:
         skips = []
         for level, block in enumerate(self.down):
-            x = _convolve(block, x, padding)
+            x = _convolve(block, x, padding, after)
             if level < len(self.down) - 1:
                 skips.append(x)
                 x = nn.functional.max_pool3d(x, 2)
         for level in range(len(self.up) - 1, -1, -1):
             x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
             x = torch.cat([_crop(skips[level], x.shape[2:]), x], dim=1)
-            x = _convolve(self.up[level], x, padding)
+            x = _convolve(self.up[level], x, padding, after)
         result: torch.Tensor = self.head(x)
         return result
 
@@ -154,10 +173,10 @@ def _block(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _convolve(block: nn.Module, x: torch.Tensor, padding: int) -> torch.Tensor:
+def _convolve(block: nn.Module, x: torch.Tensor, padding: int, after: Features) -> torch.Tensor:
     for layer in block.children():
         if isinstance(layer, nn.Conv3d):
-            x = nn.functional.conv3d(x, layer.weight, layer.bias, padding=padding)
+            x = after(nn.functional.conv3d(x, layer.weight, layer.bias, padding=padding))
         else:
             x = layer(x)
     return x

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import FormatError
@@ -24,7 +25,7 @@ from clemreg.segment.targets import CLASSES, class_targets
 
 log = logging.getLogger(__name__)
 
-BALANCE = (0.2, 0.95)
+BALANCE = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,9 @@ class TrainOptions:
         Steps between checkpoints.
     start
         Bundled name or file of a network whose weights to start from; empty: random weights.
+    freeze
+        Share of the steps after which the normalisation is frozen; from the first step on if
+        `start` is given.
     """
 
     spacing_nm: float = 16.0
@@ -76,6 +80,7 @@ class TrainOptions:
     threads: int = 2
     checkpoint_every: int = 250
     start: str = ""
+    freeze: float = 0.65
 
     def network(self) -> NetworkOptions:
         """Return the shape of the network."""
@@ -163,34 +168,97 @@ def _batch(sampler: PatchSampler, options: TrainOptions, step: int) -> Arrays:
 
 
 def balanced_loss(
-    prediction: torch.Tensor, target: torch.Tensor, known: torch.Tensor, classes: Sequence[str]
+    logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor, classes: Sequence[str]
 ) -> torch.Tensor:
-    """Mean squared error, positives and negatives weighted to count alike, unknown left out.
+    """Cross entropy of every class, plus half of one minus Dice of every organelle.
 
-    The share of positives counts as at least a fifth (0.05 in the paper): mitochondria fill some
-    per cent of tissue, and full balancing makes a small network see too many.
-
-    A membrane shares the weights of its organelle, as in the paper (Heinrich et al. 2021, training
-    code: ``scale_loss=False, scale_key=parent``).
+    With ``tanh(logit)`` the prediction, ``(1 + tanh) / 2`` is a logistic function of twice the
+    logit, so cross entropy against ``(1 + target) / 2`` is least where prediction and target are
+    equal, and unlike the squared error it does not level off where the prediction is far out.
+    Positives and negatives are weighted to count alike (share of positives at least 0.05, as in
+    the paper); a membrane shares the weights of its organelle (Heinrich et al. 2021, training
+    code: ``scale_loss=False, scale_key=parent``). The unknown is left out.
 
     Parameters
     ----------
-    prediction, target, known
-        (n, class, z, y, x); `known` is boolean.
+    logits, target, known
+        (n, class, z, y, x); targets are tanh signed distances, `known` is boolean.
     classes
         Names of the classes.
     """
-    squared = (prediction.float() - target) ** 2
-    loss = squared.new_zeros(())
+    loss = logits.new_zeros((), dtype=torch.float32)
     for i, name in enumerate(classes):
+        here = known[:, i]
+        if not here.any():
+            continue
         parent = classes.index(CLASSES[name]) if CLASSES[name] in classes else i
-        total = known[:, i].sum().clamp(min=1)
-        positive = (target[:, parent] > 0) & known[:, i]
-        negative = (target[:, parent] <= 0) & known[:, i]
-        fraction = (positive.sum() / total).clamp(*BALANCE)
-        weight = positive / (2 * fraction) + negative / (2 * (1 - fraction))
-        loss = loss + (squared[:, i] * weight).sum() / total
+        weight = _balance(target[:, parent] > 0, here)
+        entropy = nn.functional.binary_cross_entropy_with_logits(
+            2 * logits[:, i].float(), (target[:, i] + 1) / 2, reduction="none"
+        )
+        loss = loss + (entropy * weight).sum() / here.sum()
+        if name == CLASSES[name]:
+            loss = loss + 0.5 * _one_minus_dice(logits[:, i].float(), target[:, i] > 0, here)
     return loss / len(classes)
+
+
+def _balance(positive: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    fraction = ((positive & known).sum() / known.sum()).clamp(*BALANCE)
+    return (positive & known) / (2 * fraction) + (~positive & known) / (2 * (1 - fraction))
+
+
+def _one_minus_dice(
+    logits: torch.Tensor, inside: torch.Tensor, known: torch.Tensor
+) -> torch.Tensor:
+    """Soft Dice of what is inside; steep, so that it looks at the boundary only."""
+    probability = torch.sigmoid(4 * logits) * known
+    inside = inside & known
+    both = (probability * inside).sum()
+    return 1 - (2 * both + 50) / (probability.sum() + inside.sum() + 50)
+
+
+class Trainee(nn.Module):
+    """A network with batch normalisation after each convolution, to be folded into it at the end.
+
+    Normalisation makes training several times faster; but statistics of a patch would make a voxel
+    depend on all of it. So in the last part of the training they are frozen, and are then just a
+    scale and a shift of the convolution's output.
+    """
+
+    def __init__(self, options: NetworkOptions) -> None:
+        super().__init__()
+        self.network = UNet(options)
+        for conv in self.network.convolutions:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.network.head.weight, std=0.01)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm3d(conv.out_channels, momentum=0.05) for conv in self.network.convolutions
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (n, class, z, y, x) of every voxel of the input."""
+        norms = iter(self.norms)
+        return self.network.padded_logits(x, lambda features: next(norms)(features))
+
+    @torch.no_grad()
+    def folded(self) -> UNet:
+        """Return the plain network that does the same with frozen statistics."""
+        plain = UNet(self.network.options)
+        plain.load_state_dict(self.network.state_dict())
+        for conv, norm in zip(plain.convolutions, self.norms.children(), strict=True):
+            _fold(conv, cast("nn.BatchNorm3d", norm))
+        return plain.eval()
+
+
+def _fold(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> None:
+    """Let a convolution do what a frozen normalisation after it does."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or conv.bias is None:
+        raise ValueError("only convolutions with bias and norms with statistics can be folded")
+    scale = norm.weight / torch.sqrt(variance + norm.eps)
+    conv.weight.mul_(scale[:, None, None, None, None])
+    conv.bias.sub_(mean).mul_(scale).add_(norm.bias)
 
 
 class _State:
@@ -199,19 +267,16 @@ class _State:
     def __init__(self, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
         self.options = options
-        self.network = UNet(options.network())
-        for module in self.network.modules():
-            if isinstance(module, torch.nn.Conv3d):
-                torch.nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-                torch.nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        torch.nn.init.normal_(self.network.head.weight, std=0.01)
+        self.trainee = Trainee(options.network())
+        self.freeze_at = round(options.freeze * options.steps)
         if options.start:
-            start_from(self.network, load_model(options.start).network)
-        self.network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+            start_from(self.trainee.network, load_model(options.start).network)
+            self.freeze_at = 0  # untouched statistics leave the features as they are
+        self.trainee.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), lr=options.learning_rate, weight_decay=1e-4
+            self.trainee.parameters(), lr=options.learning_rate, weight_decay=1e-4
         )
-        self.mean = {k: v.clone() for k, v in self.network.state_dict().items()}
+        self.mean = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         self.step = 0
 
     def advance(self, arrays: Arrays) -> float:
@@ -219,31 +284,41 @@ class _State:
         rate = _one_cycle(self.step, self.options.steps) * self.options.learning_rate
         for group in self.optimiser.param_groups:
             group["lr"] = rate
+        if self.step == self.freeze_at:
+            self._freeze()
+        self.trainee.norms.train(self.step < self.freeze_at)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16_is_fast()):
-            prediction = self.network.forward_padded(x)
+            logits = self.trainee(x)
         core = slice(self.options.margin, self.options.margin + self.options.output)
-        prediction = prediction[:, :, core, core, core]
-        loss = balanced_loss(prediction, target, known, self.options.classes)
+        loss = balanced_loss(logits[:, :, core, core, core], target, known, self.options.classes)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
         decay = min(self.options.average, (1 + self.step) / (10 + self.step))
-        for key, value in self.network.state_dict().items():
-            self.mean[key].lerp_(value, 1 - decay)
+        for key, value in self.trainee.state_dict().items():
+            if value.is_floating_point():
+                self.mean[key].lerp_(value, 1 - decay)
         return float(loss.detach())
 
+    def _freeze(self) -> None:
+        """Statistics of many patches, not of the last few."""
+        mine = self.trainee.state_dict()
+        self.trainee.load_state_dict(
+            {k: self.mean[k] if "running" in k else v for k, v in mine.items()}
+        )
+
     def averaged(self) -> UNet:
-        network = UNet(self.network.options)
-        network.load_state_dict(self.mean)
-        return network.eval()
+        trainee = Trainee(self.options.network())
+        trainee.load_state_dict(self.mean)
+        return trainee.folded()
 
     def save(self, path: Path) -> None:
         content = {
             "options": asdict(self.options),
             "step": self.step,
-            "network": self.network.state_dict(),
+            "trainee": self.trainee.state_dict(),
             "mean": self.mean,
             "optimiser": self.optimiser.state_dict(),
         }
@@ -261,7 +336,7 @@ class _State:
                 f"{path} was trained with other options: {', '.join(changed)} differ",
                 hint="choose another output, or remove the checkpoint",
             )
-        self.network.load_state_dict(content["network"])
+        self.trainee.load_state_dict(content["trainee"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.mean, self.step = content["mean"], content["step"]
         log.info("going on from step %d of %s", self.step, path)

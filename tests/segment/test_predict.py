@@ -19,6 +19,7 @@ from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.predict import PredictOptions, predict  # noqa: E402
 from clemreg.segment.targets import class_targets, signed_distance_nm  # noqa: E402
 from clemreg.segment.training import (  # noqa: E402
+    Trainee,
     TrainOptions,
     balanced_loss,
     start_from,
@@ -193,40 +194,69 @@ def test_class_targets_follow_the_organelle_and_membrane_peaks_inside_the_surfac
     np.testing.assert_array_equal(distances[0, 0, 0], [-30, 0, 12, 24, 60])  # left as it was
 
 
-def test_loss_counts_both_sides_alike_and_leaves_out_the_unknown():
-    classes = ("mito", "er")
-    target = torch.full((1, 2, 1, 1, 4), -0.5)
-    target[..., 0] = 0.5
-    known = torch.ones(1, 2, 1, 1, 4, dtype=torch.bool)
-    wrong_positive, wrong_negative = target.clone(), target.clone()
-    wrong_positive[..., 0] -= 1
-    wrong_negative[..., 1:] += 1
-    torch.testing.assert_close(
-        balanced_loss(wrong_positive, target, known, classes),
-        balanced_loss(wrong_negative, target, known, classes),
-    )
-    known[:, 0, ..., 3] = False
-    known[:, 1] = False
-    elsewhere = target.clone()
-    elsewhere[:, 0, ..., 3] = 100
-    elsewhere[:, 1] = 100
-    assert float(balanced_loss(elsewhere, target, known, classes)) == 0
-    assert float(balanced_loss(elsewhere + 1, target, known, classes)) > 0
+def logit(prediction):
+    """What gives this prediction after the tanh."""
+    return torch.atanh(prediction)
 
 
-def test_membrane_takes_the_weights_of_its_organelle():
-    """An error of the membrane counts as much as one of the mitochondrion at the same voxel."""
-    target = torch.full((1, 2, 1, 1, 10), -0.5)
-    target[:, 0, ..., 0] = 0.5
+def test_loss_is_least_at_the_truth():
+    """The gradient vanishes where prediction and target are equal, up to the Dice term."""
+    target = torch.tanh(torch.linspace(-3, 3, 64).reshape(1, 1, 4, 4, 4))
+    target = torch.cat([target, target * 0.5], dim=1)
     known = torch.ones_like(target, dtype=torch.bool)
+    logits = logit(target).requires_grad_()
+    balanced_loss(logits, target, known, ("mito", "mito_mem")).backward()
+    assert float(logits.grad[:, 1].abs().max()) < 1e-7  # a membrane has no Dice term
+    far = logits.grad[:, 0][target[:, 0].abs() > 0.9]
+    assert float(far.abs().max()) < 1e-4
+
+
+def test_loss_counts_both_sides_alike():
+    """Without the Dice term: one wrong positive weighs as much as all negatives wrong alike."""
+    target = torch.full((1, 2, 1, 1, 10), -0.5)
+    target[..., :2] = 0.5
+    known = torch.ones_like(target, dtype=torch.bool)
+    right = logit(target)
     losses = []
-    for channel in (0, 1):
-        wrong = target.clone()
-        wrong[:, channel, ..., 0] += 1
-        losses.append(float(balanced_loss(wrong, target, known, ("mito", "mito_mem"))))
+    for side in (target[0, 1] > 0, target[0, 1] < 0):
+        wrong = right.clone()
+        wrong[0, 1][side] *= -1
+        difference = balanced_loss(wrong, target, known, ("mito", "mito_mem"))
+        losses.append(float(difference - balanced_loss(right, target, known, ("mito", "mito_mem"))))
     assert losses[0] == pytest.approx(losses[1])
-    # Positives are a tenth and count as a fifth: 1 / (2 * 0.2) over 10 voxels and 2 classes.
-    assert losses[0] == pytest.approx(2.5 / 10 / 2)
+    assert losses[0] > 0.05
+
+
+def test_loss_leaves_out_the_unknown():
+    classes = ("mito", "er")
+    generator = torch.Generator().manual_seed(4)
+    target = torch.tanh(torch.randn(1, 2, 4, 4, 4, generator=generator))
+    logits = torch.randn(1, 2, 4, 4, 4, generator=generator)
+    known = torch.rand(1, 2, 4, 4, 4, generator=generator) < 0.5
+    known[:, 1] = False
+    loss = balanced_loss(logits, target, known, classes)
+    changed, other = logits.clone(), target.clone()
+    changed[~known] = 50.0
+    other[~known] = 0.99
+    torch.testing.assert_close(balanced_loss(changed, other, known, classes), loss)
+    changed[known] += 1.0
+    assert float((balanced_loss(changed, other, known, classes) - loss).abs()) > 0.01
+
+
+def test_folded_network_does_what_the_trainee_does():
+    torch.manual_seed(5)
+    trainee = Trainee(NetworkOptions(("mito", "er"), (4, 6, 8, 8), (1, 2, 2, 2), (2, 1, 2)))
+    for norm in trainee.norms:
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2.0)
+        torch.nn.init.normal_(norm.weight, 1.0, 0.2)
+        torch.nn.init.normal_(norm.bias)
+    x = torch.randn(1, 1, 16, 24, 32)
+    trainee.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            trainee.folded().padded_logits(x), trainee(x), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -267,7 +297,7 @@ def test_padded_pass_equals_the_valid_one_far_from_the_edge():
     # one where both pool the same voxels.
     start = -sum(count * 2**level for level, count in enumerate(down[:-1])) % network.step
     x = torch.randn(1, 1, *(-(-(n + start) // 8) * 8,) * 3, dtype=torch.double)
-    padded = network.forward_padded(x)
+    padded = torch.tanh(network.padded_logits(x))
     assert padded.shape[2:] == x.shape[2:]
     valid = network(x[..., start : start + n, start : start + n, start : start + n])
     core = slice(start + network.halo, start + network.halo + 8)
