@@ -43,12 +43,15 @@ def train(
     data: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH of a training volume; repeat.")
     ] = None,
+    journal: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard: losses, scores, example slices.")
+    ] = None,
 ) -> None:
     """Train a network; a second start goes on from the last checkpoint."""
     from clemreg.pipeline.train import train_from_config
 
     with progress_bar("train") as progress:
-        path = train_from_config(config, tuple(data or ()), progress=progress)
+        path = train_from_config(config, tuple(data or ()), journal=journal, progress=progress)
     result(f"wrote {path}")
 
 

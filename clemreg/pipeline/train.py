@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, MissingError
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.segment.data import TrainingVolume
+from clemreg.segment.journal import Journal
 from clemreg.segment.models import ModelCard, save_model
 from clemreg.segment.targets import signed_distance_nm
 from clemreg.segment.training import TrainOptions, train
+from clemreg.segment.validation import Validation
 from clemreg.simulate.em import random_training_block
 from clemreg.simulate.phantom import ER_CLASSES
 from clemreg.space.grid import Box
@@ -95,9 +98,20 @@ def _located(entry: RealData, base: Path, folders: dict[str, str]) -> RealData:
 
 
 def train_from_config(
-    path: Path, data: Sequence[str] = (), *, progress: Progress | None = None
+    path: Path,
+    data: Sequence[str] = (),
+    *,
+    journal: Path | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Train and write the network beside its configuration.
+
+    Parameters
+    ----------
+    path, data
+        As in `load_train_config`.
+    journal
+        Folder to follow in TensorBoard.
 
     Returns
     -------
@@ -110,7 +124,16 @@ def train_from_config(
     )
     out = path.parent / config.out
     volumes = list(training_volumes(config, progress))
-    trained = train(volumes, options, checkpoint=out.with_suffix(".checkpoint"), progress=progress)
+    held_out = [v for entry in config.real for v in held_out_volumes(entry)]
+    with nullcontext() if journal is None else closing(Journal(journal)) as writer:
+        trained = train(
+            volumes,
+            options,
+            validation=Validation(held_out, options.spacing_nm, options.classes),
+            checkpoint=out.with_suffix(".checkpoint"),
+            journal=writer,
+            progress=progress,
+        )
     card = ModelCard(
         name=config.name,
         spacing_nm=(float(options.spacing_nm),) * 3,
@@ -146,22 +169,37 @@ def training_volumes(
 
 def real_volumes(entry: RealData) -> Iterator[TrainingVolume]:
     """Yield the parts of a labelled volume before and after its held-out slices."""
+    first, end = entry.held_out
+    depth = _depth(entry)
+    parts = [(a, b) for a, b in ((0, first), (end, depth)) if b - a >= 16]
+    for a, b in parts:
+        weight = entry.weight * (b - a) / sum(q - p for p, q in parts)
+        yield _slices(entry, a, b, weight)
+
+
+def held_out_volumes(entry: RealData) -> Iterator[TrainingVolume]:
+    """Yield the held-out slices of a labelled volume, if there are any."""
+    first, end = entry.held_out
+    if end > first:
+        yield _slices(entry, first, end, entry.weight)
+
+
+def _depth(entry: RealData) -> int:
+    return open_volume(entry.em, spacing_nm=parse_xyz_nm(entry.voxel_size), frame="em").shape[0]
+
+
+def _slices(entry: RealData, first: int, end: int, weight: float) -> TrainingVolume:
     spacing = parse_xyz_nm(entry.voxel_size)
     em = open_volume(entry.em, spacing_nm=spacing, frame="em")
     labels = open_labels(entry.labels, spacing_nm=spacing, frame="em")
-    first, end = entry.held_out
-    depth = em.shape[0]
-    parts = [(a, b) for a, b in ((0, first), (end, depth)) if b - a >= 16]
-    for a, b in parts:
-        box = Box((a, 0, 0), (b, *em.shape[1:]))
-        distance = signed_distance_nm(labels.read(box) != 0, spacing)
-        weight = entry.weight * (b - a) / sum(q - p for p, q in parts)
-        factor = (entry.pool,) * 3
-        z, y, x = (s * entry.pool for s in spacing)
-        yield TrainingVolume(
-            pool_mean(em.read(box), factor).astype(np.uint8),
-            {"mito": pool_mean(np.clip(distance, -500, 500), factor)},
-            (z, y, x),
-            weight,
-            entry.name,
-        )
+    box = Box((first, 0, 0), (end, *em.shape[1:]))
+    distance = signed_distance_nm(labels.read(box) != 0, spacing)
+    factor = (entry.pool,) * 3
+    z, y, x = (s * entry.pool for s in spacing)
+    return TrainingVolume(
+        pool_mean(em.read(box), factor).astype(np.uint8),
+        {"mito": pool_mean(np.clip(distance, -500, 500), factor)},
+        (z, y, x),
+        weight,
+        entry.name,
+    )

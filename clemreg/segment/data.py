@@ -234,13 +234,14 @@ def _weights(position: NDArray[np.float64], n: int, width: float) -> FloatVolume
 
 
 def recolour(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
-    """Change contrast, brightness, gamma, noise, blur, slices; rarely invert."""
+    """Change contrast, brightness, gamma, noise, blur, slices, stripes; rarely invert."""
     from scipy.ndimage import gaussian_filter
 
     gamma = np.exp(rng.normal(scale=0.25))
-    gain, shift = rng.uniform(1.05, 1.95), rng.uniform(-0.25, 0.25)
-    toned = 2 * np.clip((x + 1.5) / 3, 0, 1) ** gamma
-    x = np.asarray((toned - toned.mean()) * gain + shift, dtype=np.float32)
+    gain, shift = rng.uniform(0.7, 1.3), rng.uniform(-0.3, 0.3)
+    toned = 3 * np.clip((x + 1.5) / 3, 0, 1) ** gamma
+    # About the middle of the grey range, not the patch's mean: what is bright all over stays so.
+    x = np.asarray((toned - 3 * 0.5**gamma) * gain + shift, dtype=np.float32)
     if rng.random() < 0.3:
         x = gaussian_filter(x, rng.uniform(0.3, 0.9, 3))
     if rng.random() < 0.5:
@@ -248,6 +249,8 @@ def recolour(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
         x = x + strength * rng.standard_normal(x.shape, dtype=np.float32)
     if rng.random() < 0.3:
         x = x + rng.normal(scale=0.06, size=(len(x), 1, 1)).astype(np.float32)
+    if rng.random() < 0.2:
+        x = x + _curtain(rng, x.shape)
     if rng.random() < 0.5:
         x = x + _cloud(rng, x.shape)
     if rng.random() < 0.15:
@@ -255,6 +258,15 @@ def recolour(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
     if rng.random() < 0.05:
         x = -x
     return np.clip(x, -1.5, 1.5).astype(np.float32)
+
+
+def _curtain(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatVolume:
+    """Stripes along y, partly the same in all slices, as milling leaves them."""
+    from scipy.ndimage import gaussian_filter1d
+
+    profile = 0.6 * rng.standard_normal(shape[2]) + 0.8 * rng.standard_normal((shape[0], shape[2]))
+    smooth = gaussian_filter1d(profile, rng.uniform(0.5, 2.0), axis=-1)
+    return (rng.uniform(0, 0.15) * smooth[:, None, :]).astype(np.float32)
 
 
 def _cloud(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatVolume:

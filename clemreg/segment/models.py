@@ -12,7 +12,7 @@ from clemreg.errors import FormatError, GridError, MissingError
 from clemreg.io.atomic import atomic_path
 from clemreg.segment.network import NetworkOptions, UNet
 
-FORMAT = "clemreg-unet-1"
+FORMAT = "clemreg-unet-2"
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,9 @@ def _header(path: Path) -> tuple[ModelCard, NetworkOptions]:
             ModelCard(
                 card["name"], tuple(card["spacing_nm"]), tuple(card["trained_on"]), card["steps"]
             ),
-            NetworkOptions(**{k: tuple(v) for k, v in network.items()}),
+            NetworkOptions(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in network.items()}
+            ),
         )
     except (KeyError, TypeError, ValueError, GridError) as error:
         raise FormatError(f"{path} has a broken header: {error}") from error

@@ -32,12 +32,16 @@ class NetworkOptions:
         3 x 3 x 3 convolutions at each level on the way down, the deepest level included.
     up
         3 x 3 x 3 convolutions at each level on the way up, finest first, one number fewer.
+    fold
+        Input voxels along each axis that become the channels of one voxel of the finest level;
+        the head unfolds as many. 1: the finest level is the input's grid.
     """
 
     classes: tuple[str, ...] = ("mito", "mito_mem")
     widths: tuple[int, ...] = (16, 32, 64)
     down: tuple[int, ...] = (2, 2, 2)
     up: tuple[int, ...] = (2, 2)
+    fold: int = 1
 
     def __post_init__(self) -> None:
         if len(self.down) != len(self.widths) or len(self.up) != len(self.widths) - 1:
@@ -45,9 +49,11 @@ class NetworkOptions:
                 f"widths {self.widths} need as many entries in down ({self.down}) and one fewer "
                 f"in up ({self.up})"
             )
-        if min(self.down) < 1 or min(self.up, default=1) < 1:
-            raise GridError(f"every level needs a convolution: down {self.down}, up {self.up}")
-        size = self.step
+        if min(self.down) < 1 or min(self.up, default=1) < 1 or self.fold < 1:
+            raise GridError(
+                f"every level needs a convolution: down {self.down}, up {self.up}, fold {self.fold}"
+            )
+        size = int(2 ** (len(self.widths) - 1))
         for level, convolutions in enumerate(self.up):
             size += 2 * convolutions
             if size % 2:
@@ -61,12 +67,12 @@ class NetworkOptions:
     @property
     def step(self) -> int:
         """Output sizes and block positions are multiples of this."""
-        return int(2 ** (len(self.widths) - 1))
+        return int(self.fold * 2 ** (len(self.widths) - 1))
 
     @property
     def halo(self) -> int:
         """Voxels on each side that the output lacks: the radius of the receptive field."""
-        return sum(
+        return self.fold * sum(
             n << level
             for convolutions in (self.down, self.up)
             for level, n in enumerate(convolutions)
@@ -78,7 +84,12 @@ class NetworkOptions:
 
 
 class UNet(nn.Module):
-    """3D U-Net: 3 x 3 x 3 convolutions and ReLU, max pooling, nearest upsampling, tanh at the end.
+    """3D U-Net that works on voxels folded into channels, for short times on any processor.
+
+    ``fold`` voxels along each axis are taken as channels of one (space to depth) and mixed by a
+    1 x 1 x 1 convolution; then levels of 3 x 3 x 3 convolutions with ReLU and max pooling; on the
+    way up features are narrowed (1 x 1 x 1), doubled and added to those of the level; the head
+    gives every class for each of the folded voxels. tanh at the end.
 
     Input (n, 1, z, y, x) with sizes from `input_size`; output (n, classes, z, y, x) smaller by
     `halo` on every side. There is no normalisation layer, so no voxel depends on anything beyond
@@ -86,7 +97,8 @@ class UNet(nn.Module):
 
     References
     ----------
-    Ronneberger et al., MICCAI 2015; Heinrich et al., Nature 2021 (valid 3D variant).
+    Ronneberger et al., MICCAI 2015; Heinrich et al., Nature 2021 (valid 3D variant); Shi et al.,
+    CVPR 2016 (sub-pixel head); Chaurasia and Culurciello, VCIP 2017 (added skips).
     """
 
     def __init__(self, options: NetworkOptions) -> None:
@@ -94,15 +106,18 @@ class UNet(nn.Module):
         self.options = options
         w = options.widths
         depth = len(w)
+        cube = options.fold**3
+        self.stem = nn.Sequential(nn.Conv3d(cube, w[0], 1), nn.ReLU(True))
         self.down = nn.ModuleList(
-            _block(1 if level == 0 else w[level - 1], w[level], options.down[level])
-            for level in range(depth)
+            _block(w[max(level - 1, 0)], w[level], options.down[level]) for level in range(depth)
+        )
+        self.lateral = nn.ModuleList(
+            nn.Conv3d(w[level + 1], w[level], 1) for level in range(depth - 1)
         )
         self.up = nn.ModuleList(
-            _block(w[level] + w[level + 1], w[level], options.up[level])
-            for level in range(depth - 1)
+            _block(w[level], w[level], options.up[level]) for level in range(depth - 1)
         )
-        self.head = nn.Conv3d(w[0], len(options.classes), 1)
+        self.head = nn.Conv3d(w[0], len(options.classes) * cube, 1)
 
     @property
     def step(self) -> int:
@@ -128,8 +143,8 @@ class UNet(nn.Module):
 
     @property
     def convolutions(self) -> tuple[nn.Conv3d, ...]:
-        """The 3 x 3 x 3 convolutions in the order in which they are used."""
-        blocks = [*self.down, *(self.up[level] for level in range(len(self.up) - 1, -1, -1))]
+        """Those followed by a ReLU, in the order in which they are used."""
+        blocks = [self.stem, *self.down, *list(self.up)[::-1]]
         return tuple(c for block in blocks for c in block.children() if isinstance(c, nn.Conv3d))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -152,6 +167,7 @@ class UNet(nn.Module):
         return self._pass(x, 1, after)
 
     def _pass(self, x: torch.Tensor, padding: int, after: Features) -> torch.Tensor:
+        x = _convolve(self.stem, fold(x, self.options.fold), padding, after)
         skips = []
         for level, block in enumerate(self.down):
             x = _convolve(block, x, padding, after)
@@ -159,11 +175,29 @@ class UNet(nn.Module):
                 skips.append(x)
                 x = nn.functional.max_pool3d(x, 2)
         for level in range(len(self.up) - 1, -1, -1):
-            x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
-            x = torch.cat([_crop(skips[level], x.shape[2:]), x], dim=1)
+            x = nn.functional.interpolate(self.lateral[level](x), scale_factor=2, mode="nearest")
+            x = x + _crop(skips[level], x.shape[2:])
             x = _convolve(self.up[level], x, padding, after)
-        result: torch.Tensor = self.head(x)
-        return result
+        return unfold(self.head(x), self.options.fold)
+
+
+def fold(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Make channels of cubes of `n` voxels: (b, c, z, y, x) to (b, c n^3, z/n, y/n, x/n)."""
+    if n == 1:
+        return x
+    b, c, z, y, x_ = x.shape
+    cubes = x.reshape(b, c, z // n, n, y // n, n, x_ // n, n).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    layout = torch.channels_last_3d
+    return cubes.reshape(b, c * n**3, z // n, y // n, x_ // n).contiguous(memory_format=layout)
+
+
+def unfold(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Undo `fold`."""
+    if n == 1:
+        return x
+    b, c, z, y, x_ = x.shape
+    cubes = x.reshape(b, c // n**3, n, n, n, z, y, x_).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return cubes.reshape(b, c // n**3, z * n, y * n, x_ * n)
 
 
 def _block(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:
@@ -176,7 +210,8 @@ def _block(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:
 def _convolve(block: nn.Module, x: torch.Tensor, padding: int, after: Features) -> torch.Tensor:
     for layer in block.children():
         if isinstance(layer, nn.Conv3d):
-            x = after(nn.functional.conv3d(x, layer.weight, layer.bias, padding=padding))
+            around = padding if layer.kernel_size[0] > 1 else 0
+            x = after(nn.functional.conv3d(x, layer.weight, layer.bias, padding=around))
         else:
             x = layer(x)
     return x

@@ -9,23 +9,24 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import FormatError
 from clemreg.io.atomic import atomic_path
 from clemreg.segment.data import PatchOptions, PatchSampler, TrainingVolume
+from clemreg.segment.journal import Journal
+from clemreg.segment.loss import balanced_loss
 from clemreg.segment.models import load_model
 from clemreg.segment.network import NetworkOptions, UNet
-from clemreg.segment.targets import CLASSES, class_targets
+from clemreg.segment.targets import class_targets
+from clemreg.segment.trainee import Trainee, start_from
+from clemreg.segment.validation import Score, Validation
 
 log = logging.getLogger(__name__)
-
-BALANCE = (0.05, 0.95)
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class TrainOptions:
         What to predict, of `clemreg.segment.targets.CLASSES`.
     learning_rate
         Peak of the one-cycle cosine schedule.
-    widths, down, up
+    widths, down, up, fold
         Shape of the network, as in `NetworkOptions`.
+    balance
+        How far positives and negatives are made to count alike: 1 fully (the paper), 0 not at all.
     scale
         Range of random magnification.
     average
@@ -62,6 +65,10 @@ class TrainOptions:
     freeze
         Share of the steps after which the normalisation is frozen; from the first step on if
         `start` is given.
+    least_steps
+        Steps after which `converged` may end the training before `steps`; 0: it never does.
+    device
+        Where to compute; empty: on the first GPU, or the processor if there is none.
     """
 
     spacing_nm: float = 16.0
@@ -74,6 +81,8 @@ class TrainOptions:
     widths: tuple[int, ...] = (16, 32, 64)
     down: tuple[int, ...] = (2, 2, 2)
     up: tuple[int, ...] = (2, 2)
+    fold: int = 1
+    balance: float = 1.0
     scale: tuple[float, float] = (0.8, 1.25)
     average: float = 0.998
     seed: int = 0
@@ -81,10 +90,12 @@ class TrainOptions:
     checkpoint_every: int = 250
     start: str = ""
     freeze: float = 0.65
+    least_steps: int = 0
+    device: str = ""
 
     def network(self) -> NetworkOptions:
         """Return the shape of the network."""
-        return NetworkOptions(self.classes, self.widths, self.down, self.up)
+        return NetworkOptions(self.classes, self.widths, self.down, self.up, self.fold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,21 +110,29 @@ class Trained:
         Loss of every step since the last resume.
     steps
         Steps done in all.
+    history
+        Step and scores by class, of every validation.
     """
 
     network: UNet
     losses: tuple[float, ...]
     steps: int
+    history: tuple[tuple[int, dict[str, Score]], ...] = ()
 
 
 def train(
     volumes: Sequence[TrainingVolume],
     options: TrainOptions,
     *,
+    validation: Validation | None = None,
     checkpoint: Path | None = None,
+    journal: Journal | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """Train from random weights, or go on from `checkpoint` if it exists.
+
+    Every ``options.checkpoint_every`` steps the averaged network is scored on `validation`, and
+    the checkpoint written. A run that was stopped and one that was not give the same network.
 
     Raises
     ------
@@ -132,18 +151,41 @@ def train(
     begin = time.monotonic()
     with ThreadPoolExecutor(1) as pool:
         upcoming = pool.submit(_batch, sampler, options, state.step)
-        while state.step < options.steps:
+        while state.step < options.steps and not state.done:
             arrays, upcoming = upcoming.result(), _ahead(pool, sampler, options, state.step + 1)
             losses.append(state.advance(arrays))
-            if state.step % options.checkpoint_every == 0 and checkpoint is not None:
-                state.save(checkpoint)
-            if progress is not None and state.step % 10 == 0:
+            if state.step % options.checkpoint_every == 0:
+                state.pause(validation, journal)
+                if checkpoint is not None:
+                    state.save(checkpoint)
+            if state.step % 10 == 0:
                 rate = len(losses) / (time.monotonic() - begin)
                 recent = float(np.mean(losses[-100:]))
-                progress(state.step, options.steps, f"loss {recent:.4f}, {rate:.1f} steps/s")
+                if journal is not None:
+                    journal.loss(state.step, recent, rate)
+                if progress is not None:
+                    progress(state.step, options.steps, f"loss {recent:.4f}, {rate:.2f} steps/s")
+        upcoming.cancel()
     if checkpoint is not None:
         state.save(checkpoint)
-    return Trained(state.averaged(), tuple(losses), state.step)
+    return Trained(state.averaged(), tuple(losses), state.step, tuple(state.history))
+
+
+def converged(values: Sequence[Score]) -> bool:
+    """Whether the last scores end the training, by the rule of the paper.
+
+    They do at the first score that is no better than the one before, if that was worse than the
+    one before it, both in Dice and in mean false distance (Heinrich et al. 2021, Methods).
+    """
+    if len(values) < 3:
+        return False
+    first, second, third = values[-3:]
+    return (
+        third.dice <= second.dice < first.dice
+        and third.mean_false_distance_nm
+        >= second.mean_false_distance_nm
+        > first.mean_false_distance_nm
+    )
 
 
 Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -164,101 +206,10 @@ def _batch(sampler: PatchSampler, options: TrainOptions, step: int) -> Arrays:
     truth = [class_targets(d[1], d[2], options.classes) for d in drawn]
     target = torch.from_numpy(np.stack([t[0] for t in truth]))
     known = torch.from_numpy(np.stack([t[1] for t in truth]))
-    return x.to(memory_format=torch.channels_last_3d), target, known
-
-
-def balanced_loss(
-    logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor, classes: Sequence[str]
-) -> torch.Tensor:
-    """Cross entropy of every class, plus half of one minus Dice of every organelle.
-
-    With ``tanh(logit)`` the prediction, ``(1 + tanh) / 2`` is a logistic function of twice the
-    logit, so cross entropy against ``(1 + target) / 2`` is least where prediction and target are
-    equal, and unlike the squared error it does not level off where the prediction is far out.
-    Positives and negatives are weighted to count alike (share of positives at least 0.05, as in
-    the paper); a membrane shares the weights of its organelle (Heinrich et al. 2021, training
-    code: ``scale_loss=False, scale_key=parent``). The unknown is left out.
-
-    Parameters
-    ----------
-    logits, target, known
-        (n, class, z, y, x); targets are tanh signed distances, `known` is boolean.
-    classes
-        Names of the classes.
-    """
-    loss = logits.new_zeros((), dtype=torch.float32)
-    for i, name in enumerate(classes):
-        here = known[:, i]
-        if not here.any():
-            continue
-        parent = classes.index(CLASSES[name]) if CLASSES[name] in classes else i
-        weight = _balance(target[:, parent] > 0, here)
-        entropy = nn.functional.binary_cross_entropy_with_logits(
-            2 * logits[:, i].float(), (target[:, i] + 1) / 2, reduction="none"
-        )
-        loss = loss + (entropy * weight).sum() / here.sum()
-        if name == CLASSES[name]:
-            loss = loss + 0.5 * _one_minus_dice(logits[:, i].float(), target[:, i] > 0, here)
-    return loss / len(classes)
-
-
-def _balance(positive: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    fraction = ((positive & known).sum() / known.sum()).clamp(*BALANCE)
-    return (positive & known) / (2 * fraction) + (~positive & known) / (2 * (1 - fraction))
-
-
-def _one_minus_dice(
-    logits: torch.Tensor, inside: torch.Tensor, known: torch.Tensor
-) -> torch.Tensor:
-    """Soft Dice of what is inside; steep, so that it looks at the boundary only."""
-    probability = torch.sigmoid(4 * logits) * known
-    inside = inside & known
-    both = (probability * inside).sum()
-    return 1 - (2 * both + 50) / (probability.sum() + inside.sum() + 50)
-
-
-class Trainee(nn.Module):
-    """A network with batch normalisation after each convolution, to be folded into it at the end.
-
-    Normalisation makes training several times faster; but statistics of a patch would make a voxel
-    depend on all of it. So in the last part of the training they are frozen, and are then just a
-    scale and a shift of the convolution's output.
-    """
-
-    def __init__(self, options: NetworkOptions) -> None:
-        super().__init__()
-        self.network = UNet(options)
-        for conv in self.network.convolutions:
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
-        nn.init.normal_(self.network.head.weight, std=0.01)
-        self.norms = nn.ModuleList(
-            nn.BatchNorm3d(conv.out_channels, momentum=0.05) for conv in self.network.convolutions
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits (n, class, z, y, x) of every voxel of the input."""
-        norms = iter(self.norms)
-        return self.network.padded_logits(x, lambda features: next(norms)(features))
-
-    @torch.no_grad()
-    def folded(self) -> UNet:
-        """Return the plain network that does the same with frozen statistics."""
-        plain = UNet(self.network.options)
-        plain.load_state_dict(self.network.state_dict())
-        for conv, norm in zip(plain.convolutions, self.norms.children(), strict=True):
-            _fold(conv, cast("nn.BatchNorm3d", norm))
-        return plain.eval()
-
-
-def _fold(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> None:
-    """Let a convolution do what a frozen normalisation after it does."""
-    mean, variance = norm.running_mean, norm.running_var
-    if mean is None or variance is None or conv.bias is None:
-        raise ValueError("only convolutions with bias and norms with statistics can be folded")
-    scale = norm.weight / torch.sqrt(variance + norm.eps)
-    conv.weight.mul_(scale[:, None, None, None, None])
-    conv.bias.sub_(mean).mul_(scale).add_(norm.bias)
+    arrays = (x, target, known)
+    if torch.cuda.is_available():
+        return x.pin_memory(), target.pin_memory(), known.pin_memory()
+    return arrays
 
 
 class _State:
@@ -267,40 +218,53 @@ class _State:
     def __init__(self, options: TrainOptions) -> None:
         torch.manual_seed(options.seed)
         self.options = options
+        self.device = torch.device(
+            options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
         self.trainee = Trainee(options.network())
         self.freeze_at = round(options.freeze * options.steps)
         if options.start:
             start_from(self.trainee.network, load_model(options.start).network)
             self.freeze_at = 0  # untouched statistics leave the features as they are
-        self.trainee.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        self.trainee.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(
             self.trainee.parameters(), lr=options.learning_rate, weight_decay=1e-4
         )
         self.mean = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         self.step = 0
+        self.history: list[tuple[int, dict[str, Score]]] = []
+        self.done = False
 
     def advance(self, arrays: Arrays) -> float:
-        x, target, known = arrays
-        rate = _one_cycle(self.step, self.options.steps) * self.options.learning_rate
+        """Take one step and return its loss."""
+        options = self.options
+        x, target, known = (a.to(self.device, non_blocking=True) for a in arrays)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = _one_cycle(self.step, options.steps) * options.learning_rate
         if self.step == self.freeze_at:
             self._freeze()
         self.trainee.norms.train(self.step < self.freeze_at)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16_is_fast()):
+        half = self.device.type == "cuda" or bfloat16_is_fast()
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
             logits = self.trainee(x)
-        core = slice(self.options.margin, self.options.margin + self.options.output)
-        loss = balanced_loss(logits[:, :, core, core, core], target, known, self.options.classes)
+        core = slice(options.margin, options.margin + options.output)
+        loss = balanced_loss(
+            logits[:, :, core, core, core], target, known, options.classes, options.balance
+        )
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         self.optimiser.step()
         self.step += 1
+        self._average()
+        return float(loss.detach())
+
+    def _average(self) -> None:
+        """Move the averaged weights; faster at first, when they are all but random."""
         decay = min(self.options.average, (1 + self.step) / (10 + self.step))
         for key, value in self.trainee.state_dict().items():
             if value.is_floating_point():
                 self.mean[key].lerp_(value, 1 - decay)
-        return float(loss.detach())
 
     def _freeze(self) -> None:
         """Statistics of many patches, not of the last few."""
@@ -309,28 +273,54 @@ class _State:
             {k: self.mean[k] if "running" in k else v for k, v in mine.items()}
         )
 
+    def pause(self, validation: Validation | None, journal: Journal | None) -> None:
+        """Score the averaged network, and see whether to go on."""
+        if validation is None or not validation.cases:
+            return
+        scores, example = validation.examine(self.averaged())
+        self.history.append((self.step, scores))
+        if journal is not None:
+            journal.scores(self.step, scores, example)
+        for name, score in scores.items():
+            log.info(
+                "step %d: %s IoU %.3f, mean false distance %.0f nm",
+                self.step,
+                name,
+                score.iou,
+                score.mean_false_distance_nm,
+            )
+        first = [
+            s[self.options.classes[0]] for _, s in self.history if self.options.classes[0] in s
+        ]
+        if self.options.least_steps and self.step >= self.options.least_steps:
+            self.done = converged(first)
+
     def averaged(self) -> UNet:
+        """Return the network with averaged weights, on the processor."""
         trainee = Trainee(self.options.network())
         trainee.load_state_dict(self.mean)
         return trainee.folded()
 
     def save(self, path: Path) -> None:
+        """Write everything that the next step depends on."""
         content = {
             "options": asdict(self.options),
             "step": self.step,
             "trainee": self.trainee.state_dict(),
             "mean": self.mean,
             "optimiser": self.optimiser.state_dict(),
+            "history": [(n, {k: asdict(v) for k, v in s.items()}) for n, s in self.history],
+            "done": self.done,
         }
         with atomic_path(path) as partial:
             torch.save(content, partial)
 
     def load(self, path: Path) -> None:
-        content: dict[str, Any] = torch.load(path, weights_only=True)
+        """Go on from a checkpoint."""
+        content: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
         ours, theirs = asdict(self.options), content["options"]
-        changed = [
-            k for k in ours if k not in {"threads", "checkpoint_every"} and ours[k] != theirs.get(k)
-        ]
+        free = {"threads", "checkpoint_every", "device"}
+        changed = [k for k in ours if k not in free and ours[k] != theirs.get(k)]
         if changed:
             raise FormatError(
                 f"{path} was trained with other options: {', '.join(changed)} differ",
@@ -338,36 +328,9 @@ class _State:
             )
         self.trainee.load_state_dict(content["trainee"])
         self.optimiser.load_state_dict(content["optimiser"])
-        self.mean, self.step = content["mean"], content["step"]
+        self.mean, self.step, self.done = content["mean"], content["step"], content["done"]
+        self.history = [(n, {k: Score(**v) for k, v in s.items()}) for n, s in content["history"]]
         log.info("going on from step %d of %s", self.step, path)
-
-
-def start_from(network: UNet, other: UNet) -> None:
-    """Take over another network's weights; rows of the head go by class name.
-
-    Raises
-    ------
-    FormatError
-        The bodies of the networks differ in shape.
-    """
-    state, theirs = network.state_dict(), other.state_dict()
-    body = {k: v for k, v in theirs.items() if not k.startswith("head.")}
-    wrong = [k for k in state if not k.startswith("head.") and k not in body]
-    wrong += [k for k, v in body.items() if k not in state or state[k].shape != v.shape]
-    if wrong:
-        raise FormatError(
-            f"the network to start from has another shape: {', '.join(wrong[:3])} "
-            f"({len(wrong)} tensors)",
-            hint=f"use its widths {other.options.widths}, down {other.options.down} and up "
-            f"{other.options.up}",
-        )
-    state.update(body)
-    for i, name in enumerate(network.options.classes):
-        if name in other.options.classes:
-            j = other.options.classes.index(name)
-            for key in ("head.weight", "head.bias"):
-                state[key][i] = theirs[key][j]
-    network.load_state_dict(state)
 
 
 def bfloat16_is_fast() -> bool:

@@ -1,0 +1,99 @@
+"""A network while it learns: with normalisation that is folded away, and where it starts from."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import nn
+
+from clemreg.errors import FormatError
+from clemreg.segment.network import NetworkOptions, UNet
+
+
+class Trainee(nn.Module):
+    """A network with batch normalisation after each convolution, to be folded into it at the end.
+
+    Normalisation makes training several times faster; but statistics of a patch would make a voxel
+    depend on all of it. So in the last part of the training they are frozen, and are then just a
+    scale and a shift of the convolution's output.
+    """
+
+    def __init__(self, options: NetworkOptions) -> None:
+        super().__init__()
+        self.network = UNet(options)
+        for conv in self.network.convolutions:
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.network.head.weight, std=0.01)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm3d(conv.out_channels, momentum=0.05) for conv in self.network.convolutions
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits (n, class, z, y, x) of every voxel of the input."""
+        norms = iter(self.norms)
+        return self.network.padded_logits(x, lambda features: next(norms)(features))
+
+    @torch.no_grad()
+    def folded(self) -> UNet:
+        """Return the plain network that does the same with frozen statistics."""
+        plain = UNet(self.network.options)
+        plain.load_state_dict(self.network.state_dict())
+        for conv, norm in zip(plain.convolutions, self.norms.children(), strict=True):
+            _fold_in(conv, cast("nn.BatchNorm3d", norm))
+        return plain.eval()
+
+
+def _fold_in(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> None:
+    """Let a convolution do what a frozen normalisation after it does."""
+    mean, variance = norm.running_mean, norm.running_var
+    if mean is None or variance is None or conv.bias is None:
+        raise ValueError("only convolutions with bias and norms with statistics can be folded")
+    scale = norm.weight / torch.sqrt(variance + norm.eps)
+    conv.weight.mul_(scale[:, None, None, None, None])
+    conv.bias.sub_(mean).mul_(scale).add_(norm.bias)
+
+
+def start_from(network: UNet, other: UNet) -> None:
+    """Take over another network's weights; rows of the head go by class name.
+
+    A network that folds nothing can start from one that folds: it then sees every voxel as a cube
+    of equal finer ones, and predicts their mean. So one for coarse EM starts from one for fine EM.
+
+    Raises
+    ------
+    FormatError
+        The bodies of the networks differ in shape.
+    """
+    state, theirs = network.state_dict(), other.state_dict()
+    if network.options.fold == 1 and other.options.fold > 1:
+        theirs = _unfolded(theirs, other.options)
+    body = {k: v for k, v in theirs.items() if not k.startswith("head.")}
+    wrong = [k for k in state if not k.startswith("head.") and k not in body]
+    wrong += [k for k, v in body.items() if k not in state or state[k].shape != v.shape]
+    if wrong:
+        raise FormatError(
+            f"the network to start from has another shape: {', '.join(wrong[:3])} "
+            f"({len(wrong)} tensors)",
+            hint=f"use its widths {other.options.widths}, down {other.options.down}, up "
+            f"{other.options.up} and fold {other.options.fold}",
+        )
+    state.update(body)
+    rows = network.options.fold**3
+    for i, name in enumerate(network.options.classes):
+        if name in other.options.classes:
+            j = other.options.classes.index(name)
+            for key in ("head.weight", "head.bias"):
+                state[key][i * rows : (i + 1) * rows] = theirs[key][j * rows : (j + 1) * rows]
+    network.load_state_dict(state)
+
+
+def _unfolded(state: dict[str, torch.Tensor], options: NetworkOptions) -> dict[str, torch.Tensor]:
+    """Weights for voxels as large as the folded cubes."""
+    state = dict(state)
+    state["stem.0.weight"] = state["stem.0.weight"].sum(dim=1, keepdim=True)
+    for key in ("head.weight", "head.bias"):
+        rows = state[key]
+        state[key] = rows.reshape(len(options.classes), -1, *rows.shape[1:]).mean(dim=1)
+    return state

@@ -1,0 +1,158 @@
+"""Score a network during training on volumes that it never learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clemreg.segment.data import (
+    FloatVolume,
+    TrainingVolume,
+    contrast_limits,
+    normalise,
+    separable_resample,
+)
+from clemreg.segment.network import UNet
+from clemreg.segment.targets import ORGANELLES, class_targets
+
+# Input around each tile, in voxels: enough to be far from the zeros beyond the edge.
+MARGIN = 32
+TILE = 160
+LONGEST_NM = 200.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well one class is found.
+
+    Attributes
+    ----------
+    iou, dice
+        Overlap of the foreground; NaN if there is none in truth and prediction.
+    mean_false_distance_nm
+        Mean of the distances of predicted voxels to the truth and of true voxels to the
+        prediction, each cut at 200 nm (0 for the right ones); NaN if either is empty.
+    """
+
+    iou: float
+    dice: float
+    mean_false_distance_nm: float
+
+
+class Validation:
+    """Held-out volumes at the network's voxel size, and what is true in them."""
+
+    def __init__(
+        self, volumes: Sequence[TrainingVolume], spacing_nm: float, classes: Sequence[str]
+    ) -> None:
+        self.spacing_nm = spacing_nm
+        self.classes = tuple(classes)
+        self.cases = [_case(v, spacing_nm, self.classes) for v in volumes]
+
+    def examine(self, network: UNet) -> tuple[dict[str, Score], NDArray[np.uint8]]:
+        """Score every annotated class over all volumes together, and picture the first volume.
+
+        Returns
+        -------
+        scores, example
+            By class; and the middle slice of EM, truth and prediction of the first class side by
+            side (y, 3 x).
+        """
+        logits = [_predict(network, em) for em, _, _ in self.cases]
+        return self._scores([p > 0 for p in logits]), _example(self.cases[0], logits[0])
+
+    def _scores(self, found: Sequence[NDArray[np.bool_]]) -> dict[str, Score]:
+        result = {}
+        for i, name in enumerate(self.classes):
+            parts = [
+                (f[i] & k[i], t[i] & k[i])
+                for f, (_, t, k) in zip(found, self.cases, strict=True)
+                if k[i].any()
+            ]
+            if parts:
+                result[name] = _score(parts, self.spacing_nm)
+        return result
+
+
+Case = tuple[FloatVolume, NDArray[np.bool_], NDArray[np.bool_]]
+
+
+def _case(volume: TrainingVolume, spacing_nm: float, classes: Sequence[str]) -> Case:
+    """Normalised EM (z, y, x), truth and where it is known (class, z, y, x)."""
+    widths = spacing_nm / np.asarray(volume.spacing_nm)
+    shape = np.maximum(1, np.asarray(volume.em.shape) / widths).astype(int)
+    axes = [(np.arange(n) + 0.5) * w - 0.5 for n, w in zip(shape, widths, strict=True)]
+    em = normalise(
+        separable_resample(volume.em.astype(np.float32), axes, widths), contrast_limits(volume.em)
+    )
+    distances = np.zeros((len(ORGANELLES), *shape), np.float32)
+    known = np.zeros(distances.shape, bool)
+    for i, organelle in enumerate(ORGANELLES):
+        if organelle in volume.distances_nm:
+            part = volume.distances_nm[organelle]
+            distances[i], known[i] = separable_resample(part, axes, (1.0, 1.0, 1.0)), True
+    target, seen = class_targets(distances, known, classes)
+    return em, target > 0, seen
+
+
+def _predict(network: UNet, em: FloatVolume) -> FloatVolume:
+    """Logits (class, z, y, x), tile by tile in y and x, mirrored beyond the borders."""
+    result = np.zeros((len(network.options.classes), *em.shape), np.float32)
+    up = [-(n + 2 * MARGIN) % network.step for n in em.shape]
+    padded = np.pad(em, [(MARGIN, MARGIN + u) for u in up], mode="symmetric")
+    with torch.inference_mode():
+        for y, x in _tiles(em.shape[1:]):
+            part = padded[:, y.start : y.stop + 2 * MARGIN, x.start : x.stop + 2 * MARGIN]
+            more = [-n % network.step for n in part.shape]
+            part = np.pad(part, [(0, m) for m in more], mode="symmetric")
+            logits = network.padded_logits(torch.from_numpy(part)[None, None])[0].numpy()
+            inner = logits[:, MARGIN:, MARGIN:, MARGIN:]
+            result[:, :, y, x] = inner[:, : em.shape[0], : y.stop - y.start, : x.stop - x.start]
+    return result
+
+
+def _example(case: Case, logits: FloatVolume) -> NDArray[np.uint8]:
+    em, truth, _ = case
+    z = len(em) // 2
+    panels = [em[z] / 2 + 0.5, truth[0, z], np.tanh(logits[0, z]) / 2 + 0.5]
+    return (np.clip(np.concatenate(panels, axis=1), 0, 1) * 255).astype(np.uint8)
+
+
+def _tiles(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
+    for y in range(0, shape[0], TILE):
+        for x in range(0, shape[1], TILE):
+            yield slice(y, min(y + TILE, shape[0])), slice(x, min(x + TILE, shape[1]))
+
+
+def _score(
+    parts: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], spacing_nm: float
+) -> Score:
+    both = sum(int((p & t).sum()) for p, t in parts)
+    either = sum(int((p | t).sum()) for p, t in parts)
+    total = sum(int(p.sum()) + int(t.sum()) for p, t in parts)
+    false = [
+        np.concatenate([_distances(p, t, spacing_nm) for p, t in parts]),
+        np.concatenate([_distances(t, p, spacing_nm) for p, t in parts]),
+    ]
+    empty = not all(len(d) for d in false)
+    return Score(
+        iou=both / either if either else float("nan"),
+        dice=2 * both / total if total else float("nan"),
+        mean_false_distance_nm=float("nan") if empty else float(np.mean([d.mean() for d in false])),
+    )
+
+
+def _distances(
+    of: NDArray[np.bool_], to: NDArray[np.bool_], spacing_nm: float
+) -> NDArray[np.float32]:
+    """Distance of each voxel of one mask to the other, cut at 200 nm."""
+    import edt
+
+    if not to.any():
+        return np.full(int(of.sum()), LONGEST_NM, np.float32)
+    distance = edt.edt(np.ascontiguousarray(~to), anisotropy=(spacing_nm,) * 3, parallel=1)
+    return np.asarray(np.minimum(distance[of], LONGEST_NM), dtype=np.float32)
