@@ -28,13 +28,27 @@ def segment(
     spacing: Annotated[
         str | None, typer.Option(help='EM voxel size "x, y, z unit", if the file has none.')
     ] = None,
-    block: Annotated[int, typer.Option(help="Output voxels per block along each axis.")] = 96,
+    block: Annotated[int, typer.Option(help="Output voxels per block along each axis.")] = 128,
+    contrast: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Grey values taken for black and white; else percentiles."),
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(help="Volume that is not 0 where to predict; 0 elsewhere.")
+    ] = None,
+    tta: Annotated[
+        int, typer.Option(help="Average this many mirrored views: 1, 2, 4 or 8 times the time.")
+    ] = 1,
+    precise: Annotated[
+        bool, typer.Option(help="Compute in float32 even where bfloat16 is faster.")
+    ] = False,
 ) -> None:
-    """Predict mitochondria and their membrane; killed runs go on where they stopped."""
-    from clemreg.pipeline.segment import segment_file
+    """Predict mitochondria, their membrane and ER; killed runs go on where they stopped."""
+    from clemreg.pipeline.segment import SegmentSettings, segment_file
 
+    settings = SegmentSettings(block, contrast, mask, tta, precise)
     with progress_bar("segment") as progress:
-        segment_file(em, out, model=model, spacing=spacing, block=block, progress=progress)
+        segment_file(em, out, model=model, spacing=spacing, settings=settings, progress=progress)
     result(f"wrote {out}")
 
 

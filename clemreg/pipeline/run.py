@@ -17,7 +17,7 @@ from clemreg.pipeline import evaluation, features, registration, reporting
 from clemreg.pipeline.context import RunContext, this_command
 from clemreg.pipeline.doctor import refuse_impossible
 from clemreg.pipeline.export import export_run
-from clemreg.pipeline.segment import segment_volume
+from clemreg.pipeline.segment import SegmentSettings, segment_volume
 from clemreg.pipeline.steps import Step, one_run_at_a_time, run_steps
 
 STEPS = ("segment", "prepare", "register", "apply", "evaluate", "report", "export")
@@ -187,7 +187,7 @@ def _segment(context: RunContext) -> None:
             context.open_em(),
             context.path("prediction.zarr"),
             model=_model_path(context),
-            block=config.segment.block,
+            settings=SegmentSettings(block=config.segment.block),
             progress=progress,
         )
 

@@ -2,13 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import DependencyError
-from clemreg.io.volumes import open_volume
+from clemreg.io.volumes import open_labels, open_volume
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How to segment; what each means for the result is in `clemreg.segment.predict`.
+
+    Attributes
+    ----------
+    block
+        Output voxels per block along each axis.
+    contrast
+        Grey values that the network takes for black and white; None: percentiles of the volume.
+    mask
+        Volume that is not 0 where to predict, in the frame of the EM; None: everywhere.
+    views
+        Mirrored views to average: 1, 2, 4 or 8.
+    precise
+        Always compute in float32.
+    """
+
+    block: int = 128
+    contrast: tuple[float, float] | None = None
+    mask: str | None = None
+    views: int = 1
+    precise: bool = False
 
 
 def segment_file(
@@ -17,13 +43,13 @@ def segment_file(
     *,
     model: str = "auto",
     spacing: str | None = None,
-    block: int = 96,
+    settings: SegmentSettings | None = None,
     progress: Progress | None = None,
 ) -> Volume:
     """Open, predict and write; see `segment_volume`."""
     volume = open_volume(em, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
     volume = volume.channel(0) if volume.channels else volume
-    return segment_volume(volume, out, model=model, block=block, progress=progress)
+    return segment_volume(volume, out, model=model, settings=settings, progress=progress)
 
 
 def segment_volume(
@@ -31,10 +57,10 @@ def segment_volume(
     out: Path,
     *,
     model: str = "auto",
-    block: int = 96,
+    settings: SegmentSettings | None = None,
     progress: Progress | None = None,
 ) -> Volume:
-    """Predict mitochondria and their membrane.
+    """Predict the classes of a network: mitochondria, their membrane, ER.
 
     Parameters
     ----------
@@ -62,6 +88,13 @@ def segment_volume(
     other = block_network(model)
     if other is not None:
         return predict_with(em, other, out, progress=progress)
+    settings = settings or SegmentSettings()
     name = choose_model(em.grid.spacing_nm) if model == "auto" else model
-    options = PredictOptions(block=block)
+    options = PredictOptions(
+        block=settings.block,
+        limits=settings.contrast,
+        views=settings.views,
+        precise=settings.precise,
+        mask=None if settings.mask is None else open_labels(settings.mask, frame="em"),
+    )
     return predict(em, load_model(name), out, options=options, progress=progress)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Ledger, Progress, run
-from clemreg.errors import DataError, VoxelSizeError
+from clemreg.errors import ConfigError, DataError, VoxelSizeError
 from clemreg.io.atomic import partial_path, remove
 from clemreg.io.quantise import quantise
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
@@ -20,7 +22,7 @@ from clemreg.segment.data import contrast_limits, normalise
 from clemreg.segment.models import Model
 from clemreg.segment.network import UNet
 from clemreg.segment.training import bfloat16_is_fast
-from clemreg.space.grid import Box
+from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ log = logging.getLogger(__name__)
 TOLERATED_RATIO = 1.25
 # Finer than this in volume and the resampled EM would be mostly invention.
 MOST_UPSAMPLING = 30.0
+VIEWS = (1, 2, 4, 8)
+# One block is computed while another is read and a third written.
+WORKERS = 3
 COLOURS = ("FF00FF", "00FF00", "00FFFF")
 
 
@@ -47,12 +52,24 @@ class PredictOptions:
         voxels.
     limits
         Grey values that become -1 and 1; None: percentiles of the volume.
+    views
+        Mirrored views of each block whose predictions are averaged: 1 (as it is), 2, 4 or 8
+        (mirrored along x, y, z). Each costs as much time as the first.
+    mask
+        Where to predict: not 0 in this volume, which lies in the same frame as the EM. Elsewhere
+        the prediction is 0, far outside; blocks wholly outside are not computed.
     """
 
-    block: int = 96
+    block: int = 128
     threads: int = 0
     precise: bool = False
     limits: tuple[float, float] | None = None
+    views: int = 1
+    mask: Volume | None = None
+
+    def __post_init__(self) -> None:
+        if self.views not in VIEWS:
+            raise ConfigError(f"{self.views} views; expected one of {', '.join(map(str, VIEWS))}")
 
 
 def predict(
@@ -64,6 +81,8 @@ def predict(
     progress: Progress | None = None,
 ) -> Volume:
     """Predict signed distances of the model's classes.
+
+    While one block is computed, the next is read and the last one written.
 
     Parameters
     ----------
@@ -89,33 +108,53 @@ def predict(
         torch.set_num_threads(options.threads)
     reader = _Reader(volume, model)
     limits = options.limits or _limits(volume)
-    network = _Runner(model.network, options.precise)
+    network = _Runner(model.network, options.precise, options.views)
+    mask = None if options.mask is None else _Mask(options.mask, reader.grid)
     size = max(network.step, options.block // network.step * network.step)
     blocks = plan_blocks(reader.grid.shape, (size,) * 3, network.halo)
-    job = f"{model.card.name} {reader.grid} {size} {limits} {options.precise}"
-    ledger_path = partial_path(out).with_suffix(".blocks")
-    if not partial_path(out).exists():
-        ledger_path.unlink(missing_ok=True)
-    ledger = Ledger(ledger_path, job)
-    writing = WriteOptions(
-        chunk=(min(size, 64),) * 3, resume=True, colours=COLOURS[: len(model.classes)]
-    )
-    if size % writing.chunk[0]:
-        writing = WriteOptions(chunk=(size,) * 3, resume=True, colours=writing.colours)
-
+    ledger = _ledger(out, _job(model, reader.grid, size, limits, options))
     with create_volume(
-        out, reader.grid, np.uint8, channels=model.classes, options=writing
+        out, reader.grid, np.uint8, channels=model.classes, options=_storage(size, model)
     ) as writer:
 
         def work(block: Block) -> None:
-            em = normalise(reader.read(_input_box(block, network)), limits)
-            values = network(em)
+            inside = None if mask is None else mask.read(block.core)
+            if inside is not None and not inside.any():
+                writer[block.core] = np.zeros((len(model.classes), *block.core.shape), np.uint8)
+                return
+            values = network(normalise(reader.read(_input_box(block, network)), limits))
             z, y, x = block.core.shape
-            writer[block.core] = quantise(values[:, :z, :y, :x])
+            pixels = quantise(values[:, :z, :y, :x])
+            writer[block.core] = pixels if inside is None else pixels * inside
 
-        run(work, blocks, ledger=ledger, progress=progress)
-    remove(ledger_path)
+        told = None if progress is None else _Pace(progress, reader.grid.shape)
+        run(work, blocks, ledger=ledger, workers=WORKERS, progress=told)
+    remove(ledger.path)
     return open_volume(out, frame=volume.grid.frame)
+
+
+def _job(
+    model: Model, grid: Grid, size: int, limits: tuple[float, float], options: PredictOptions
+) -> str:
+    """Name what the content of a block depends on, besides the EM."""
+    mask = options.mask and f"{options.mask.name} {options.mask.grid}"
+    return (
+        f"{model.card.name} {model.card.steps} {grid} {size} {limits} {options.precise} "
+        f"{options.views} {mask}"
+    )
+
+
+def _ledger(out: Path, job: str) -> Ledger:
+    path = partial_path(out).with_suffix(".blocks")
+    if not partial_path(out).exists():
+        path.unlink(missing_ok=True)
+    return Ledger(path, job)
+
+
+def _storage(size: int, model: Model) -> WriteOptions:
+    """Chunks that no two blocks share."""
+    chunk = size if size % min(size, 64) else min(size, 64)
+    return WriteOptions(chunk=(chunk,) * 3, resume=True, colours=COLOURS[: len(model.classes)])
 
 
 def _input_box(block: Block, network: _Runner) -> Box:
@@ -127,18 +166,77 @@ def _input_box(block: Block, network: _Runner) -> Box:
     return Box(block.core.start, stop).grow(network.halo)  # type: ignore[arg-type]
 
 
-class _Runner:
-    """The network as a function of numpy arrays."""
+class _Pace:
+    """Adds voxels per second and the time left to the progress of blocks."""
 
-    def __init__(self, network: UNet, precise: bool) -> None:
-        self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    def __init__(self, progress: Progress, shape: Shape) -> None:
+        self.progress = progress
+        self.voxels = float(np.prod(shape))
+        self.begin = time.monotonic()
+        self.before: int | None = None
+
+    def __call__(self, done: int, total: int, _message: str) -> None:
+        if self.before is None:
+            self.before = done - 1  # finished by an earlier run
+        seconds = max(time.monotonic() - self.begin, 1e-6)
+        share = (done - self.before) / total
+        left = seconds / share * (total - done) / total
+        rate = share * self.voxels / seconds / 1e6
+        self.progress(done, total, f"{rate:.2f} Mvoxel/s, {left:.0f} s left")
+
+
+class _Runner:
+    """The network as a function of numpy arrays, one at a time."""
+
+    def __init__(self, network: UNet, precise: bool, views: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.halo, self.step = network.halo, network.step
-        self.half = bfloat16_is_fast() and not precise
+        self.half = not precise and (self.device.type == "cuda" or bfloat16_is_fast())
+        self.flips = [
+            [axis for bit, axis in enumerate((4, 3, 2)) if view >> bit & 1] for view in range(views)
+        ]
+        self.busy = threading.Lock()
 
     def __call__(self, em: NDArray[np.float32]) -> NDArray[np.float32]:
-        x = torch.from_numpy(em)[None, None].to(memory_format=torch.channels_last_3d)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self.half):
-            return np.asarray(self.network(x)[0].float().numpy(), dtype=np.float32)
+        x = torch.from_numpy(em)[None, None]
+        if self.device.type == "cuda":
+            x = x.pin_memory().to(self.device, non_blocking=True)
+        with self.busy, torch.inference_mode():
+            values = torch.stack([self._view(x, axes) for axes in self.flips]).mean(dim=0)
+            return np.asarray(values[0].cpu().numpy(), dtype=np.float32)
+
+    def _view(self, x: torch.Tensor, axes: list[int]) -> torch.Tensor:
+        """Predict a mirrored block and mirror the answer back."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            answer: torch.Tensor = self.network(x.flip(axes) if axes else x)
+        return (answer.flip(axes) if axes else answer).float()
+
+
+class _Mask:
+    """Where to predict, on the grid of the prediction."""
+
+    def __init__(self, mask: Volume, grid: Grid) -> None:
+        self.mask, self.grid = mask, grid
+
+    def read(self, box: Box) -> NDArray[np.bool_]:
+        """Nearest mask voxel of each voxel of a box; beyond the mask there is nothing."""
+        picks = []
+        for axis in range(3):
+            index = np.arange(box.start[axis], box.stop[axis])
+            world = self.grid.origin_nm[axis] + index * self.grid.spacing_nm[axis]
+            place = (world - self.mask.grid.origin_nm[axis]) / self.mask.grid.spacing_nm[axis]
+            picks.append(np.floor(place + 0.5).astype(int))
+        within = [(p >= 0) & (p < n) for p, n in zip(picks, self.mask.shape, strict=True)]
+        result = np.zeros(box.shape, dtype=bool)
+        if not all(w.any() for w in within):
+            return result
+        low = [int(p[w].min()) for p, w in zip(picks, within, strict=True)]
+        high = [int(p[w].max()) + 1 for p, w in zip(picks, within, strict=True)]
+        part = self.mask.read(Box(tuple(low), tuple(high))) != 0  # type: ignore[arg-type]
+        local = [p[w] - a for p, w, a in zip(picks, within, low, strict=True)]
+        result[np.ix_(*within)] = part[np.ix_(*local)]
+        return result
 
 
 class _Reader:

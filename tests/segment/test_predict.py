@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from clemreg.errors import DataError, FormatError, MissingError, VoxelSizeError  # noqa: E402
+from clemreg.errors import ConfigError, DataError, FormatError, MissingError, VoxelSizeError  # noqa: E402
 from clemreg.io.quantise import quantise  # noqa: E402
+from clemreg.io.volumes import open_volume, write_volume  # noqa: E402
 from clemreg.segment.data import contrast_limits, normalise  # noqa: E402
 from clemreg.segment.models import Model, ModelCard, load_model, model_info, save_model  # noqa: E402
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
@@ -21,7 +28,7 @@ SPACING = (16.0, 16.0, 16.0)
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    network = UNet(NetworkOptions(widths=(4, 6, 8))).eval()
+    network = UNet(NetworkOptions(widths=(4, 6), down=(1, 1), up=(2,), fold=2)).eval()
     with torch.no_grad():
         network.head.weight *= 6  # so that outputs spread over many grey levels
     return Model(ModelCard("tiny", SPACING), network)
@@ -45,7 +52,7 @@ def whole(em, model):
     return quantise(out[:, :z, :y, :x_])
 
 
-@pytest.mark.parametrize("block", [8, 20, 24, 64])
+@pytest.mark.parametrize("block", [8, 20, 48])
 def test_blocks_give_the_whole(tmp_path, em, model, block):
     limits = contrast_limits(em.read())
     options = PredictOptions(block=block, precise=True, limits=limits)
@@ -76,8 +83,119 @@ def test_a_stopped_prediction_goes_on_and_gives_the_same(tmp_path, em, model):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "b.zarr"]
 
 
-def test_other_voxel_sizes_are_resampled_in_place(tmp_path, model, caplog):
+@pytest.mark.slow
+def test_a_killed_prediction_goes_on_and_gives_the_same_file(tmp_path, em, model):
+    """Killed outright, at any moment: what is finished stays, the rest is done again."""
+    save_model(model.network, model.card, tmp_path / "m.safetensors")
+    write_volume(tmp_path / "em.zarr", em)
+    command = [sys.executable, "-m", "clemreg", "segment", str(tmp_path / "em.zarr")]
+    command += ["--model", str(tmp_path / "m.safetensors"), "--block", "8", "--precise", "--out"]
+    process = subprocess.Popen(
+        [*command, str(tmp_path / "killed" / "p.zarr")], stderr=subprocess.DEVNULL
+    )
+    ledger = tmp_path / "killed" / ".p.zarr.blocks"
+    deadline = time.monotonic() + 100
+    while not ledger.exists() or ledger.read_text().count("\n") < 4:
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = ledger.read_text().count("\n") - 1
+    assert not (tmp_path / "killed" / "p.zarr").exists()
+    assert before < 90
+    done = subprocess.run(
+        [*command, str(tmp_path / "killed" / "p.zarr")], capture_output=True, text=True, check=True
+    )
+    first = re.search(r"PROGRESS (\d+)/\d+", done.stderr)
+    assert first is not None
+    assert int(first[1]) > before
+    straight = predict(
+        open_volume(tmp_path / "em.zarr", frame="em"),
+        model,
+        tmp_path / "straight" / "p.zarr",
+        options=PredictOptions(block=8, precise=True),
+    )
+    files = [
+        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+        for root in (tmp_path / "straight" / "p.zarr", tmp_path / "killed" / "p.zarr")
+    ]
+    assert files[0] == files[1]
+    assert len(np.unique(straight.read())) > 20
+
+
+def test_mirrored_views_are_averaged(tmp_path, em, model):
+    """The mean over x and y mirrors, computed independently on the whole."""
+    limits = contrast_limits(em.read())
+    options = PredictOptions(block=16, precise=True, limits=limits, views=4)
+    found = predict(em, model, tmp_path / "p.zarr", options=options).read()
+    network = model.network
+    up = [-n % network.step for n in em.shape]
+    x = normalise(em.read(), limits)
+    padded = np.pad(x, [(network.halo, network.halo + u) for u in up], mode="reflect")
+    tensor = torch.from_numpy(padded)[None, None]
+    with torch.inference_mode():
+        views = [network(tensor.flip(axes)).flip(axes) for axes in ([], [4], [3], [3, 4])]
+    mean = torch.stack(views).mean(0)[0, :, : em.shape[0], : em.shape[1], : em.shape[2]]
+    difference = np.abs(found.astype(int) - quantise(mean.numpy()))
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+    assert (found != whole(em, model)).mean() > 0.3
+    with pytest.raises(ConfigError, match="1, 2, 4, 8"):
+        PredictOptions(views=3)
+
+
+def test_contrast_limits_stand_for_black_and_white(tmp_path, em, model):
+    doubled = Volume(em.read().astype(np.uint16) * 200 + 1000, em.grid)
+    options = {"block": 24, "precise": True}
+    a = predict(em, model, tmp_path / "a.zarr", options=PredictOptions(**options, limits=(10, 240)))
+    limits = (10 * 200 + 1000, 240 * 200 + 1000)
+    b = predict(
+        doubled, model, tmp_path / "b.zarr", options=PredictOptions(**options, limits=limits)
+    )
+    assert (np.abs(a.read().astype(int) - b.read()) <= 1).all()
+    c = predict(em, model, tmp_path / "c.zarr", options=PredictOptions(**options, limits=(90, 160)))
+    assert (a.read() != c.read()).mean() > 0.3
+
+
+@pytest.mark.parametrize("block", [8, 24])
+def test_a_mask_says_where_to_predict(tmp_path, em, model, block):
+    """A coarse, shifted mask that ends inside the EM; voxel by voxel the nearest of it counts."""
+    grid = Grid((6, 8, 9), (40.0, 50.0, 64.0), (30.0, -20.0, 55.0), "em")
+    rng = np.random.default_rng(1)
+    pixels = (rng.random(grid.shape) < 0.3).astype(np.uint8)
+    pixels[:, :3] = 0  # so that whole blocks lie outside
+    limits = contrast_limits(em.read())
+    options = PredictOptions(block=block, precise=True, limits=limits, mask=Volume(pixels, grid))
+    found = predict(em, model, tmp_path / "p.zarr", options=options).read()
+    index = np.floor(grid.to_index(em.grid.points_nm()) + 0.5).astype(int).reshape(-1, 3)
+    within = ((index >= 0) & (index < grid.shape)).all(axis=1)
+    inside = np.zeros(len(index), bool)
+    inside[within] = pixels[tuple(index[within].T)] > 0
+    expected = whole(em, model) * inside.reshape(em.shape)
+    assert 0.05 < inside.mean() < 0.5
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_progress_says_how_fast_and_how_long(tmp_path, em, model):
+    said = []
+    options = PredictOptions(block=16)
+    predict(
+        em,
+        model,
+        tmp_path / "p.zarr",
+        options=options,
+        progress=lambda done, total, message: said.append((done, total, message)),
+    )
+    assert [s[0] for s in said] == list(range(1, said[0][1] + 1))
+    assert all("Mvoxel/s" in s[2] and "s left" in s[2] for s in said)
+    assert said[-1][2].endswith(" 0 s left")
+
+
+def test_other_voxel_sizes_are_resampled_in_place(tmp_path, caplog):
     """A step edge stays where it is in nm."""
+    torch.manual_seed(0)
+    model = Model(ModelCard("flat", SPACING), UNet(NetworkOptions(widths=(4,), down=(1,), up=())))
     fine = Grid((60, 64, 68), (8.0, 8.0, 8.0), (100.0, -50.0, 30.0), "em")
     pixels = np.full(fine.shape, 40, np.uint8)
     pixels[:, :, 34:] = 200
