@@ -28,7 +28,9 @@ def segment(
     spacing: Annotated[
         str | None, typer.Option(help='EM voxel size "x, y, z unit", if the file has none.')
     ] = None,
-    block: Annotated[int, typer.Option(help="Output voxels per block along each axis.")] = 128,
+    block: Annotated[
+        int, typer.Option(help="Output voxels per block along each axis; 0: automatic.")
+    ] = 0,
     contrast: Annotated[
         tuple[float, float] | None,
         typer.Option(help="Grey values taken for black and white; else percentiles."),

@@ -19,7 +19,7 @@ class SegmentSettings:
     Attributes
     ----------
     block
-        Output voxels per block along each axis.
+        Output voxels per block along each axis; 0: what fits in about 1 GB.
     contrast
         Grey values that the network takes for black and white; None: percentiles of the volume.
     mask
@@ -30,7 +30,7 @@ class SegmentSettings:
         Always compute in float32.
     """
 
-    block: int = 128
+    block: int = 0
     contrast: tuple[float, float] | None = None
     mask: str | None = None
     views: int = 1

@@ -34,6 +34,8 @@ MOST_UPSAMPLING = 30.0
 VIEWS = (1, 2, 4, 8)
 # One block is computed while another is read and a third written.
 WORKERS = 3
+# Values of the finest features of one block, 4 bytes each; a few such arrays live at a time.
+MOST_FEATURES = 7e7
 COLOURS = ("FF00FF", "00FF00", "00FFFF")
 
 
@@ -44,7 +46,7 @@ class PredictOptions:
     Attributes
     ----------
     block
-        Output voxels per block along each axis.
+        Output voxels per block along each axis; 0: `automatic_block`.
     threads
         Threads of torch; 0: as torch chooses.
     precise
@@ -60,7 +62,7 @@ class PredictOptions:
         the prediction is 0, far outside; blocks wholly outside are not computed.
     """
 
-    block: int = 128
+    block: int = 0
     threads: int = 0
     precise: bool = False
     limits: tuple[float, float] | None = None
@@ -110,7 +112,8 @@ def predict(
     limits = options.limits or _limits(volume)
     network = _Runner(model.network, options.precise, options.views)
     mask = None if options.mask is None else _Mask(options.mask, reader.grid)
-    size = max(network.step, options.block // network.step * network.step)
+    block = options.block or automatic_block(model.network)
+    size = max(network.step, block // network.step * network.step)
     blocks = plan_blocks(reader.grid.shape, (size,) * 3, network.halo)
     ledger = _ledger(out, _job(model, reader.grid, size, limits, options))
     with create_volume(
@@ -131,6 +134,14 @@ def predict(
         run(work, blocks, ledger=ledger, workers=WORKERS, progress=told)
     remove(ledger.path)
     return open_volume(out, frame=volume.grid.frame)
+
+
+def automatic_block(network: UNet) -> int:
+    """Voxels along a block's axis so that the halo costs little and memory stays about 1 GB."""
+    features = network.options.fold**3 / network.options.widths[0] * MOST_FEATURES
+    whole = int(np.cbrt(features)) - 2 * network.halo
+    step = max(network.step, 32)
+    return max(step, whole // step * step)
 
 
 def _job(

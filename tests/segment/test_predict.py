@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from clemreg.cli.app import run_app  # noqa: E402
 from clemreg.errors import ConfigError, DataError, FormatError, MissingError, VoxelSizeError  # noqa: E402
 from clemreg.io.quantise import quantise  # noqa: E402
 from clemreg.io.volumes import open_volume, write_volume  # noqa: E402
@@ -246,3 +247,26 @@ def test_model_files_round_trip_and_foreign_ones_are_refused(tmp_path, model):
         load_model(tmp_path / "pickle.pt")
     with pytest.raises(MissingError, match="bundled"):
         model_info("no-such-network")
+
+
+def test_the_command_line_passes_its_options_on(tmp_path, em, model, capsys):
+    save_model(model.network, model.card, tmp_path / "m.safetensors")
+    write_volume(tmp_path / "em.zarr", em)
+    half = np.zeros(em.shape, np.uint8)
+    half[:, :, 20:] = 1
+    write_volume(tmp_path / "mask.zarr", Volume(half, em.grid))
+    command = ["segment", str(tmp_path / "em.zarr"), "--model", str(tmp_path / "m.safetensors")]
+    command += ["--spacing", "16, 16, 16 nm", "--contrast", "10", "240", "--tta", "2", "--precise"]
+    command += ["--mask", str(tmp_path / "mask.zarr"), "--block", "16"]
+    assert run_app([*command, "--out", str(tmp_path / "p.zarr")]) == 0
+    assert "wrote" in capsys.readouterr().out
+    options = PredictOptions(
+        block=24, precise=True, limits=(10, 240), views=2, mask=Volume(half, em.grid)
+    )
+    straight = predict(em, model, tmp_path / "q.zarr", options=options).read()
+    found = open_volume(tmp_path / "p.zarr").read()
+    assert (np.abs(found.astype(int) - straight) <= 1).all()
+    assert not found[..., :20].any()
+    assert found[..., 20:].any()
+    assert run_app([*command, "--tta", "3", "--out", str(tmp_path / "r.zarr")]) == 1
+    assert "1, 2, 4, 8" in capsys.readouterr().err

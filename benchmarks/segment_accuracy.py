@@ -1,0 +1,138 @@
+"""Score the bundled networks: on held-out slices of real EM, and on simulated EM.
+
+    python benchmarks/segment_accuracy.py --real ../shared/data/lucchi-train
+
+The real data (EPFL hippocampus FIB-SEM, voxels of 5 nm) is not part of clemreg; without it only
+the simulated blocks are scored. Slices 0 to 39 are never trained on; they are what `clemreg train`
+validates on. Truth and prediction are compared at 5 nm, the prediction interpolated linearly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import edt
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.io.quantise import SURFACE
+from clemreg.io.volumes import open_labels, open_volume
+from clemreg.segment.data import separable_resample
+from clemreg.segment.models import bundled_models, load_model
+from clemreg.segment.predict import PredictOptions, predict
+from clemreg.segment.targets import MEMBRANE_NM, signed_distance_nm
+from clemreg.simulate.em import random_training_block
+from clemreg.simulate.phantom import ER_CLASSES
+from clemreg.space.grid import Box, Grid
+from clemreg.volume import Volume
+
+HELD_OUT = 40
+SEEDS = (7001, 7002, 7003)  # training draws its blocks from (seed, number) with seed 1
+TOLERANCE = 2  # voxels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--real", type=Path, help="folder with em.tif and mito.tif")
+    parser.add_argument("--model", action="append", help="bundled name or file; default: all")
+    parser.add_argument("--tta", type=int, default=1, help="mirrored views to average")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    rows = {}
+    for name in arguments.model or [card.name for card in bundled_models()]:
+        if arguments.real is not None and (arguments.real / "em.tif").is_file():
+            rows[f"{Path(name).stem}, real, slices 0 to 39"] = real(
+                name, arguments.real, arguments.tta
+            )
+        for seed in SEEDS:
+            rows[f"{Path(name).stem}, simulated, seed {seed}"] = simulated(
+                name, seed, arguments.tta
+            )
+        show({k: v for k, v in rows.items() if k.startswith(Path(name).stem)})
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def real(name: str, folder: Path, views: int) -> dict[str, float]:
+    spacing = (5.0, 5.0, 5.0)
+    em = open_volume(folder / "em.tif", spacing_nm=spacing, frame="em")
+    box = Box((0, 0, 0), (HELD_OUT, *em.shape[1:]))
+    held_out = Volume(em.read(box), Grid(box.shape, spacing, frame="em"))
+    # The distance to a surface beyond the last held-out slice is known from the slices after it.
+    labels = open_labels(folder / "mito.tif", spacing_nm=spacing, frame="em").read() != 0
+    distance = signed_distance_nm(labels[: HELD_OUT + 20], spacing)[:HELD_OUT]
+    found = run(name, held_out, views)
+    return scores(found, {"mito": distance}, spacing[0])
+
+
+def simulated(name: str, seed: int, views: int) -> dict[str, float]:
+    spacing = load_model(name).card.spacing_nm
+    shape = (96, 160, 160)
+    em, phantom = random_training_block(np.random.default_rng(seed), shape, spacing)
+    distances = {
+        "mito": phantom.mito_distance_nm,
+        "er": signed_distance_nm(phantom.mask(ER_CLASSES), spacing),
+    }
+    found = run(name, Volume(em, Grid(shape, spacing, frame="em")), views)
+    return scores(found, distances, spacing[0])
+
+
+def run(name: str, em: Volume, views: int) -> dict[str, NDArray[np.float32]]:
+    """Stored values of every class on the grid of the EM."""
+    model = load_model(name)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "prediction.zarr"
+        found = predict(em, model, out, options=PredictOptions(views=views))
+        pixels = found.read()
+    if found.shape == em.shape:
+        return dict(zip(model.classes, pixels.astype(np.float32), strict=True))
+    axes = []
+    for axis in range(3):
+        world = em.grid.origin_nm[axis] + np.arange(em.shape[axis]) * em.grid.spacing_nm[axis]
+        place = (world - found.grid.origin_nm[axis]) / found.grid.spacing_nm[axis]
+        axes.append(np.clip(place, 0, found.shape[axis] - 1))
+    return {
+        c: separable_resample(p.astype(np.float32), axes, (1.0, 1.0, 1.0))
+        for c, p in zip(model.classes, pixels, strict=True)
+    }
+
+
+def scores(
+    found: Mapping[str, NDArray[np.float32]],
+    distances: Mapping[str, NDArray[np.float32]],
+    spacing_nm: float,
+) -> dict[str, float]:
+    mito = distances["mito"]
+    shell = (mito > 0) & (mito <= MEMBRANE_NM)
+    result = {"mito IoU": iou(found["mito"] >= SURFACE, mito > 0)}
+    result["membrane F1"] = f1(found["mito_mem"] >= SURFACE, shell)
+    if "er" in found and "er" in distances:
+        result["er IoU"] = iou(found["er"] >= SURFACE, distances["er"] > 0)
+    result["voxel nm"] = spacing_nm
+    return result
+
+
+def iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def f1(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """A voxel counts as right if there is one of the other mask within `TOLERANCE` voxels."""
+    if not found.any() or not truth.any():
+        return float(found.any() == truth.any())
+    precision = (edt.edt(~truth)[found] <= TOLERANCE).mean()
+    recall = (edt.edt(~found)[truth] <= TOLERANCE).mean()
+    return float(2 * precision * recall / max(precision + recall, 1e-9))
+
+
+def show(rows: Mapping[str, Mapping[str, float]]) -> None:
+    for name, row in rows.items():
+        print(f"{name:42}", ", ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
