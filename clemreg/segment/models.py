@@ -12,7 +12,7 @@ from clemreg.errors import FormatError, GridError, MissingError
 from clemreg.io.atomic import atomic_path
 from clemreg.segment.network import NetworkOptions, UNet
 
-FORMAT = "clemreg-unet-2"
+FORMAT = "clemreg-unet-1"
 
 
 @dataclass(frozen=True)

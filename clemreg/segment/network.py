@@ -86,10 +86,10 @@ class NetworkOptions:
 class UNet(nn.Module):
     """3D U-Net that works on voxels folded into channels, for short times on any processor.
 
-    ``fold`` voxels along each axis are taken as channels of one (space to depth) and mixed by a
-    1 x 1 x 1 convolution; then levels of 3 x 3 x 3 convolutions with ReLU and max pooling; on the
-    way up features are narrowed (1 x 1 x 1), doubled and added to those of the level; the head
-    gives every class for each of the folded voxels. tanh at the end.
+    ``fold`` voxels along each axis are taken as channels of one (space to depth); then levels of
+    3 x 3 x 3 convolutions with ReLU, max pooling on the way down, nearest upsampling and
+    concatenated skips on the way up; the head gives every class for each of the folded voxels.
+    tanh at the end.
 
     Input (n, 1, z, y, x) with sizes from `input_size`; output (n, classes, z, y, x) smaller by
     `halo` on every side. There is no normalisation layer, so no voxel depends on anything beyond
@@ -98,7 +98,7 @@ class UNet(nn.Module):
     References
     ----------
     Ronneberger et al., MICCAI 2015; Heinrich et al., Nature 2021 (valid 3D variant); Shi et al.,
-    CVPR 2016 (sub-pixel head); Chaurasia and Culurciello, VCIP 2017 (added skips).
+    CVPR 2016 (sub-pixel head).
     """
 
     def __init__(self, options: NetworkOptions) -> None:
@@ -107,15 +107,13 @@ class UNet(nn.Module):
         w = options.widths
         depth = len(w)
         cube = options.fold**3
-        self.stem = nn.Sequential(nn.Conv3d(cube, w[0], 1), nn.ReLU(True))
         self.down = nn.ModuleList(
-            _block(w[max(level - 1, 0)], w[level], options.down[level]) for level in range(depth)
-        )
-        self.lateral = nn.ModuleList(
-            nn.Conv3d(w[level + 1], w[level], 1) for level in range(depth - 1)
+            _block(cube if level == 0 else w[level - 1], w[level], options.down[level])
+            for level in range(depth)
         )
         self.up = nn.ModuleList(
-            _block(w[level], w[level], options.up[level]) for level in range(depth - 1)
+            _block(w[level] + w[level + 1], w[level], options.up[level])
+            for level in range(depth - 1)
         )
         self.head = nn.Conv3d(w[0], len(options.classes) * cube, 1)
 
@@ -144,7 +142,7 @@ class UNet(nn.Module):
     @property
     def convolutions(self) -> tuple[nn.Conv3d, ...]:
         """Those followed by a ReLU, in the order in which they are used."""
-        blocks = [self.stem, *self.down, *list(self.up)[::-1]]
+        blocks = [*self.down, *list(self.up)[::-1]]
         return tuple(c for block in blocks for c in block.children() if isinstance(c, nn.Conv3d))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -167,7 +165,7 @@ class UNet(nn.Module):
         return self._pass(x, 1, after)
 
     def _pass(self, x: torch.Tensor, padding: int, after: Features) -> torch.Tensor:
-        x = _convolve(self.stem, fold(x, self.options.fold), padding, after)
+        x = fold(x, self.options.fold)
         skips = []
         for level, block in enumerate(self.down):
             x = _convolve(block, x, padding, after)
@@ -175,8 +173,8 @@ class UNet(nn.Module):
                 skips.append(x)
                 x = nn.functional.max_pool3d(x, 2)
         for level in range(len(self.up) - 1, -1, -1):
-            x = nn.functional.interpolate(self.lateral[level](x), scale_factor=2, mode="nearest")
-            x = x + _crop(skips[level], x.shape[2:])
+            x = nn.functional.interpolate(x, scale_factor=2, mode="nearest")
+            x = torch.cat([_crop(skips[level], x.shape[2:]), x], dim=1)
             x = _convolve(self.up[level], x, padding, after)
         return unfold(self.head(x), self.options.fold)
 
@@ -210,8 +208,7 @@ def _block(inputs: int, outputs: int, convolutions: int) -> nn.Sequential:
 def _convolve(block: nn.Module, x: torch.Tensor, padding: int, after: Features) -> torch.Tensor:
     for layer in block.children():
         if isinstance(layer, nn.Conv3d):
-            around = padding if layer.kernel_size[0] > 1 else 0
-            x = after(nn.functional.conv3d(x, layer.weight, layer.bias, padding=around))
+            x = after(nn.functional.conv3d(x, layer.weight, layer.bias, padding=padding))
         else:
             x = layer(x)
     return x

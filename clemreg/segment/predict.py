@@ -163,8 +163,8 @@ def _ledger(out: Path, job: str) -> Ledger:
 
 
 def _storage(size: int, model: Model) -> WriteOptions:
-    """Chunks that no two blocks share."""
-    chunk = size if size % min(size, 64) else min(size, 64)
+    """Chunks of at most 64 voxels that no two blocks share."""
+    chunk = next(size // n for n in range(1, size + 1) if size % n == 0 and size // n <= 64)
     return WriteOptions(chunk=(chunk,) * 3, resume=True, colours=COLOURS[: len(model.classes)])
 
 

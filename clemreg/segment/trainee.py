@@ -58,8 +58,8 @@ def _fold_in(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> None:
 def start_from(network: UNet, other: UNet) -> None:
     """Take over another network's weights; rows of the head go by class name.
 
-    A network that folds nothing can start from one that folds: it then sees every voxel as a cube
-    of equal finer ones, and predicts their mean. So one for coarse EM starts from one for fine EM.
+    A network that folds can start from one that does not: it then sees the mean of each cube of
+    voxels and predicts the same for all of them. So one for fine EM starts from one for coarse EM.
 
     Raises
     ------
@@ -67,8 +67,8 @@ def start_from(network: UNet, other: UNet) -> None:
         The bodies of the networks differ in shape.
     """
     state, theirs = network.state_dict(), other.state_dict()
-    if network.options.fold == 1 and other.options.fold > 1:
-        theirs = _unfolded(theirs, other.options)
+    if network.options.fold > 1 and other.options.fold == 1:
+        theirs = _folded(theirs, network.options.fold**3)
     body = {k: v for k, v in theirs.items() if not k.startswith("head.")}
     wrong = [k for k in state if not k.startswith("head.") and k not in body]
     wrong += [k for k, v in body.items() if k not in state or state[k].shape != v.shape]
@@ -89,11 +89,11 @@ def start_from(network: UNet, other: UNet) -> None:
     network.load_state_dict(state)
 
 
-def _unfolded(state: dict[str, torch.Tensor], options: NetworkOptions) -> dict[str, torch.Tensor]:
-    """Weights for voxels as large as the folded cubes."""
+def _folded(state: dict[str, torch.Tensor], cube: int) -> dict[str, torch.Tensor]:
+    """Weights for cubes of voxels instead of voxels."""
     state = dict(state)
-    state["stem.0.weight"] = state["stem.0.weight"].sum(dim=1, keepdim=True)
+    first = "down.0.0.weight"
+    state[first] = state[first].repeat_interleave(cube, dim=1) / cube
     for key in ("head.weight", "head.bias"):
-        rows = state[key]
-        state[key] = rows.reshape(len(options.classes), -1, *rows.shape[1:]).mean(dim=1)
+        state[key] = state[key].repeat_interleave(cube, dim=0)
     return state

@@ -120,15 +120,15 @@ def test_starting_from_another_network_moves_all_rows_of_a_folded_head():
     torch.testing.assert_close(new(x)[:, [1, 0]], old(x))
 
 
-def test_a_network_for_coarse_voxels_starts_as_the_mean_of_the_fine_ones():
+def test_a_network_for_fine_voxels_starts_as_the_coarse_one_on_their_mean():
     torch.manual_seed(5)
-    fine = UNet(NetworkOptions(("mito", "er"), (4, 6), (1, 1), (2,), 2)).double()
+    fine = UNet(NetworkOptions(("er", "mito"), (4, 6), (1, 1), (2,), 2)).double()
     coarse = UNet(NetworkOptions(("mito", "er"), (4, 6), (1, 1), (2,))).double()
-    start_from(coarse, fine)
-    x = torch.randn(1, 1, 12, 10, 14, dtype=torch.double)
-    repeated = x.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
-    mean = torch.nn.functional.avg_pool3d(fine.padded_logits(repeated), 2)
-    torch.testing.assert_close(coarse.padded_logits(x), mean)
+    start_from(fine, coarse)
+    x = torch.randn(1, 1, 24, 20, 28, dtype=torch.double)
+    answer = coarse.padded_logits(torch.nn.functional.avg_pool3d(x, 2))
+    repeated = answer.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    torch.testing.assert_close(fine.padded_logits(x)[:, [1, 0]], repeated)
 
 
 def test_folding_takes_cubes_and_is_undone():

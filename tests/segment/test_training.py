@@ -170,12 +170,9 @@ def test_validation_scores_what_the_network_finds():
     bright = TrainingVolume(255 - volume.em, volume.distances_nm, (8.0, 16.0, 16.0), name="ball")
     network = UNet(NetworkOptions(("mito", "er"), (1,), (1,), ()))
     with torch.no_grad():
-        for conv in network.convolutions:
-            conv.weight.zero_()
-            conv.weight[..., conv.kernel_size[0] // 2, conv.kernel_size[0] // 2, -1].fill_(1)
-            conv.bias.fill_(2)
-        network.convolutions[1].weight[..., -1].zero_()
-        network.convolutions[1].weight[0, 0, 1, 1, 1] = 1
+        network.down[0][0].weight.zero_()
+        network.down[0][0].weight[0, 0, 1, 1, 1] = 1
+        network.down[0][0].bias.fill_(4)  # so that the ReLU lets all grey values through
         network.head.weight.fill_(1)
         network.head.bias.fill_(-4)
     validation = Validation([bright], 16.0, ("mito", "er"))
