@@ -265,8 +265,8 @@ def _curtain(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatVolume:
     from scipy.ndimage import gaussian_filter1d
 
     profile = 0.6 * rng.standard_normal(shape[2]) + 0.8 * rng.standard_normal((shape[0], shape[2]))
-    smooth = gaussian_filter1d(profile, rng.uniform(0.5, 2.0), axis=-1)
-    return (rng.uniform(0, 0.15) * smooth[:, None, :]).astype(np.float32)
+    smooth = np.asarray(gaussian_filter1d(profile, rng.uniform(0.5, 2.0), axis=-1), np.float32)
+    return smooth[:, None, :] * np.float32(rng.uniform(0, 0.15))
 
 
 def _cloud(rng: np.random.Generator, shape: tuple[int, ...]) -> FloatVolume:

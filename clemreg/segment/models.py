@@ -168,7 +168,11 @@ def _header(path: Path) -> tuple[ModelCard, NetworkOptions]:
                 card["name"], tuple(card["spacing_nm"]), tuple(card["trained_on"]), card["steps"]
             ),
             NetworkOptions(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in network.items()}
+                tuple(network["classes"]),
+                tuple(network["widths"]),
+                tuple(network["down"]),
+                tuple(network["up"]),
+                int(network.get("fold", 1)),
             ),
         )
     except (KeyError, TypeError, ValueError, GridError) as error:

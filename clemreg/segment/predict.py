@@ -178,7 +178,7 @@ def _input_box(block: Block, network: _Runner) -> Box:
 
 
 class _Pace:
-    """Adds voxels per second and the time left to the progress of blocks."""
+    """Adds voxels per second to the progress of blocks, which knows the time left."""
 
     def __init__(self, progress: Progress, shape: Shape) -> None:
         self.progress = progress
@@ -191,9 +191,7 @@ class _Pace:
             self.before = done - 1  # finished by an earlier run
         seconds = max(time.monotonic() - self.begin, 1e-6)
         share = (done - self.before) / total
-        left = seconds / share * (total - done) / total
-        rate = share * self.voxels / seconds / 1e6
-        self.progress(done, total, f"{rate:.2f} Mvoxel/s, {left:.0f} s left")
+        self.progress(done, total, f"{share * self.voxels / seconds / 1e6:.2f} Mvoxel/s")
 
 
 class _Runner:

@@ -119,7 +119,8 @@ def _example(case: Case, logits: FloatVolume) -> NDArray[np.uint8]:
     em, truth, _ = case
     z = len(em) // 2
     panels = [em[z] / 2 + 0.5, truth[0, z], np.tanh(logits[0, z]) / 2 + 0.5]
-    return (np.clip(np.concatenate(panels, axis=1), 0, 1) * 255).astype(np.uint8)
+    grey = np.clip(np.concatenate(panels, axis=1), 0, 1) * 255
+    return np.asarray(grey, dtype=np.uint8)
 
 
 def _tiles(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:

@@ -178,7 +178,7 @@ def test_a_mask_says_where_to_predict(tmp_path, em, model, block):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_progress_says_how_fast_and_how_long(tmp_path, em, model):
+def test_progress_says_how_fast(tmp_path, em, model):
     said = []
     options = PredictOptions(block=16)
     predict(
@@ -189,8 +189,7 @@ def test_progress_says_how_fast_and_how_long(tmp_path, em, model):
         progress=lambda done, total, message: said.append((done, total, message)),
     )
     assert [s[0] for s in said] == list(range(1, said[0][1] + 1))
-    assert all("Mvoxel/s" in s[2] and "s left" in s[2] for s in said)
-    assert said[-1][2].endswith(" 0 s left")
+    assert all(re.fullmatch(r"\d+\.\d\d Mvoxel/s", s[2]) for s in said)
 
 
 def test_other_voxel_sizes_are_resampled_in_place(tmp_path, caplog):
