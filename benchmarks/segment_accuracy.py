@@ -39,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--real", type=Path, help="folder with em.tif and mito.tif")
     parser.add_argument("--model", action="append", help="bundled name or file; default: all")
+    parser.add_argument("--voxel-nm", type=float, help="of simulated EM; default: the network's")
     parser.add_argument("--tta", type=int, default=1, help="mirrored views to average")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
@@ -50,7 +51,7 @@ def main() -> None:
             )
         for seed in SEEDS:
             rows[f"{Path(name).stem}, simulated, seed {seed}"] = simulated(
-                name, seed, arguments.tta
+                name, seed, arguments.voxel_nm, arguments.tta
             )
         show({k: v for k, v in rows.items() if k.startswith(Path(name).stem)})
     if arguments.json is not None:
@@ -69,8 +70,8 @@ def real(name: str, folder: Path, views: int) -> dict[str, float]:
     return scores(found, {"mito": distance}, spacing[0])
 
 
-def simulated(name: str, seed: int, views: int) -> dict[str, float]:
-    spacing = load_model(name).card.spacing_nm
+def simulated(name: str, seed: int, voxel_nm: float | None, views: int) -> dict[str, float]:
+    spacing = (voxel_nm,) * 3 if voxel_nm else load_model(name).card.spacing_nm
     shape = (96, 160, 160)
     em, phantom = random_training_block(np.random.default_rng(seed), shape, spacing)
     distances = {

@@ -167,13 +167,19 @@ def _header(path: Path) -> tuple[ModelCard, NetworkOptions]:
             ModelCard(
                 card["name"], tuple(card["spacing_nm"]), tuple(card["trained_on"]), card["steps"]
             ),
-            NetworkOptions(
-                tuple(network["classes"]),
-                tuple(network["widths"]),
-                tuple(network["down"]),
-                tuple(network["up"]),
-                int(network.get("fold", 1)),
-            ),
+            _options(network),
         )
     except (KeyError, TypeError, ValueError, GridError) as error:
         raise FormatError(f"{path} has a broken header: {error}") from error
+
+
+def _options(network: dict[str, Any]) -> NetworkOptions:
+    """Shape of the network; what an older file does not say was fixed then."""
+    plain = NetworkOptions()
+    return NetworkOptions(
+        tuple(network["classes"]),
+        tuple(network["widths"]),
+        tuple(network.get("down", plain.down)),
+        tuple(network.get("up", plain.up)),
+        int(network.get("fold", plain.fold)),
+    )

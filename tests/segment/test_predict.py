@@ -16,7 +16,14 @@ from clemreg.errors import ConfigError, DataError, FormatError, MissingError, Vo
 from clemreg.io.quantise import quantise  # noqa: E402
 from clemreg.io.volumes import open_volume, write_volume  # noqa: E402
 from clemreg.segment.data import contrast_limits, normalise  # noqa: E402
-from clemreg.segment.models import Model, ModelCard, load_model, model_info, save_model  # noqa: E402
+from clemreg.segment.models import (  # noqa: E402
+    Model,
+    ModelCard,
+    bundled_models,
+    load_model,
+    model_info,
+    save_model,
+)
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.predict import PredictOptions, predict  # noqa: E402
 from clemreg.space import Grid  # noqa: E402
@@ -269,3 +276,15 @@ def test_the_command_line_passes_its_options_on(tmp_path, em, model, capsys):
     assert found[..., 20:].any()
     assert run_app([*command, "--tta", "3", "--out", str(tmp_path / "r.zarr")]) == 1
     assert "1, 2, 4, 8" in capsys.readouterr().err
+
+
+def test_every_bundled_network_loads_and_has_a_card():
+    """Among them one whose header does not say what is the default."""
+    for card in bundled_models():
+        bundled = load_model(card.name)
+        assert "mito" in bundled.classes
+        text = bundled.path.with_suffix(".md").read_text()
+        assert text.startswith(f"# Model card: {card.name}")
+        assert all(f"`{name}`" in text for name in bundled.classes)
+        assert bundled.path.stat().st_size < 20e6
+    assert load_model("mito-16nm").network.options == NetworkOptions()
