@@ -1,7 +1,7 @@
 """Tasks for Appose: a program in another language (Fiji) hands over images in shared memory.
 
 The worker is Appose's own; ``python -m clemreg.fiji.appose`` starts it, and so does Appose's
-``environment.python()``. A task's script is two constant lines, `SCRIPT`; what varies are its
+``environment.python()``. A task's script is two constant statements, `SCRIPT`; what varies are its
 inputs ``verb``, ``images`` and ``options``, so no text of a user becomes code.
 
 =========  ==========================  ============================================  ===============
@@ -41,6 +41,7 @@ from clemreg.volume import Labels, Volume
 
 SCRIPT = """\
 from clemreg.fiji.appose import perform
+
 perform(task, verb, images, options)
 """
 Options = Mapping[str, Any]
@@ -99,16 +100,24 @@ def _segment(images: Options, options: Options, progress: Progress) -> dict[str,
 def _register(images: Options, options: Options, progress: Progress) -> dict[str, Any]:
     from clemreg.io.volumes import write_volume
     from clemreg.pipeline.register import RegisterCommand, register_files
+    from clemreg.register.orientation import OrientationOptions
 
     volumes = {"fixed": _volume(images, options, "fixed", "lm")}
     volumes["moving"] = _volume(images, options, "moving", "em")
-    known = {k: options[k] for k in ("psf", "search", "allow_mirror", "seed") if k in options}
+    known = {k: options[k] for k in ("psf", "seed") if k in options}
+    turns = {k: options[k] for k in ("search", "allow_mirror") if k in options}
     with tempfile.TemporaryDirectory(prefix="clemreg-") as folder:
         paths = {name: Path(folder) / f"{name}.zarr" for name in volumes}
         for name, volume in volumes.items():
             write_volume(paths[name], volume)
         out = Path(folder) / "out"
-        command = RegisterCommand(str(paths["fixed"]), str(paths["moving"]), out, **known)
+        command = RegisterCommand(
+            str(paths["fixed"]),
+            str(paths["moving"]),
+            out,
+            orientation=OrientationOptions(**turns),
+            **known,
+        )
         figures = register_files(command, progress)
         document = json.loads((out / "transform.json").read_text(encoding="utf-8"))
     return {"transform": document, "figures": _plain(figures)}
