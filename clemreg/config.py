@@ -110,6 +110,9 @@ class RegisterConfig(_Section):
         Seed of the sampler; the same seed and thread count give the same result.
     stability_seeds
         How many times the deformable stage is repeated with other seeds to measure its spread.
+    halves
+        How many times the mitochondria are divided at random into two halves that are registered
+        apart, to predict where the result is uncertain; ``newton`` only; 0 for none.
     threads
         Threads for elastix; 0 means all cores.
     """
@@ -125,6 +128,7 @@ class RegisterConfig(_Section):
     allow_mirror: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     stability_seeds: Annotated[int, Field(ge=0, le=50)] = 2
+    halves: Annotated[int, Field(ge=0, le=50)] = 1
     threads: Annotated[int, Field(ge=0)] = 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,15 @@ from clemreg.evaluate.stability import evaluate_stability
 from clemreg.io.atomic import atomic_write_json
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
+from clemreg.io.volumes import write_volume
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.features import open_prepared
+from clemreg.pipeline.halves import (
+    halves_summary,
+    predicted_error,
+    read_halves,
+    suggested_landmarks,
+)
 from clemreg.pipeline.registration import read_repeats, read_result, read_start
 from clemreg.register.apply import covering_box, warped_volume
 from clemreg.space.grid import Box, Grid
@@ -29,7 +37,10 @@ from clemreg.volume import Volume
 
 
 def evaluate_run(context: RunContext) -> None:
-    """Write ``evaluation.json``: landmarks, Jacobian, round trip, stability, overlap, truth."""
+    """Write ``evaluation.json``: landmarks, Jacobian, round trip, stability, overlap, truth.
+
+    And ``predicted_error.zarr``, if halves of the mitochondria were registered.
+    """
     transform = read_result(context)
     grid, inside = evaluation_grid(context, transform)
     points = grid.points_nm().reshape(-1, 3)[inside.ravel()]
@@ -45,6 +56,7 @@ def evaluate_run(context: RunContext) -> None:
         parts["round_trip_nm"] = _round_trip(transform, points)
         progress(3, 6, "stability")
         parts["stability"] = _stability(context, transform, points)
+        parts["stability"] = _with_halves(context, parts["stability"], transform, (grid, inside))
         progress(4, 6, "overlap")
         parts["overlap"] = _overlap(context, transform)
         progress(5, 6, "truth")
@@ -98,6 +110,29 @@ def _stability(
         return None
     sample = points[:: max(1, len(points) // 20_000)]
     return evaluate_stability([transform, *repeats], sample).to_json()
+
+
+def _with_halves(
+    context: RunContext,
+    stability: dict[str, Any] | None,
+    transform: Transform,
+    where: tuple[Grid, NDArray[np.bool_]],
+) -> dict[str, Any] | None:
+    """Add what halves of the mitochondria say, and write the map of the predicted error."""
+    target = context.path("predicted_error.zarr")
+    shutil.rmtree(target, ignore_errors=True)
+    pairs = read_halves(context.path("registration"))
+    grid, inside = where
+    if not pairs or not inside.any():
+        return stability
+    found = predicted_error(pairs, (transform, *read_repeats(context)), grid, inside)
+    write_volume(target, found)
+    at = found.grid.points_nm()[np.isfinite(found.read())]
+    return {
+        **(stability or dict.fromkeys(("seeds", "rms_nm", "p95_nm"))),
+        "halves": halves_summary(pairs, at),
+        "suggested_landmarks": suggested_landmarks(found),
+    }
 
 
 def _overlap(context: RunContext, transform: Transform) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from clemreg.io.atomic import atomic_path
 from clemreg.io.transforms import read_transform
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.features import open_prepared
+from clemreg.pipeline.halves import find_halves, write_halves
 from clemreg.pipeline.register import StageChoice
 from clemreg.register.apply import apply_to_image, covering_box
 from clemreg.register.orientation import OrientationOptions
@@ -44,14 +45,17 @@ def register_run(context: RunContext) -> None:
         context.progress("register") as progress,
         atomic_path(context.path("registration")) as folder,
     ):
+        options = register_options(context.config.register_, context.base)
         result = register(
             fixed,
             moving,
-            register_options(context.config.register_, context.base),
+            options,
             work_dir=folder / "elastix-runs",
             progress=progress,
         )
         result.save(folder, fixed.grid)
+        splits = context.config.register_.halves
+        write_halves(find_halves((fixed, moving), result, options, splits, progress), folder)
         for image in (folder / "elastix-runs").rglob("*.npy"):
             image.unlink()  # the prepared images are kept once, as zarr
 

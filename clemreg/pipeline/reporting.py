@@ -9,6 +9,7 @@ import numpy as np
 
 from clemreg.evaluate.landmarks import AUTO, TRUTH, LandmarkReport
 from clemreg.io.points import read_landmarks
+from clemreg.io.volumes import open_volume
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.evaluation import evaluation_grid, landmark_offset_nm, landmark_report
 from clemreg.pipeline.features import open_prepared
@@ -52,10 +53,16 @@ def report_run(context: RunContext) -> None:
             worst=_worst(landmarks),
             rater_errors_nm=_rater_errors(context, transform),
             repeats=read_repeats(context),
+            predicted_error=_predicted_error(context),
         )
         progress(1, 2, "writing")
         write_report(inputs, context.folder)
         progress(2, 2, "done")
+
+
+def _predicted_error(context: RunContext) -> Volume | None:
+    path = context.path("predicted_error.zarr")
+    return open_volume(path, frame="lm") if path.exists() else None
 
 
 def _to_show(volume: Volume) -> Volume:

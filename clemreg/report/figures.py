@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from clemreg.report import canvas
 from clemreg.report.canvas import BLUE, GREEN, INK, MAGENTA, ORANGE, SOFT
-from clemreg.space.grid import Grid
+from clemreg.space.grid import Box, Grid
 from clemreg.space.transform import Affine, Transform
+from clemreg.volume import Volume
 
 FloatArray = NDArray[np.float64]
 Image = NDArray[np.float32]
@@ -245,6 +246,38 @@ def stability_figure(transforms: Sequence[Transform], grid: Grid) -> bytes:
     right.set_xlabel(f"spread of {len(transforms)} registrations (nm)", fontsize=9)
     right.set_yticks([])
     right.set_ylabel("share of the plane", fontsize=9)
+    return canvas.png(figure)
+
+
+def predicted_error_figure(found: Volume, places: Sequence[Mapping[str, float]]) -> bytes:
+    """Draw a map of the predicted error along z and along y, and where to add landmarks.
+
+    Parameters
+    ----------
+    found
+        Error in nm (z, y, x); NaN where the EM was not imaged.
+    places
+        ``stability.suggested_landmarks`` of ``report.json``, numbered in this order.
+    """
+    values = np.asarray(found.read(), dtype=np.float64)
+    known = np.argwhere(np.isfinite(values))
+    box = Box(tuple(known.min(axis=0).tolist()), tuple((known.max(axis=0) + 1).tolist()))
+    grid, values = found.grid.crop(box), values[box.slices]
+    lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
+    figure, axes = canvas.planes_beside(grid)
+    for axis in (0, 1):
+        largest = np.fmax.reduce(values, axis=axis)
+        image = canvas.show_picture(
+            axes[axis], largest, grid, axis, cmap="viridis", vmin=lowest, vmax=highest
+        )
+        canvas.scale_bar(axes[axis])
+        row, column = (f"{'zyx'[a]}_um" for a in canvas.plane_axes(axis))
+        for number, place in enumerate(places, start=1):
+            axes[axis].annotate(
+                str(number), (place[column], place[row]), ha="center", va="center", fontsize=8,
+                color=INK, bbox={"boxstyle": "circle", "fc": "white", "ec": INK, "lw": 0.8},
+            )  # fmt: skip
+    canvas.colour_bar(figure, image, axes, "predicted error in the EM (nm)")
     return canvas.png(figure)
 
 

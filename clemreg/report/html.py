@@ -73,6 +73,7 @@ def render_html(
         worst=worst,
         landmarks=_landmark_rows(report),
         jacobian=_jacobian_rows(report),
+        suggestions=(report.get("stability") or {}).get("suggested_landmarks") or (),
         overlap=_overlap_rows(report),
         affine=report.get("affine") or {},
         timings=_timing_rows(report.get("timings_s") or {}),
@@ -129,6 +130,14 @@ def key_numbers(report: Mapping[str, Any]) -> Iterator[Card]:
             f"{number(stability['rms_nm'])} nm",
             "repeatability",
             f"scatter of {stability.get('seeds')} registrations with different seeds (rms)",
+        )
+    halves = stability.get("halves") or {}
+    if halves.get("rms_nm") is not None:
+        yield Card(
+            f"{number(halves['rms_nm'], 0)} nm",
+            "predicted error",
+            "from random halves of the mitochondria (rms); 95 % of the imaged volume is below "
+            f"{number(halves.get('p95_nm'), 0)} nm",
         )
     back = (report.get("round_trip_nm") or {}).get("max")
     if back is not None:

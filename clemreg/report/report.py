@@ -18,6 +18,7 @@ from clemreg.report.html import Figure, render_html
 from clemreg.report.verdict import Verdict, decide
 from clemreg.space.grid import Grid
 from clemreg.space.transform import Affine, Transform
+from clemreg.volume import Volume
 
 SCHEMA = 1
 PARTS = (
@@ -51,6 +52,8 @@ class ReportInputs:
         Rows (name, error, dz, dy, dx) of the worst landmarks.
     repeats
         Transforms found with other seeds.
+    predicted_error
+        Map in nm; NaN where the EM was not imaged.
     """
 
     title: str
@@ -66,6 +69,7 @@ class ReportInputs:
     determinant_plane: NDArray[np.float64] | None = None
     worst: tuple[tuple[Any, ...], ...] = ()
     repeats: tuple[Transform, ...] = ()
+    predicted_error: Volume | None = None
 
 
 def write_report(inputs: ReportInputs, folder: Path) -> Verdict:
@@ -108,6 +112,16 @@ def _figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> Iterator[Figur
             figures.checkerboard_figure(inputs.after),
         )
     yield from _deformation_figures(inputs, numbers)
+    if inputs.predicted_error is not None:
+        places = (numbers["stability"] or {}).get("suggested_landmarks") or ()
+        yield Figure(
+            "Predicted error",
+            "How far the result is probably off, from registrations of random halves of the "
+            "mitochondria: where two halves disagree, the whole is uncertain too. Colour is the "
+            "largest value along the line of sight. What both halves get wrong alike is not "
+            "seen. The numbers mark where a landmark would help most.",
+            figures.predicted_error_figure(inputs.predicted_error, places),
+        )
 
 
 def _landmark_figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> Iterator[Figure]:

@@ -65,6 +65,19 @@ def test_every_output_is_there_and_agrees(run, pair):
     assert "data:image/png" in (run / "report.html").read_text()
 
 
+def test_halves_of_the_mitochondria_predict_the_error(run):
+    stability = report(run)["stability"]
+    assert set(stability) == {"seeds", "rms_nm", "p95_nm", "halves", "suggested_landmarks"}
+    assert stability["seeds"] is None
+    assert 0 < stability["halves"]["rms_nm"] < stability["halves"]["p95_nm"]
+    found = open_volume(run / "predicted_error.zarr", frame="lm")
+    place = stability["suggested_landmarks"][0]
+    at = 1e3 * np.array([place["z_um"], place["y_um"], place["x_um"]])
+    index = tuple(np.rint(found.grid.to_index(at[None])[0]).astype(int))
+    assert found.read()[index] == pytest.approx(place["error_nm"], abs=0.1)
+    assert "Add landmarks here" in (run / "report.html").read_text()
+
+
 def test_a_second_run_is_up_to_date_and_a_changed_key_redoes_its_step(run, pair, capsys):
     words = ["run", str(pair / "config.toml"), *QUICK]
     assert run_app(words) == 0

@@ -9,6 +9,7 @@ from clemreg.report import canvas, figures
 from clemreg.report.figures import Overlay
 from clemreg.space import Affine, Grid
 from clemreg.testing import hostile_grid, random_bspline
+from clemreg.volume import Volume
 
 GRID = Grid((12, 40, 50), (104.0, 52.0, 52.0), (500.0, 100.0, -300.0), "lm")
 SLICE = Grid((1, 40, 50), (104.0, 52.0, 52.0), (500.0, 100.0, -300.0), "lm")
@@ -163,10 +164,30 @@ def test_every_figure_survives_odd_shapes(grid):
         figures.jacobian_figure(np.ones(3), plane, grid, 1.1),
         figures.jacobian_figure(np.array([-1.0, 1.0]), plane, grid),
         figures.stability_figure((still, still), grid),
+        figures.predicted_error_figure(Volume(np.ones(grid.shape), grid), ()),
     ]
     for png in made:
         height, width, _ = pixels(png).shape
         assert max(height, width) < 2000
+
+
+def test_the_predicted_error_is_drawn_where_it_is_and_places_are_marked():
+    """Largest at small y (up) and large x (right) of the imaged part, which fills the axes."""
+    values = np.full(GRID.shape, np.nan)
+    values[:, 10:30, 10:40] = 5
+    values[3:6, 10:15, 34:40] = 90
+    found = Volume(values, GRID)
+    bare = pixels(figures.predicted_error_figure(found, ()))
+    xy = bare[:, : bare.shape[1] // 2]
+    yellow = np.argwhere((xy[..., 0] > 240) & (xy[..., 1] > 220) & (xy[..., 2] < 60))
+    dark = np.argwhere((xy[..., 0] < 75) & (xy[..., 1] < 10) & (xy[..., 2] > 70))
+    assert len(yellow) > 200
+    assert yellow.mean(axis=0)[0] < dark.mean(axis=0)[0]
+    assert yellow.mean(axis=0)[1] > dark.mean(axis=0)[1]
+    place = {"x_um": 0.7, "y_um": 1.2, "z_um": 1.0, "error_nm": 90.0}
+    marked = pixels(figures.predicted_error_figure(found, [place]))
+    changed = np.argwhere((marked != bare).any(axis=-1))
+    assert 100 < len(changed) < 0.02 * bare.shape[0] * bare.shape[1]
 
 
 def test_one_landmark_and_names_like_formulas():

@@ -17,6 +17,7 @@ from clemreg.report.html import _timing_rows, number
 from clemreg.report.report import ReportInputs, write_report
 from clemreg.space import Affine, Grid
 from clemreg.testing import random_bspline
+from clemreg.volume import Volume
 
 GRID = Grid((12, 40, 50), (104.0, 52.0, 52.0), (500.0, 100.0, -300.0), "lm")
 NASTY = "<script>alert('x')</script>"
@@ -44,7 +45,10 @@ NUMBERS = {
     "jacobian": {"with_affine": STATS, "without_affine": STATS, "affine_determinant": 1.1},
     "orientation": {"score": 0.6, "runner_up": 0.2, "margin": 0.4, "mirrored": False},
     "affine": {"matrix": np.eye(4), "singular_values": [1.1, 1.02, 0.97], "determinant": 1.09},
-    "stability": {"seeds": 3, "rms_nm": 5.0, "p95_nm": 9.0},
+    "stability": {
+        "seeds": 3, "rms_nm": 5.0, "p95_nm": 9.0, "halves": {"rms_nm": 28.0, "p95_nm": 66.0},
+        "suggested_landmarks": [{"x_um": 1.234, "y_um": 0.55, "z_um": 0.9, "error_nm": 71.4}],
+    },
     "truth": {"tre_median_nm": 41.0, "tre_max_nm": float("nan")},
     "round_trip_nm": {"mean": 1e-4, "max": 1e-3},
     "timings_s": {"register: elastix": 9.0, "segment": 3.0, "register": 12.0},
@@ -81,6 +85,7 @@ def inputs():
         determinant_plane=rng.normal(1, 0.05, GRID.shape[1:]),
         worst=((NASTY, 99.0, 1.0, 2.0, float("nan")),),
         repeats=(affine,),
+        predicted_error=Volume(rng.gamma(3, 15, GRID.shape).astype(np.float32), GRID),
     )
 
 
@@ -100,7 +105,7 @@ def test_the_html_stands_alone(page):
     outside = re.sub(r"data:image/png;base64,[^\"]+", "", page)
     assert not re.search(r"https?:|//\w|@import|url\(", outside)
     pictures = re.findall(r"data:image/png;base64,([^\"]+)", page)
-    assert len(pictures) == 7
+    assert len(pictures) == 8
     for picture in pictures:
         assert png_array(base64.b64decode(picture)).std() > 1
 
@@ -146,6 +151,13 @@ def test_key_numbers_say_what_they_mean(page):
     assert "from the truth 41 nm" in text
     assert "correlation 0.62 of EM and light images; 0.30 in the start pose" in text
     assert "folds 0 %" in text
+    assert "predicted error 28 nm from random halves of the mitochondria (rms); 95 %" in text
+
+
+def test_places_for_landmarks_are_listed(page):
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert "Add landmarks here" in text
+    assert "predicted error (nm) 1 1.23 0.55 0.90 71 " in text
 
 
 def test_parts_of_a_step_stand_below_it():

@@ -77,6 +77,9 @@ def jacobian(**values):
         (changed(affine={"warnings": ["The correlation fell."]}), "warn", "correlation fell"),
         (changed(stability={"rms_nm": 40.0}), "pass", "40 nm (rms)"),
         (changed(stability={"rms_nm": 90.0}), "warn", "90 nm"),
+        (changed(stability={"rms_nm": 9.0, "halves": {"p95_nm": 260.0}}), "warn", "reaches 260 nm"),
+        (changed(stability={"rms_nm": None, "halves": {"p95_nm": 260.0}}), "warn", "260 nm"),
+        (changed(stability={"rms_nm": 9.0, "halves": {"p95_nm": 200.0}}), "pass", "9 nm (rms)"),
     ],
 )
 def test_the_verdict_and_its_reason(report, status, words):
