@@ -181,7 +181,7 @@ def suggested_landmarks(found: Volume) -> list[dict[str, Any]]:
     index = np.argwhere(kept)
     extent = (np.ptp(index, axis=0) + 1) * np.asarray(found.grid.spacing_nm)
     candidates = Volume(np.where(kept, values, np.nan), found.grid)
-    places, errors = worst_places_nm(candidates, SUGGESTIONS, float(extent.max()) / 5)
+    places, errors = worst_places_nm(candidates, SUGGESTIONS, float(extent.max()) / 3)
     return [
         dict(zip(("x_um", "y_um", "z_um"), np.round(flip(place) / 1e3, 3).tolist(), strict=True))
         | {"error_nm": round(float(error), 1)}

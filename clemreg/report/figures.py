@@ -270,7 +270,7 @@ def predicted_error_figure(found: Volume, places: Sequence[Mapping[str, float]])
         image = canvas.show_picture(
             axes[axis], largest, grid, axis, cmap="viridis", vmin=lowest, vmax=highest
         )
-        canvas.scale_bar(axes[axis])
+        canvas.scale_bar(axes[axis], INK)
         row, column = (f"{'zyx'[a]}_um" for a in canvas.plane_axes(axis))
         for number, place in enumerate(places, start=1):
             axes[axis].annotate(

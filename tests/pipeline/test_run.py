@@ -20,6 +20,7 @@ from clemreg.io.volumes import open_volume
 pytestmark = [pytest.mark.slow, pytest.mark.elastix, pytest.mark.xdist_group("elastix")]
 
 QUICK = ["--set", "register.stability_seeds=0", "--set", "register.threads=2"]
+QUICK += ["--set", "register.halves=0"]
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +66,23 @@ def test_every_output_is_there_and_agrees(run, pair):
     assert "data:image/png" in (run / "report.html").read_text()
 
 
-def test_halves_of_the_mitochondria_predict_the_error(run):
-    stability = report(run)["stability"]
+def test_halves_of_the_mitochondria_predict_the_error(run, pair):
+    assert report(run)["stability"] is None
+    assert not (run / "predicted_error.zarr").exists()
+    other = pair / "halves"
+    shutil.copytree(run, other)
+    words = ["run", str(pair / "config.toml"), *QUICK, "--set", f'output.dir="{other}"']
+    assert run_app([*words, "--set", "register.halves=1"]) == 0
+    stability = report(other)["stability"]
     assert set(stability) == {"seeds", "rms_nm", "p95_nm", "halves", "suggested_landmarks"}
     assert stability["seeds"] is None
     assert 0 < stability["halves"]["rms_nm"] < stability["halves"]["p95_nm"]
-    found = open_volume(run / "predicted_error.zarr", frame="lm")
+    found = open_volume(other / "predicted_error.zarr", frame="lm")
     place = stability["suggested_landmarks"][0]
     at = 1e3 * np.array([place["z_um"], place["y_um"], place["x_um"]])
     index = tuple(np.rint(found.grid.to_index(at[None])[0]).astype(int))
     assert found.read()[index] == pytest.approx(place["error_nm"], abs=0.1)
-    assert "Add landmarks here" in (run / "report.html").read_text()
+    assert "Add landmarks here" in (other / "report.html").read_text()
 
 
 def test_a_second_run_is_up_to_date_and_a_changed_key_redoes_its_step(run, pair, capsys):
