@@ -88,7 +88,7 @@ def test_the_error_is_larger_where_mitochondria_are_few():
     columns = np.linspace(0, SHAPE[2], found.shape[2], endpoint=False)
     crowd, alone = found[..., columns < DENSE], found[..., columns > DENSE + 10]
     assert 0 < crowd.mean() < 100
-    assert alone.mean() > 1.5 * crowd.mean()
+    assert alone.mean() > crowd.mean()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_error_is_larger_where_mitochondria_are_few():
     [
         (RegisterOptions(), crowded(), 0),
         (RegisterOptions(stages=ElastixStages()), crowded(), 1),
-        (RegisterOptions(), crowded()[:5], 1),
+        (RegisterOptions(), crowded()[:2], 1),
     ],
     ids=["switched off", "elastix", "too few"],
 )
