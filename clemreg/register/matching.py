@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clemreg.errors import DataError, RegistrationError
+from clemreg.register.contrast import local_contrast
 from clemreg.space.transform import Affine, FloatArray
 from clemreg.volume import Volume
 
@@ -76,9 +77,22 @@ class Matcher:
     Samples that map outside the imaged EM are left out of the sum, and the sum's slope knows
     nothing of who is left out: sliding off a thin slab gains nothing, and structures that the
     slab's faces cut pull nowhere.
+
+    Parameters
+    ----------
+    channel
+        The images.
+    masks
+        Where they can be trusted.
+    sigma_nm
+        How much both are smoothed.
+    contrast_nm
+        Size of the neighbourhoods in which the contrast is fitted; None fits one for all samples.
     """
 
-    def __init__(self, channel: Channel, masks: Masks, sigma_nm: float) -> None:
+    def __init__(
+        self, channel: Channel, masks: Masks, sigma_nm: float, contrast_nm: float | None = None
+    ) -> None:
         self.fixed, self.moving = channel.fixed.grid, channel.moving.grid
         self.weight = channel.weight
         self._fixed = _smooth(channel.fixed, sigma_nm)
@@ -88,6 +102,7 @@ class Matcher:
             for axis, step in enumerate(self.moving.spacing_nm)
         ]
         self._mask = masks.moving
+        self._contrast_nm = contrast_nm
 
     def __call__(self, points_nm: FloatArray, there_nm: FloatArray) -> Match:
         """Compare samples (N, 3) of the light frame with where they map to in the EM.
@@ -106,10 +121,17 @@ class Matcher:
         at = self.moving.to_index(there_nm[seen]).T
         light = _sampled(self._fixed, self.fixed.to_index(points_nm[seen]).T)
         dark = _sampled(self._moving, at)
-        contrast, level = _line(dark, light)
-        slope = np.stack([_sampled(c, at) for c in self._slopes], axis=-1) * np.float32(contrast)
-        residual = light - np.float32(contrast) * dark - np.float32(level)
+        overall, level = _line(dark, light)
+        light = light - np.float32(level)
+        contrast = self._contrast(there_nm[seen], dark, light, overall)
+        slope = np.stack([_sampled(c, at) for c in self._slopes], axis=-1) * contrast[:, None]
+        residual = light - contrast * dark
         return Match(seen, residual, slope, float(np.mean(residual**2)))
+
+    def _contrast(self, places_nm: FloatArray, dark: Image, light: Image, overall: float) -> Image:
+        if self._contrast_nm is None:
+            return np.full(len(dark), overall, np.float32)
+        return local_contrast(places_nm, dark, light, overall, self._contrast_nm)
 
     def _seen(self, there_nm: FloatArray) -> NDArray[np.bool_]:
         inside = self.moving.contains(there_nm)

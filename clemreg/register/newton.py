@@ -2,7 +2,8 @@
 
 The light image is explained as a line through the EM image under the transform; minimising the
 squared residual over that line and the transform is maximising the normalised correlation
-(Heinrich et al. 2021 use the same metric). Each step solves the normal equations, so a level
+(Heinrich et al. 2021 use the same metric). The deformation fits the line's slope place by place,
+so that what carries no label pulls nowhere. Each step solves the normal equations, so a level
 needs a handful of steps instead of hundreds of stochastic ones, and no engine has to be loaded.
 
 The deformation minimises ``|r|^2 / (variance density) + w * bending energy``; both terms are
@@ -76,6 +77,9 @@ class DeformableFit:
         Weight of the bending energy, um. More is stiffer.
     landmark_um
         Expected error of one landmark, when landmarks are part of the metric.
+    contrast_um
+        Gaussian sigma of the neighbourhoods in which the contrast is fitted, so that mitochondria
+        without label pull nowhere. None fits one contrast for the whole volume.
     """
 
     grid_spacing_um: tuple[float, float, float] = (1.6, 1.2, 1.2)
@@ -85,6 +89,7 @@ class DeformableFit:
     samples: int = 60_000
     bending_weight: float = 2.0
     landmark_um: float = 0.05
+    contrast_um: float | None = 0.3
 
     def __post_init__(self) -> None:
         if not self.smooth_um or len(self.smooth_um) != len(self.grid_schedule):
@@ -96,6 +101,8 @@ class DeformableFit:
             raise ConfigError(f"control point spacing must be positive, got {self.grid_spacing_um}")
         if self.bending_weight < 0:
             raise ConfigError(f"bending_weight cannot be negative, got {self.bending_weight}")
+        if self.contrast_um is not None and self.contrast_um <= 0:
+            raise ConfigError(f"contrast_um must be positive or None, got {self.contrast_um}")
 
 
 def fit_affine(
@@ -219,7 +226,10 @@ class _Level:
         kept = ((index >= 1) & (index < np.asarray(self._lattice.shape) - 2)).all(axis=1)
         self._points, self._after = points[kept], after[kept]
         self._placed = self._lattice.place(self._after)
-        self._matchers = [Matcher(c, self._masks, 1e3 * sigma_um) for c in self._channels]
+        contrast_nm = None if self._fit.contrast_um is None else 1e3 * self._fit.contrast_um
+        self._matchers = [
+            Matcher(c, self._masks, 1e3 * sigma_um, contrast_nm) for c in self._channels
+        ]
 
     def solve(self, coefficients: FloatArray) -> FloatArray:
         """Step until the samples move by less than a nanometre."""
