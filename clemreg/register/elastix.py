@@ -255,7 +255,7 @@ def _run_child(work_dir: Path, threads: int, timeout_s: float) -> tuple[int, str
     root = str(Path(__file__).resolve().parents[2])
     paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, "-m", "clemreg.register.elastix", str(work_dir)]
+    command = [sys.executable, "-m", "clemreg.register.elastix", str(work_dir), str(os.getpid())]
     log.debug("starting %s", command)
     with subprocess.Popen(
         command,
@@ -414,17 +414,23 @@ def _quote(value: str) -> str:
     return value
 
 
-def _die_with_parent() -> None:
-    """On Linux, end when the parent is killed, so that no registration runs on without an owner."""
+def _die_with_parent(parent: int) -> None:
+    """On Linux, end when the parent is killed, so that no registration runs on without an owner.
+
+    A parent that was killed before this was asked for sends no signal; then it is not `parent`
+    that this process belongs to any more.
+    """
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
-def main(folder: Path) -> int:
-    """Do the job in `folder`; the exit code says how it went."""
-    _die_with_parent()
+def main(folder: Path, parent: int) -> int:
+    """Do the job in `folder` for the process `parent`; the exit code says how it went."""
+    _die_with_parent(parent)
     try:
         import itk  # noqa: F401
     except ImportError:
@@ -439,6 +445,6 @@ def main(folder: Path) -> int:
 
 if __name__ == "__main__":
     # Leave without running ITK's destructors: they can crash after a good result.
-    code = main(Path(sys.argv[1]))
+    code = main(Path(sys.argv[1]), int(sys.argv[2]))
     sys.stderr.flush()
     os._exit(code)
