@@ -118,7 +118,7 @@ class MaskedCorrelator:
         product = self._backward(self._spectra[0] * np.conj(self._forward(centred)))
         score, zero = self._shifted(product / np.float32(energy), template.shape)
         share = np.maximum(_energy_inside(centred**2, self._fixed_shape), _LEAST_SHARE)
-        return score / np.sqrt(share), zero
+        return np.asarray(score / np.sqrt(share), np.float32), zero
 
     def _forward(self, image: Image) -> Spectrum:
         spectrum: Spectrum = fft.rfftn(image, self._size, workers=self._workers)
