@@ -36,6 +36,25 @@ class Trainee(nn.Module):
         return self.network.padded_logits(x, lambda features: next(norms)(features))
 
     @torch.no_grad()
+    def settle(self, x: torch.Tensor) -> None:
+        """Give the normalisation the statistics of these patches, without changing the outcome.
+
+        A network to start from has its normalisation folded in; this lets it train with one again.
+        """
+        norms = iter(self.norms)
+
+        def measure(features: torch.Tensor) -> torch.Tensor:
+            norm = cast("nn.BatchNorm3d", next(norms))
+            variance, mean = torch.var_mean(features.float(), dim=(0, 2, 3, 4))
+            norm.running_mean.copy_(mean)  # type: ignore[union-attr]
+            norm.running_var.copy_(variance)  # type: ignore[union-attr]
+            norm.weight.copy_(torch.sqrt(variance + norm.eps))
+            norm.bias.copy_(mean)
+            return features
+
+        self.network.padded_logits(x, measure)
+
+    @torch.no_grad()
     def folded(self) -> UNet:
         """Return the plain network that does the same with frozen statistics."""
         plain = UNet(self.network.options)

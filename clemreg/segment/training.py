@@ -63,8 +63,7 @@ class TrainOptions:
     start
         Bundled name or file of a network whose weights to start from; empty: random weights.
     freeze
-        Share of the steps after which the normalisation is frozen; from the first step on if
-        `start` is given.
+        Share of the steps after which the normalisation is frozen.
     least_steps
         Steps after which `converged` may end the training before `steps`; 0: it never does.
     device
@@ -225,7 +224,6 @@ class _State:
         self.freeze_at = round(options.freeze * options.steps)
         if options.start:
             start_from(self.trainee.network, load_model(options.start).network)
-            self.freeze_at = 0  # untouched statistics leave the features as they are
         self.trainee.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.optimiser = torch.optim.AdamW(
             self.trainee.parameters(), lr=options.learning_rate, weight_decay=1e-4
@@ -241,6 +239,9 @@ class _State:
         x, target, known = (a.to(self.device, non_blocking=True) for a in arrays)
         for group in self.optimiser.param_groups:
             group["lr"] = _one_cycle(self.step, options.steps) * options.learning_rate
+        if self.step == 0 and options.start:
+            self.trainee.settle(x)
+            self.mean = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         if self.step == self.freeze_at:
             self._freeze()
         self.trainee.norms.train(self.step < self.freeze_at)

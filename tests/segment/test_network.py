@@ -97,6 +97,20 @@ def test_folded_network_does_what_the_trainee_does():
         )
 
 
+def test_settled_normalisation_changes_nothing_but_how_it_goes_on():
+    torch.manual_seed(6)
+    trainee = Trainee(NetworkOptions(("mito", "er"), (4, 6, 8, 8), (1, 2, 2, 2), (2, 1, 2)))
+    x = 3 + torch.randn(2, 1, 16, 24, 32)
+    with torch.no_grad():
+        before = trainee.network.padded_logits(x)
+        trainee.settle(x)
+        torch.testing.assert_close(trainee.eval()(x), before, rtol=1e-4, atol=1e-5)
+        # In training the same patches meet their own statistics, which are now those kept.
+        torch.testing.assert_close(trainee.train()(x), before, rtol=5e-2, atol=5e-3)
+    weights = torch.cat([norm.weight for norm in trainee.norms])
+    assert not torch.allclose(weights, torch.ones_like(weights), rtol=0.1)
+
+
 def test_starting_from_another_network_moves_heads_by_name():
     torch.manual_seed(3)
     old = UNet(NetworkOptions(("mito", "mito_mem"), (4, 6), (2, 2), (2,)))
