@@ -6,7 +6,7 @@ import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -23,13 +23,16 @@ def _is_xyz(text: str) -> str:
 
 
 XyzLength = Annotated[str, AfterValidator(_is_xyz)]
+Model = TypeVar("Model", bound=BaseModel)
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """Part of a configuration: frozen, unknown keys refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class EmInput(_Section):
+class EmInput(Section):
     """The electron microscopy volume.
 
     Attributes
@@ -47,7 +50,7 @@ class EmInput(_Section):
     prediction: str | None = None
 
 
-class LmInput(_Section):
+class LmInput(Section):
     """The light microscopy volume.
 
     Attributes
@@ -66,7 +69,7 @@ class LmInput(_Section):
     check_channel: str | int | None = None
 
 
-class SegmentConfig(_Section):
+class SegmentConfig(Section):
     """How the EM is segmented.
 
     Attributes
@@ -82,7 +85,7 @@ class SegmentConfig(_Section):
     block: Annotated[int, Field(ge=16, le=512)] = 96
 
 
-class RegisterConfig(_Section):
+class RegisterConfig(Section):
     """How the EM is registered to the light volume.
 
     Attributes
@@ -132,7 +135,7 @@ class RegisterConfig(_Section):
     threads: Annotated[int, Field(ge=0)] = 0
 
 
-class ProofConfig(_Section):
+class ProofConfig(Section):
     """What the result is checked against.
 
     Attributes
@@ -153,7 +156,7 @@ class ProofConfig(_Section):
     truth: str | None = None
 
 
-class ExportConfig(_Section):
+class ExportConfig(Section):
     """Which files are written for other programs."""
 
     bdv: bool = True
@@ -161,14 +164,14 @@ class ExportConfig(_Section):
     elastix: bool = True
 
 
-class OutputConfig(_Section):
+class OutputConfig(Section):
     """Where results go; `dir` is relative to the configuration file."""
 
     dir: str = "clemreg-run"
     title: str = "EM to LM registration"
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that `clemreg run` needs; every key has a default but the two paths."""
 
     em: EmInput
@@ -197,11 +200,35 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     ConfigError
         The TOML is broken, a key is unknown or a value impossible; every fault is listed.
     """
+    return read_config(
+        RunConfig,
+        path,
+        overrides,
+        absent="`clemreg init DIR --em EM --lm LM` writes one",
+        invalid="docs/reference/config.md lists every key with its default",
+    )
+
+
+def read_config(
+    model: type[Model], path: Path, overrides: Sequence[str], *, absent: str, invalid: str
+) -> Model:
+    """Read TOML as `model`, with overrides.
+
+    Parameters
+    ----------
+    path, overrides
+        As in `load_run_config`.
+    absent, invalid
+        Hints for a file that is not there, and for keys or values that are wrong.
+
+    Raises
+    ------
+    MissingError, ConfigError
+        As in `load_run_config`.
+    """
     path = Path(path)
     if not path.is_file():
-        raise MissingError(
-            f"no configuration at {path}", hint="`clemreg init DIR --em EM --lm LM` writes one"
-        )
+        raise MissingError(f"no configuration at {path}", hint=absent)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -209,11 +236,10 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _override(data, override)
     try:
-        return RunConfig.model_validate(data)
+        return model.model_validate(data)
     except ValidationError as error:
         raise ConfigError(
-            f"invalid configuration in {path}:\n{_faults(error)}",
-            hint="docs/reference/config.md lists every key with its default",
+            f"invalid configuration in {path}:\n{_faults(error)}", hint=invalid
         ) from error
 
 

@@ -19,6 +19,7 @@ from clemreg.cli import (
     measure,
     microtubules,
     model,
+    organelles,
     refine,
     register,
     render,
@@ -90,6 +91,7 @@ for group in (
     microtubules,
     measure,
     shape,
+    organelles,
     fiji,
 ):
     group.add_to(app)

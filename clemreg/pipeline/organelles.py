@@ -1,0 +1,392 @@
+"""``clemreg organelles``: refine, measure, skeletonize, contacts, planarity, mesh, summary.
+
+Every analysis of every organelle is a step of its own, in a folder of its own, and depends on what
+that organelle is made of; so a changed key redoes its step and what reads from it, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from clemreg.blocks.executors import executor_named, started
+from clemreg.blocks.run import Progress
+from clemreg.blocks.stages import Blockwise
+from clemreg.config import resolve
+from clemreg.config_organelles import (
+    ContactConfig,
+    MeshConfig,
+    OrganellesConfig,
+    PlanarityConfig,
+    SkeletonConfig,
+)
+from clemreg.io.atomic import atomic_write_json, atomic_write_text, remove
+from clemreg.measure.contacts import ContactOptions, find_contacts
+from clemreg.measure.interactions import interactions, named, partners, write_graphml
+from clemreg.measure.mesh import MeshOptions
+from clemreg.measure.morphology import measure_objects
+from clemreg.measure.planarity import split
+from clemreg.measure.skeleton import SkeletonOptions, skeleton_table
+from clemreg.measure.tables import read_table, write_table
+from clemreg.pipeline.context import this_command, versions
+from clemreg.pipeline.measure import (
+    contact_options,
+    meshes_of,
+    open_ids,
+    open_mask,
+    planarity_options,
+    skeletons_of,
+    summary,
+    working_folder,
+)
+from clemreg.pipeline.objects import report_objects
+from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
+from clemreg.pipeline.refine import RefineOptions, find_predictions, refine_cell
+from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
+from clemreg.refine.recipe import load_recipe
+from clemreg.report.organelles import write_organelles_page
+from clemreg.units import parse_length_nm
+
+Work = Callable[[Path, Blockwise], Mapping[str, Any]]
+"""Writes its files into a folder and returns their summary."""
+_Part = SkeletonConfig | PlanarityConfig | MeshConfig
+
+LABELS, SUMMARY, REPORT, PAGE = "labels.zarr", "summary.json", "organelles.json", "index.html"
+
+
+def run_organelles(
+    config: OrganellesConfig,
+    base: Path,
+    *,
+    progress: Callable[[str], AbstractContextManager[Progress]] | None = None,
+    announce: Callable[[str, str], None] | None = None,
+) -> tuple[dict[str, Any], Path]:
+    """Do every step that is not finished.
+
+    Parameters
+    ----------
+    config
+        What to do.
+    base
+        Folder that relative paths start from.
+    progress
+        Opens a progress display with a title.
+    announce
+        Told ``(step, state)``.
+
+    Returns
+    -------
+    dict, Path
+        Content of ``organelles.json``, and the page that links every table.
+
+    Raises
+    ------
+    MissingError
+        An input is not there.
+    ConfigError
+        Recipe or executor is not known.
+    """
+    chain = _Chain(config, base, progress or _silent)
+    chain.refuse_impossible()
+    steps = chain.steps()
+    with one_run_at_a_time(chain.folder):
+        seconds = run_steps(steps, chain.folder, announce=announce)
+        report: dict[str, Any] = _read_json(chain.folder / REPORT) | {"timings_s": seconds}
+        atomic_write_json(chain.folder / REPORT, report)
+    return report, chain.folder / PAGE
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """One run: its configuration, where its files are, and its steps."""
+
+    config: OrganellesConfig
+    base: Path
+    progress: Callable[[str], AbstractContextManager[Progress]]
+
+    @property
+    def folder(self) -> Path:
+        return Path(resolve(self.config.output.dir, self.base))
+
+    @property
+    def predictions(self) -> str:
+        return resolve(self.config.input.predictions, self.base)
+
+    @property
+    def recipe(self) -> str:
+        name = self.config.input.recipe
+        return resolve(name, self.base) if name.endswith(".toml") else name
+
+    @property
+    def cell(self) -> str | None:
+        cell = self.config.input.cell
+        return None if cell is None else resolve(cell, self.base)
+
+    def labels(self, organelle: str) -> str:
+        return str(self.folder / LABELS / organelle)
+
+    def refuse_impossible(self) -> None:
+        """Say now what would otherwise be found after hours of work."""
+        compute = self.config.compute
+        executor_named(compute.executor, compute.workers)
+        if self.cell is not None:
+            open_mask(self.cell, self.config.input.voxel_size)
+        for contact in self.config.contacts:
+            _contact_options(contact)
+
+    @cached_property
+    def identities(self) -> dict[str, Any]:
+        """What each organelle is made of: its steps and predictions, and those of what it needs."""
+        given = self.config.input
+        recipe = load_recipe(self.recipe)
+        options = RefineOptions(given.organelles, given.voxel_size)
+        files = find_predictions(self.predictions, recipe, options)
+        return {
+            name: {
+                part: [
+                    organelle.model_dump(mode="json"),
+                    repr(files.get(part)),
+                    input_fingerprint(files[part].uri) if part in files else None,
+                ]
+                for part, organelle in recipe.in_order((name,))
+            }
+            for name in given.organelles
+        }
+
+    # -- steps ------------------------------------------------------------------------------------
+
+    def steps(self) -> list[Step]:
+        """All steps, each after what it reads from."""
+        labels = self.folder / LABELS
+        made = (*(labels / name for name in self.config.input.organelles), labels / "clemreg.json")
+        steps = [Step("refine", self._refine, self.identities, (), made)]
+        config = self.config
+        steps += [*self._morphology(), *self._each("skeletonize", config.skeletonize, _skeletons)]
+        steps += self._contacts()
+        steps += self._each("planarity", config.planarity, _sheets)
+        steps += self._each("mesh", config.mesh, _meshes)
+        inputs = {"title": self.config.output.title, "version": versions()["clemreg"]}
+        pages = (self.folder / REPORT, self.folder / PAGE)
+        names = tuple(step.name for step in steps)
+        return [*steps, Step("summary", self._summary, inputs, names, pages)]
+
+    def _morphology(self) -> Iterator[Step]:
+        inputs = {"cell": input_fingerprint(self.cell), "report": self.config.measure.report}
+        for name in self.config.measured:
+            yield self._step("measure", name, (name,), inputs, partial(self._measure, name))
+
+    def _each(self, verb: str, config: _Part | None, work: Callable[..., Any]) -> Iterator[Step]:
+        """One step for each organelle that a section names."""
+        if config is not None:
+            settings = config.model_dump(exclude={"organelles"})
+            for name in config.organelles:
+                yield self._step(
+                    verb, name, (name,), settings, partial(work, self.labels(name), config)
+                )
+
+    def _contacts(self) -> Iterator[Step]:
+        names = []
+        for contact in self.config.contacts:
+            of = (contact.a, contact.b or contact.a)
+            work = partial(self._contact, contact)
+            step = self._step("contacts", contact.title, of, contact.model_dump(), work)
+            names.append(step.name)
+            yield step
+        if names:
+            folder = self.folder / "interactions"
+            outputs = (folder / SUMMARY,)
+            yield Step("interactions", self._interactions, {}, tuple(names), outputs)
+
+    def _step(
+        self, verb: str, name: str, of: tuple[str, ...], settings: Mapping[str, Any], work: Work
+    ) -> Step:
+        """Step with a folder of its own, ``VERB/NAME``."""
+        folder = self.folder / verb / name
+        inputs = {"settings": settings, "of": [self.identities[o] for o in of]}
+        title = f"{verb}-{name}"
+        return Step(
+            title,
+            lambda: self._do(title, folder, inputs, work),
+            inputs,
+            outputs=(folder / SUMMARY,),
+        )
+
+    def _do(self, title: str, folder: Path, inputs: Mapping[str, Any], work: Work) -> None:
+        compute = self.config.compute
+        text = json.dumps([inputs, compute.block], sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()
+        with (
+            self.progress(title) as progress,
+            started(executor_named(compute.executor, compute.workers)) as executor,
+            _workplace(folder, key),
+        ):
+            found = work(folder, Blockwise((compute.block,) * 3, executor, progress))
+            atomic_write_json(folder / SUMMARY, found)
+
+    # -- work -------------------------------------------------------------------------------------
+
+    def _refine(self) -> None:
+        given, compute = self.config.input, self.config.compute
+        options = RefineOptions(
+            given.organelles, given.voxel_size, compute.block, compute.executor, compute.workers
+        )
+        out = self.folder / LABELS
+        with self.progress("refine") as progress:
+            refine_cell(self.predictions, self.recipe, out, options=options, progress=progress)
+
+    def _measure(self, name: str, folder: Path, how: Blockwise) -> Mapping[str, Any]:
+        ids = open_ids(self.labels(name))
+        cell = open_mask(self.cell, self.config.input.voxel_size) if self.cell else None
+        out = folder / "objects.csv"
+        with working_folder((out,)) as scratch:
+            objects = measure_objects(ids, cell=cell, how=how, scratch=scratch)
+            if self.config.measure.report and len(objects):
+                report_objects(ids, objects, folder / "report.html", how, scratch)
+        write_table(out, objects)
+        shown = ["volume_nm3", "surface_nm2", "semi_axis_1_nm", "sphericity"]
+        return summary(objects, [*shown, *(["fraction_of_cell"] if cell else [])])
+
+    def _contact(self, contact: ContactConfig, folder: Path, how: Blockwise) -> Mapping[str, Any]:
+        a = open_ids(self.labels(contact.a))
+        b = open_ids(self.labels(contact.b)) if contact.b else None
+        out = folder / "sites.zarr"
+        options = _contact_options(contact)
+        with working_folder((out,)) as scratch:
+            found = find_contacts(a, b, options, how=how, scratch=scratch, out=out)
+        sites = named(found, contact.a, contact.b or contact.a)
+        write_table(folder / "contacts.csv", sites)
+        return summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
+
+    def _interactions(self) -> None:
+        folder = self.folder / "interactions"
+        paths = [
+            self.folder / "contacts" / contact.title / "contacts.csv"
+            for contact in self.config.contacts
+        ]
+        # A table without rows does not say whether its columns hold numbers or names.
+        tables = [table for path in paths if len(table := read_table(path))]
+        remove(folder)
+        found: dict[str, Any] = {"objects": 0}
+        if tables:
+            pairs = interactions(tables)
+            objects = partners(pairs)
+            write_table(folder / "pairs.csv", pairs)
+            write_table(folder / "partners.csv", objects)
+            write_graphml(folder / "graph.graphml", pairs)
+            found = {"pairs": len(pairs), **summary(objects, ["partners"])}
+        atomic_write_json(folder / SUMMARY, found)
+
+    def _summary(self) -> None:
+        config = self.config
+        counts = _read_json(self.folder / LABELS / "clemreg.json")["organelles"]
+        measured = {"measure": config.measured}
+        for verb in ("skeletonize", "planarity", "mesh"):
+            part: _Part | None = getattr(config, verb)
+            measured[verb] = part.organelles if part else ()
+        organelles = {
+            name: {"refine": {k: v for k, v in counts[name].items() if k != "seconds"}}
+            | {verb: self._found(verb, name) for verb, names in measured.items() if name in names}
+            for name in config.input.organelles
+        }
+        contacts = {c.title: self._found("contacts", c.title) for c in config.contacts}
+        report = {
+            "title": config.output.title,
+            "organelles": organelles,
+            "contacts": contacts,
+            "interactions": self._found("interactions", "") if contacts else None,
+            "provenance": self._provenance(),
+        }
+        atomic_write_json(self.folder / REPORT, report)
+        write_organelles_page(self.folder / PAGE, _read_json(self.folder / REPORT))
+
+    def _found(self, verb: str, name: str) -> dict[str, Any]:
+        """Summary of a step, and its files."""
+        folder = self.folder / verb / name
+        files = sorted(p for p in folder.iterdir() if p.name != SUMMARY and p.name[0] != ".")
+        listed = [p.relative_to(self.folder).as_posix() for p in files]
+        return {**_read_json(folder / SUMMARY), "files": listed}
+
+    def _provenance(self) -> dict[str, Any]:
+        """Command, resolved configuration, versions and inputs."""
+        return {
+            "command": this_command(),
+            "config": self.config.model_dump(mode="json"),
+            "recipe": load_recipe(self.recipe).model_dump(mode="json"),
+            "versions": versions(),
+            "inputs": {
+                "predictions": input_fingerprint(self.predictions),
+                "cell": input_fingerprint(self.cell),
+            },
+        }
+
+
+@contextmanager
+def _workplace(folder: Path, key: str) -> Iterator[None]:
+    """Empty a step's folder, unless what lies there is unfinished work of just this step.
+
+    Finished blocks of a killed step are good for the same inputs only.
+    """
+    mark = folder / ".unfinished"
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != key:
+        remove(folder)
+        atomic_write_text(mark, key)
+    yield
+    mark.unlink()
+
+
+def _skeletons(
+    labels: str, config: SkeletonConfig, folder: Path, how: Blockwise
+) -> Mapping[str, Any]:
+    options = SkeletonOptions(parse_length_nm(config.shortest_branch))
+    out = folder / "skeletons.csv"
+    with working_folder((out,)) as scratch:
+        rows = skeletons_of(open_ids(labels), options, how, scratch, folder / "swc")
+    lines = skeleton_table(rows)
+    write_table(out, lines)
+    shown = ["length_nm", "smooth_length_nm", "radius_mean_nm", "branches"]
+    return summary(lines, shown if rows else [])
+
+
+def _sheets(
+    labels: str, config: PlanarityConfig, folder: Path, how: Blockwise
+) -> Mapping[str, Any]:
+    options = planarity_options(config.cut, config.scale_rule, config.scales, config.largest_radius)
+    out = folder / "planarity.zarr"
+    found = planarity_of(
+        PlanarityFiles(labels, out, None, None, config.curvature, None), options, how
+    )
+    write_table(folder / "planarity.csv", found.histogram)
+    write_table(folder / "thickness.csv", found.thickness)
+    if found.curvature is not None:
+        write_table(folder / "curvature.csv", found.curvature)
+    return {"cut": config.cut, **split(found.histogram, config.cut)}
+
+
+def _meshes(labels: str, config: MeshConfig, folder: Path, how: Blockwise) -> Mapping[str, Any]:
+    options = MeshOptions(config.smoothing, config.keep)
+    out = folder / "meshes"
+    with working_folder((out,)) as scratch:
+        found = meshes_of(open_ids(labels), out, config.format, options, how, scratch)
+    write_table(folder / "meshes.csv", found)
+    return summary(found, ["triangles", "volume_nm3", "area_nm2"])
+
+
+def _contact_options(contact: ContactConfig) -> ContactOptions:
+    return contact_options(
+        contact.recipe, contact.distance, contact.method, contact.overlap, contact.min_volume_nm3
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _silent(_title: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda _done, _total, _message: None)
