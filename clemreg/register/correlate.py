@@ -15,7 +15,6 @@ from scipy import fft
 
 Image = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
-_LEAST_SHARE = np.float32(0.25)  # chance matches of slivers are not raised any further
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,8 @@ class MaskedCorrelator:
     def quick(self, template: Image, mask: NDArray[np.bool_]) -> tuple[Image, tuple[int, int, int]]:
         """Correlate as if the fixed image had the same variance everywhere, and 0 outside.
 
-        Two transforms instead of nine: good for choosing what to look at. As in
-        `Correlation.rank`, a template that leaves the fixed image scores less by the root of what
-        it loses: then chance scores the same at every overlap.
+        Two transforms instead of nine: good for choosing what to look at. A template that leaves
+        the fixed image scores less by what it loses.
 
         Returns
         -------
@@ -116,9 +114,7 @@ class MaskedCorrelator:
         centred = (template - template[mask].mean()).astype(np.float32) * weight
         energy = float(np.sqrt((centred**2).sum() * mask.sum())) or 1.0
         product = self._backward(self._spectra[0] * np.conj(self._forward(centred)))
-        score, zero = self._shifted(product / np.float32(energy), template.shape)
-        share = np.maximum(_energy_inside(centred**2, self._fixed_shape), _LEAST_SHARE)
-        return np.asarray(score / np.sqrt(share), np.float32), zero
+        return self._shifted(product / np.float32(energy), template.shape)
 
     def _forward(self, image: Image) -> Spectrum:
         spectrum: Spectrum = fft.rfftn(image, self._size, workers=self._workers)
@@ -140,20 +136,3 @@ class MaskedCorrelator:
         z, y, x = (n - 1 for n in template)
         keep = tuple(slice(0, a + b - 1) for a, b in zip(self._fixed_shape, template, strict=True))
         return np.roll(image, (z, y, x), (0, 1, 2))[keep], (z, y, x)
-
-
-def _energy_inside(energy: Image, fixed_shape: tuple[int, ...]) -> Image:
-    """Share of the template's energy that lies in the fixed image, per shift.
-
-    Exact if one axis is cut; a product of the axes' shares if several are.
-    """
-    z, y, x = (
-        np.convolve(np.ones(n), _marginal(energy, axis)[::-1]).astype(np.float32)
-        for axis, n in enumerate(fixed_shape)
-    )
-    return np.asarray(z[:, None, None] * y[:, None] * x)
-
-
-def _marginal(energy: Image, axis: int) -> NDArray[np.float64]:
-    along = energy.sum(axis=tuple(a for a in range(3) if a != axis), dtype=np.float64)
-    return np.asarray(along / (along.sum() or 1.0))
