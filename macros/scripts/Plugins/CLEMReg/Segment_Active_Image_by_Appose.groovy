@@ -18,7 +18,7 @@ import java.util.function.Consumer
 clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
     new File(new File(binding.getVariable("javax.script.filename").toString()).absoluteFile.parentFile, "launcher.lib"))
 
-SCRIPT = "from clemreg.fiji.appose import perform\nperform(task, verb, images, options)\n"
+SCRIPT = "from clemreg.fiji.appose import perform\n\nperform(task, verb, images, options)\n"
 TYPES = [8: "uint8", 16: "uint16", 32: "float32"]
 
 def appose(String name) {
