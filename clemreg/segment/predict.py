@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,24 @@ import torch
 from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Ledger, Progress, run
-from clemreg.errors import ConfigError, DataError, VoxelSizeError
-from clemreg.io.atomic import partial_path, remove
-from clemreg.io.quantise import quantise
+from clemreg.blocks.run import Progress, run
+from clemreg.errors import DataError, VoxelSizeError
+from clemreg.io.atomic import remove
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
-from clemreg.segment.data import contrast_limits, normalise
+from clemreg.segment.blockwise import (
+    Pace,
+    PredictOptions,
+    Where,
+    find_limits,
+    open_ledger,
+    read_mirrored,
+)
+from clemreg.segment.data import normalise
+from clemreg.segment.inference import FastUNet, joined, mirrored
 from clemreg.segment.models import Model
-from clemreg.segment.network import UNet
+from clemreg.segment.network import NetworkOptions
 from clemreg.segment.training import bfloat16_is_fast
-from clemreg.space.grid import Box, Grid, Shape
+from clemreg.space.grid import Box, Shape
 from clemreg.volume import Volume
 
 log = logging.getLogger(__name__)
@@ -31,47 +39,11 @@ log = logging.getLogger(__name__)
 TOLERATED_RATIO = 1.25
 # Finer than this in volume and the resampled EM would be mostly invention.
 MOST_UPSAMPLING = 30.0
-VIEWS = (1, 2, 4, 8)
 # One block is computed while another is read and a third written.
 WORKERS = 3
 # Values of the finest features of one block, 4 bytes each; a few such arrays live at a time.
 MOST_FEATURES = 7e7
 COLOURS = ("FF00FF", "00FF00", "00FFFF")
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """How to predict.
-
-    Attributes
-    ----------
-    block
-        Output voxels per block along each axis; 0: `automatic_block`.
-    threads
-        Threads of torch; 0: as torch chooses.
-    precise
-        Compute in float32 even where bfloat16 is faster; blocks of any size then give the same
-        voxels.
-    limits
-        Grey values that become -1 and 1; None: percentiles of the volume.
-    views
-        Mirrored views of each block whose predictions are averaged: 1 (as it is), 2, 4 or 8
-        (mirrored along x, y, z). Each costs as much time as the first.
-    mask
-        Where to predict: not 0 in this volume, which lies in the same frame as the EM. Elsewhere
-        the prediction is 0, far outside; blocks wholly outside are not computed.
-    """
-
-    block: int = 0
-    threads: int = 0
-    precise: bool = False
-    limits: tuple[float, float] | None = None
-    views: int = 1
-    mask: Volume | None = None
-
-    def __post_init__(self) -> None:
-        if self.views not in VIEWS:
-            raise ConfigError(f"{self.views} views; expected one of {', '.join(map(str, VIEWS))}")
 
 
 def predict(
@@ -109,63 +81,70 @@ def predict(
     if options.threads:
         torch.set_num_threads(options.threads)
     reader = _Reader(volume, model)
-    limits = options.limits or _limits(volume)
-    network = _Runner(model.network, options.precise, options.views)
-    mask = None if options.mask is None else _Mask(options.mask, reader.grid)
-    block = options.block or automatic_block(model.network)
-    size = max(network.step, block // network.step * network.step)
-    blocks = plan_blocks(reader.grid.shape, (size,) * 3, network.halo)
-    ledger = _ledger(out, _job(model, reader.grid, size, limits, options))
+    limits = options.limits or find_limits(volume)
+    network = _Runner(model, options)
+    where = Where(options.mask, reader.grid)
+    shape = _block_shape(reader.grid.shape, model, options)
+    card = model.card
+    job = f"{card.name} {card.steps} {reader.grid} {shape} {limits} {options.job}"
+    ledger = open_ledger(out, job)
     with create_volume(
-        out, reader.grid, np.uint8, channels=model.classes, options=_storage(size, model)
+        out, reader.grid, np.uint8, channels=model.classes, options=_storage(shape, model)
     ) as writer:
 
         def work(block: Block) -> None:
-            inside = None if mask is None else mask.read(block.core)
-            if inside is not None and not inside.any():
+            inside = where.read(block.core)
+            if not inside.any():
                 writer[block.core] = np.zeros((len(model.classes), *block.core.shape), np.uint8)
                 return
-            values = network(normalise(reader.read(_input_box(block, network)), limits))
+            pixels = network(normalise(reader.read(_input_box(block, network)), limits))
             z, y, x = block.core.shape
-            pixels = quantise(values[:, :z, :y, :x])
-            writer[block.core] = pixels if inside is None else pixels * inside
+            writer[block.core] = pixels[:, :z, :y, :x] * inside
 
-        told = None if progress is None else _Pace(progress, reader.grid.shape)
+        blocks = plan_blocks(reader.grid.shape, shape, network.halo)
+        told = None if progress is None else Pace(progress, reader.grid.shape)
         run(work, blocks, ledger=ledger, workers=WORKERS, progress=told)
     remove(ledger.path)
     return open_volume(out, frame=volume.grid.frame)
 
 
-def automatic_block(network: UNet) -> int:
-    """Voxels along a block's axis so that the halo costs little and memory stays about 1 GB."""
-    features = network.options.fold**3 / network.options.widths[0] * MOST_FEATURES
-    whole = int(np.cbrt(features)) - 2 * network.halo
-    step = max(network.step, 32)
-    return max(step, whole // step * step)
+def automatic_block(shape: Shape, network: NetworkOptions) -> Shape:
+    """Voxels of a block zyx for which a volume takes the least time, in about 1 GB of memory.
 
+    Each block costs as much as a cube that is larger by the halo; so blocks are large, and of
+    like size, and a thin volume is not cut along its short axis.
+    """
+    halo = network.halo
+    most = network.fold**3 / network.widths[0] * MOST_FEATURES
+    step = network.step * -(-32 // network.step)
+    sizes = [
+        sorted({-(-n // (k * step)) * step for k in range(1, 1 + -(-n // step))}) for n in shape
+    ]
 
-def _job(
-    model: Model, grid: Grid, size: int, limits: tuple[float, float], options: PredictOptions
-) -> str:
-    """Name what the content of a block depends on, besides the EM."""
-    mask = options.mask and f"{options.mask.name} {options.mask.grid}"
-    return (
-        f"{model.card.name} {model.card.steps} {grid} {size} {limits} {options.precise} "
-        f"{options.views} {mask}"
+    def cost(block: Shape) -> tuple[int, Shape]:
+        pieces = (-(-n // b) * (b + halo) for n, b in zip(shape, block, strict=True))
+        return math.prod(pieces), block
+
+    fitting = (
+        (z, y, x)
+        for z, y, x in itertools.product(*sizes)
+        if math.prod(b + 2 * halo for b in (z, y, x)) <= most
     )
+    return min(fitting, key=cost, default=(step, step, step))
 
 
-def _ledger(out: Path, job: str) -> Ledger:
-    path = partial_path(out).with_suffix(".blocks")
-    if not partial_path(out).exists():
-        path.unlink(missing_ok=True)
-    return Ledger(path, job)
+def _block_shape(shape: Shape, model: Model, options: PredictOptions) -> Shape:
+    network = model.network.options
+    if not options.block:
+        return automatic_block(shape, network)
+    size = max(network.step, options.block // network.step * network.step)
+    return size, size, size
 
 
-def _storage(size: int, model: Model) -> WriteOptions:
-    """Chunks of at most 64 voxels that no two blocks share."""
-    chunk = next(size // n for n in range(1, size + 1) if size % n == 0 and size // n <= 64)
-    return WriteOptions(chunk=(chunk,) * 3, resume=True, colours=COLOURS[: len(model.classes)])
+def _storage(block: Shape, model: Model) -> WriteOptions:
+    """Chunks of at most 64 voxels along an axis that no two blocks share."""
+    z, y, x = (next(b // n for n in range(1, b + 1) if b % n == 0 and b // n <= 64) for b in block)
+    return WriteOptions(chunk=(z, y, x), resume=True, colours=COLOURS[: len(model.classes)])
 
 
 def _input_box(block: Block, network: _Runner) -> Box:
@@ -177,75 +156,40 @@ def _input_box(block: Block, network: _Runner) -> Box:
     return Box(block.core.start, stop).grow(network.halo)  # type: ignore[arg-type]
 
 
-class _Pace:
-    """Adds voxels per second to the progress of blocks, which knows the time left."""
-
-    def __init__(self, progress: Progress, shape: Shape) -> None:
-        self.progress = progress
-        self.voxels = float(np.prod(shape))
-        self.begin = time.monotonic()
-        self.before: int | None = None
-
-    def __call__(self, done: int, total: int, _message: str) -> None:
-        if self.before is None:
-            self.before = done - 1  # finished by an earlier run
-        seconds = max(time.monotonic() - self.begin, 1e-6)
-        share = (done - self.before) / total
-        self.progress(done, total, f"{share * self.voxels / seconds / 1e6:.2f} Mvoxel/s")
-
-
 class _Runner:
     """The network as a function of numpy arrays, one at a time."""
 
-    def __init__(self, network: UNet, precise: bool, views: int) -> None:
+    def __init__(self, model: Model, options: PredictOptions) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = network.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.halo, self.step = network.halo, network.step
-        self.half = not precise and (self.device.type == "cuda" or bfloat16_is_fast())
-        self.flips = [
-            [axis for bit, axis in enumerate((4, 3, 2)) if view >> bit & 1] for view in range(views)
-        ]
+        self.network = FastUNet(model.network).to(self.device)
+        self.halo, self.step = model.network.halo, model.network.step
+        self.half = not options.precise and (self.device.type == "cuda" or bfloat16_is_fast())
+        self.mirrorings = options.mirrorings
         self.busy = threading.Lock()
 
-    def __call__(self, em: NDArray[np.float32]) -> NDArray[np.float32]:
-        x = torch.from_numpy(em)[None, None]
+    def __call__(self, em: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Predict a block of EM in [-1, 1]; return stored values (class, z, y, x)."""
+        x = torch.from_numpy(em)
         if self.device.type == "cuda":
             x = x.pin_memory().to(self.device, non_blocking=True)
         with self.busy, torch.inference_mode():
-            values = torch.stack([self._view(x, axes) for axes in self.flips]).mean(dim=0)
-            return np.asarray(values[0].cpu().numpy(), dtype=np.float32)
+            mean = self._view(x, self.mirrorings[0])
+            for axes in self.mirrorings[1:]:
+                mean += self._view(x, axes)
+            mean *= 1 / len(self.mirrorings)  # a power of two, so exact
+            return np.asarray(_stored(mean).cpu().numpy())
 
-    def _view(self, x: torch.Tensor, axes: list[int]) -> torch.Tensor:
+    def _view(self, x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
         """Predict a mirrored block and mirror the answer back."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            answer: torch.Tensor = self.network(x.flip(axes) if axes else x)
-        return (answer.flip(axes) if axes else answer).float()
+            answer = self.network((x.flip(axes) if axes else x)[None, None])
+        return mirrored(answer, axes).float()
 
 
-class _Mask:
-    """Where to predict, on the grid of the prediction."""
-
-    def __init__(self, mask: Volume, grid: Grid) -> None:
-        self.mask, self.grid = mask, grid
-
-    def read(self, box: Box) -> NDArray[np.bool_]:
-        """Nearest mask voxel of each voxel of a box; beyond the mask there is nothing."""
-        picks = []
-        for axis in range(3):
-            index = np.arange(box.start[axis], box.stop[axis])
-            world = self.grid.origin_nm[axis] + index * self.grid.spacing_nm[axis]
-            place = (world - self.mask.grid.origin_nm[axis]) / self.mask.grid.spacing_nm[axis]
-            picks.append(np.floor(place + 0.5).astype(int))
-        within = [(p >= 0) & (p < n) for p, n in zip(picks, self.mask.shape, strict=True)]
-        result = np.zeros(box.shape, dtype=bool)
-        if not all(w.any() for w in within):
-            return result
-        low = [int(p[w].min()) for p, w in zip(picks, within, strict=True)]
-        high = [int(p[w].max()) + 1 for p, w in zip(picks, within, strict=True)]
-        part = self.mask.read(Box(tuple(low), tuple(high))) != 0  # type: ignore[arg-type]
-        local = [p[w] - a for p, w, a in zip(picks, within, low, strict=True)]
-        result[np.ix_(*within)] = part[np.ix_(*local)]
-        return result
+def _stored(cubes: torch.Tensor) -> torch.Tensor:
+    """Do as `clemreg.io.quantise.quantise`, where the values are, and put them in place."""
+    stored = cubes.mul_(128).add_(127).round_().clamp_(0, 255).to(torch.uint8)
+    return joined(stored)
 
 
 class _Reader:
@@ -279,7 +223,7 @@ class _Reader:
     def read(self, box: Box) -> NDArray[np.float32]:
         """Read a box that may reach outside."""
         if self.same:
-            return _mirrored_read(self.volume, box)
+            return read_mirrored(self.volume, box)
         from clemreg.segment.data import separable_resample
 
         positions, widths = [], []
@@ -291,7 +235,7 @@ class _Reader:
             widths.append(self.grid.spacing_nm[axis] / fine.spacing_nm[axis])
         low = [int(np.floor(p.min() - w)) for p, w in zip(positions, widths, strict=True)]
         high = [int(np.ceil(p.max() + w)) + 2 for p, w in zip(positions, widths, strict=True)]
-        part = _mirrored_read(self.volume, Box(tuple(low), tuple(high)))  # type: ignore[arg-type]
+        part = read_mirrored(self.volume, Box(tuple(low), tuple(high)))  # type: ignore[arg-type]
         shifted = [p - a for p, a in zip(positions, low, strict=True)]
         return separable_resample(part, shifted, widths)
 
@@ -300,38 +244,3 @@ def _nearest_level(volume: Volume, wanted_nm: NDArray[np.float64]) -> Volume:
     """Coarsest level of a pyramid that is not coarser than wanted."""
     fit = [v for v in volume.levels if (np.asarray(v.grid.spacing_nm) <= wanted_nm * 1.26).all()]
     return fit[-1] if fit else volume
-
-
-def _mirrored_read(volume: Volume, box: Box) -> NDArray[np.float32]:
-    indices = [
-        _mirror(np.arange(a, b), n)
-        for a, b, n in zip(box.start, box.stop, volume.shape, strict=True)
-    ]
-    low = [int(i.min()) for i in indices]
-    inner = Box(tuple(low), tuple(int(i.max()) + 1 for i in indices))  # type: ignore[arg-type]
-    block = np.asarray(volume.read(inner), dtype=np.float32)
-    if not np.isfinite(block).all():
-        raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values in {inner}")
-    z, y, x = (i - a for i, a in zip(indices, low, strict=True))
-    return np.ascontiguousarray(block[z][:, y][:, :, x])
-
-
-def _mirror(index: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    """Reflect indices at the outer voxels, as often as needed."""
-    period = max(1, 2 * (n - 1))
-    folded = np.abs(index) % period
-    return np.where(folded > n - 1, period - folded, folded)
-
-
-def _limits(volume: Volume) -> tuple[float, float]:
-    """Percentiles of the coarsest level, or of a few planes of a large one."""
-    level = volume.levels[-1]
-    planes = np.unique(np.linspace(0, level.shape[0] - 1, 24).astype(int))
-    sample = np.concatenate(
-        [level.read(Box((int(z), 0, 0), (int(z) + 1, *level.shape[1:]))) for z in planes]
-    )
-    if not np.isfinite(sample).all():
-        raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values")
-    if sample.min() == sample.max():
-        raise DataError(f"{volume.name or 'the EM'} has the same grey value everywhere")
-    return contrast_limits(sample)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -255,6 +256,16 @@ def test_model_files_round_trip_and_foreign_ones_are_refused(tmp_path, model):
         model_info("no-such-network")
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_model_files_have_the_mode_of_the_umask(tmp_path, model, umask):
+    before = os.umask(umask)
+    try:
+        save_model(model.network, model.card, tmp_path / "m.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "m.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
 def test_the_command_line_passes_its_options_on(tmp_path, em, model, capsys):
     save_model(model.network, model.card, tmp_path / "m.safetensors")
     write_volume(tmp_path / "em.zarr", em)
@@ -288,3 +299,21 @@ def test_every_bundled_network_loads_and_has_a_card():
         assert all(f"`{name}`" in text for name in bundled.classes)
         assert bundled.path.stat().st_size < 20e6
     assert load_model("mito-16nm").network.options == NetworkOptions()
+
+
+def test_bfloat16_blocks_give_the_whole_within_a_level(tmp_path, em, model, monkeypatch):
+    """As on processors that multiply bfloat16; here they do it slowly, but alike."""
+    monkeypatch.setattr("clemreg.segment.predict.bfloat16_is_fast", lambda: True)
+    limits = contrast_limits(em.read())
+    found = [
+        predict(
+            em, model, tmp_path / f"{b}.zarr", options=PredictOptions(block=b, limits=limits)
+        ).read()
+        for b in (8, 20, 48)
+    ]
+    exact = whole(em, model)
+    for each in found:
+        assert np.abs(each.astype(int) - found[-1]).max() <= 1
+        off = np.abs(each.astype(int) - exact)
+        assert off.max() > 0  # it was bfloat16
+        assert off.mean() < 1

@@ -1,0 +1,188 @@
+"""What predicting block by block needs, whichever the network: options, EM, where, how fast."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.blocks.run import Ledger, Progress
+from clemreg.errors import ConfigError, DataError
+from clemreg.io.atomic import partial_path
+from clemreg.segment.data import contrast_limits
+from clemreg.space.grid import Box, Grid, Shape
+from clemreg.volume import Volume
+
+VIEWS = (1, 2, 4, 8)
+# Planes of a large volume that are looked at for its contrast.
+_PLANES = 24
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How to predict.
+
+    Attributes
+    ----------
+    block
+        Output voxels per block along each axis; 0: as many as memory and network suggest.
+    threads
+        Threads of torch; 0: as torch chooses.
+    precise
+        Compute in float32 even where bfloat16 is faster; blocks of any size then give the same
+        voxels. Networks of others compute as they are written.
+    limits
+        Grey values that become -1 and 1; None: percentiles of the volume.
+    views
+        Mirrored views of each block whose predictions are averaged: 1 (as it is), 2, 4 or 8
+        (mirrored along x, y, z). Each costs as much time as the first.
+    mask
+        Where to predict: not 0 in this volume, which lies in the same frame as the EM. Elsewhere
+        the prediction is 0, far outside; blocks wholly outside are not computed.
+    """
+
+    block: int = 0
+    threads: int = 0
+    precise: bool = False
+    limits: tuple[float, float] | None = None
+    views: int = 1
+    mask: Volume | None = None
+
+    def __post_init__(self) -> None:
+        if self.views not in VIEWS:
+            raise ConfigError(f"{self.views} views; expected one of {', '.join(map(str, VIEWS))}")
+        if self.limits is not None and not self.limits[0] != self.limits[1]:
+            raise ConfigError(
+                f"black and white are the same grey value, {self.limits[0]:g}",
+                hint="give two grey values, or none for percentiles",
+            )
+
+    @property
+    def mirrorings(self) -> tuple[tuple[int, ...], ...]:
+        """Axes (0: z, 1: y, 2: x) along which each view is mirrored."""
+        return tuple(
+            tuple(axis for bit, axis in enumerate((2, 1, 0)) if view >> bit & 1)
+            for view in range(self.views)
+        )
+
+    @property
+    def job(self) -> str:
+        """What of these options the content of a block depends on."""
+        mask = self.mask and f"{self.mask.name} {self.mask.grid}"
+        return f"{self.precise} {self.views} {mask}"
+
+
+def open_ledger(out: Path, job: str) -> Ledger:
+    """Ledger beside an output; a new one unless the unfinished output is there, too."""
+    path = partial_path(out).with_suffix(".blocks")
+    if not partial_path(out).exists():
+        path.unlink(missing_ok=True)
+    return Ledger(path, job)
+
+
+def read_mirrored(volume: Volume, box: Box) -> NDArray[np.float32]:
+    """Read a box that may reach outside; there, the volume is mirrored at its outer voxels.
+
+    Raises
+    ------
+    DataError
+        The EM holds NaN or infinite values.
+    """
+    indices = [
+        _mirror(np.arange(a, b), n)
+        for a, b, n in zip(box.start, box.stop, volume.shape, strict=True)
+    ]
+    low = [int(i.min()) for i in indices]
+    inner = Box(tuple(low), tuple(int(i.max()) + 1 for i in indices))  # type: ignore[arg-type]
+    block = np.asarray(volume.read(inner), dtype=np.float32)
+    if not np.isfinite(block).all():
+        raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values in {inner}")
+    for axis, (index, first) in enumerate(zip(indices, low, strict=True)):
+        local = index - first
+        if len(local) != block.shape[axis] or (local != np.arange(len(local))).any():
+            block = np.take(block, local, axis=axis)
+    return np.ascontiguousarray(block)
+
+
+def _mirror(index: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+    """Reflect indices at the outer voxels, as often as needed."""
+    period = max(1, 2 * (n - 1))
+    folded = np.abs(index) % period
+    return np.where(folded > n - 1, period - folded, folded)
+
+
+def find_limits(volume: Volume) -> tuple[float, float]:
+    """Percentiles of the coarsest level, or of a few planes of a large one.
+
+    Raises
+    ------
+    DataError
+        The EM holds NaN or infinite values, or the same grey value everywhere.
+    """
+    level = volume.levels[-1]
+    planes = np.unique(np.linspace(0, level.shape[0] - 1, _PLANES).astype(int))
+    sample = np.concatenate(
+        [level.read(Box((int(z), 0, 0), (int(z) + 1, *level.shape[1:]))) for z in planes]
+    )
+    if not np.isfinite(sample).all():
+        raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values")
+    if sample.min() == sample.max():
+        raise DataError(f"{volume.name or 'the EM'} has the same grey value everywhere")
+    return contrast_limits(sample)
+
+
+class Where:
+    """Where to predict, on the grid of the prediction.
+
+    Parameters
+    ----------
+    mask
+        Not 0 where to predict; None: everywhere.
+    grid
+        Voxels of the prediction, in the frame of the mask.
+    """
+
+    def __init__(self, mask: Volume | None, grid: Grid) -> None:
+        self.mask, self.grid = mask, grid
+
+    def read(self, box: Box) -> NDArray[np.bool_]:
+        """Nearest mask voxel of each voxel of a box; beyond the mask there is nothing."""
+        if self.mask is None:
+            return np.ones((1, 1, 1), dtype=bool)
+        picks = []
+        for axis in range(3):
+            index = np.arange(box.start[axis], box.stop[axis])
+            world = self.grid.origin_nm[axis] + index * self.grid.spacing_nm[axis]
+            place = (world - self.mask.grid.origin_nm[axis]) / self.mask.grid.spacing_nm[axis]
+            picks.append(np.floor(place + 0.5).astype(int))
+        within = [(p >= 0) & (p < n) for p, n in zip(picks, self.mask.shape, strict=True)]
+        result = np.zeros(box.shape, dtype=bool)
+        if not all(w.any() for w in within):
+            return result
+        low = [int(p[w].min()) for p, w in zip(picks, within, strict=True)]
+        high = [int(p[w].max()) + 1 for p, w in zip(picks, within, strict=True)]
+        part = self.mask.read(Box(tuple(low), tuple(high))) != 0  # type: ignore[arg-type]
+        local = [p[w] - a for p, w, a in zip(picks, within, low, strict=True)]
+        result[np.ix_(*within)] = part[np.ix_(*local)]
+        return result
+
+
+class Pace:
+    """Adds voxels per second to the progress of blocks, which knows the time left."""
+
+    def __init__(self, progress: Progress, shape: Shape) -> None:
+        self.progress = progress
+        self.voxels = float(np.prod(shape))
+        self.begin = time.monotonic()
+        self.before: int | None = None
+
+    def __call__(self, done: int, total: int, _message: str) -> None:
+        """Pass on how many blocks are done, and how fast."""
+        if self.before is None:
+            self.before = done - 1  # finished by an earlier run
+        seconds = max(time.monotonic() - self.begin, 1e-6)
+        share = (done - self.before) / total
+        self.progress(done, total, f"{share * self.voxels / seconds / 1e6:.2f} Mvoxel/s")
