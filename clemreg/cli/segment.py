@@ -82,8 +82,13 @@ def list_models(json: JsonOption = None) -> None:
 
 
 @models.command("info")
-def info(name: Annotated[str, typer.Argument(help="Bundled name or file.")]) -> None:
-    """Show what a network predicts, at which voxel size, and its model card."""
-    from clemreg.segment.models import model_info
+def info(
+    name: Annotated[str, typer.Argument(help="Bundled name, file, checkpoint or script.")],
+    json: JsonOption = None,
+) -> None:
+    """Show what a network predicts, from which voxels, and its model card."""
+    from clemreg.segment.exchange import network_info
 
-    table({name: model_info(name).to_json()})
+    content = network_info(name)
+    table({name: content})
+    write_json(json, content)

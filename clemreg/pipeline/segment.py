@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clemreg.blocks.run import Progress
@@ -76,20 +76,17 @@ def segment_volume(
         torch is not installed.
     """
     try:
+        from clemreg.segment.blockwise import PredictOptions
         from clemreg.segment.exchange import block_network
         from clemreg.segment.external import predict_with
         from clemreg.segment.models import choose_model, load_model
-        from clemreg.segment.predict import PredictOptions, predict
+        from clemreg.segment.predict import predict
     except ImportError as error:
         raise DependencyError(
             f"segmenting needs torch and safetensors: {error}",
             hint="pip install 'clemreg-toolkit[segment]', or give a prediction from elsewhere",
         ) from error
-    other = block_network(model)
-    if other is not None:
-        return predict_with(em, other, out, progress=progress)
     settings = settings or SegmentSettings()
-    name = choose_model(em.grid.spacing_nm) if model == "auto" else model
     options = PredictOptions(
         block=settings.block,
         limits=settings.contrast,
@@ -97,4 +94,10 @@ def segment_volume(
         precise=settings.precise,
         mask=None if settings.mask is None else open_labels(settings.mask, frame="em"),
     )
+    other = block_network(model, settings.block)
+    if other is not None:
+        # The block of a COSEM network was chosen when it was opened.
+        mine = options if model.endswith(".py") else replace(options, block=0)
+        return predict_with(em, other, out, options=mine, progress=progress)
+    name = choose_model(em.grid.spacing_nm) if model == "auto" else model
     return predict(em, load_model(name), out, options=options, progress=progress)

@@ -21,6 +21,8 @@ Shape = tuple[int, int, int]
 Triple = tuple[float, float, float]
 Run = Callable[[FloatArray], FloatArray]
 
+COSEM_BLOCK = 216
+"""Output voxels along an axis, as the paper computed its largest blocks."""
 NAMES = (
     "model", "input_size", "output_size", "input_voxel_size", "output_voxel_size",
     "output_channels",
@@ -178,7 +180,7 @@ def _as_function(model: Any) -> Run:
 
 
 def as_block_network(
-    model: CosemModel, *, most: int = 216, classes: Sequence[str] = ()
+    model: CosemModel, *, most: int = COSEM_BLOCK, classes: Sequence[str] = ()
 ) -> BlockNetwork:
     """Use a COSEM network block by block.
 

@@ -16,9 +16,9 @@ import torch
 from clemreg.errors import ConfigError, DependencyError, FormatError, GridError
 from clemreg.io.atomic import atomic_path
 from clemreg.segment.checkpoints import CosemModel, build, load_cosem
-from clemreg.segment.contract import BlockNetwork, as_block_network, load_script
+from clemreg.segment.contract import COSEM_BLOCK, BlockNetwork, as_block_network, load_script
 from clemreg.segment.cosem import SMALLEST, STEP, CosemOptions
-from clemreg.segment.models import Model, load_model, save_model
+from clemreg.segment.models import Model, load_model, save_model, write_tensors
 from clemreg.segment.setups import Setup
 
 COSEM_FORMAT = "clemreg-cosem-1"
@@ -48,10 +48,16 @@ def open_network(name: str | Path, setup_name: str = "") -> Model | CosemModel:
     return load_model(name) if header is None else _load_cosem_safetensors(path, header)
 
 
-def block_network(name: str | Path) -> BlockNetwork | None:
+def block_network(name: str | Path, block: int = 0) -> BlockNetwork | None:
     """Open a script (``.py``) or a COSEM network for `clemreg.segment.external.predict_with`.
 
     None for a network of clemreg's own, which `clemreg.segment.predict` runs.
+
+    Parameters
+    ----------
+    block
+        Output voxels that a COSEM network computes along an axis, at most; 0: as published. A
+        script says itself.
     """
     path = Path(name)
     if path.suffix == ".py":
@@ -59,7 +65,9 @@ def block_network(name: str | Path) -> BlockNetwork | None:
     if not path.is_file() or (path.suffix == ".safetensors" and not _safetensors_header(path)):
         return None
     network = open_network(path)
-    return as_block_network(network) if isinstance(network, CosemModel) else None
+    if not isinstance(network, CosemModel):
+        return None
+    return as_block_network(network, most=block or COSEM_BLOCK)
 
 
 def import_network(source: str | Path, out: Path, setup_name: str = "") -> Model | CosemModel:
@@ -235,8 +243,6 @@ def write_safetensors(network: Model | CosemModel, out: Path) -> None:
     if isinstance(network, Model):
         save_model(network.network, network.card, out)
         return
-    from safetensors.torch import save_file
-
     s = network.setup
     described = {"name": s.name, "input_nm": s.input_nm, "classes": list(s.classes)}
     shape = {
@@ -245,9 +251,7 @@ def write_safetensors(network: Model | CosemModel, out: Path) -> None:
     header = {
         "format": COSEM_FORMAT, "setup": json.dumps(described), "network": json.dumps(shape),
     }  # fmt: skip
-    tensors = {k: v.detach().contiguous() for k, v in network.network.state_dict().items()}
-    with atomic_path(out) as partial:
-        save_file(tensors, partial, metadata=header)
+    write_tensors(out, network.network, header)
 
 
 def _safetensors_header(path: Path) -> dict[str, str] | None:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Ledger, Progress, run
-from clemreg.errors import DataError, VoxelSizeError
-from clemreg.io.atomic import partial_path, remove
+from clemreg.blocks.run import Progress, run
+from clemreg.errors import ConfigError, VoxelSizeError
+from clemreg.io.atomic import remove
 from clemreg.io.quantise import quantise
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
+from clemreg.segment.blockwise import (
+    Pace,
+    PredictOptions,
+    Where,
+    find_limits,
+    open_ledger,
+    read_mirrored,
+)
 from clemreg.segment.contract import BlockNetwork
-from clemreg.segment.data import contrast_limits
 from clemreg.space.grid import Box, Grid
 from clemreg.volume import Volume
 
@@ -23,7 +31,6 @@ log = logging.getLogger(__name__)
 
 # Voxels may differ from the network's by this ratio along an axis: 5.24 nm counts as 4 nm.
 TOLERATED_RATIO = 1.35
-_PLANES = 24
 
 
 def predict_with(
@@ -31,7 +38,7 @@ def predict_with(
     network: BlockNetwork,
     out: Path,
     *,
-    limits: tuple[float, float] | None = None,
+    options: PredictOptions | None = None,
     progress: Progress | None = None,
 ) -> Volume:
     """Predict with a network of the user's own, or of the paper.
@@ -40,38 +47,61 @@ def predict_with(
     ----------
     volume
         EM (z, y, x); the level of its pyramid with the network's voxel size is used.
+    network
+        Its own block is used; ``options.block`` must be 0, or that block.
     out
         OME-Zarr to write: uint8 (class, z, y, x), ``v = clip(round(128 x + 127), 0, 255)``.
         While unfinished it lies beside, with a ledger, and is gone on with.
-    limits
-        Grey values that become -1 and 1; None: percentiles of the volume.
 
     Raises
     ------
     VoxelSizeError
         No level has the voxel size that the network takes.
     DataError
-        The EM holds NaN.
+        The EM is constant, or holds NaN.
+    ConfigError
+        Another block was asked for.
     """
+    options = options or PredictOptions()
+    if options.block and (options.block,) * 3 != network.output_size:
+        raise ConfigError(
+            f"{network.name} gives blocks of {network.output_size} voxels (z, y, x), "
+            f"not of {options.block}",
+            hint="leave the block away, or change output_size in the script",
+        )
     level = _fitting_level(volume, network)
     grid = output_grid(level.grid, network)
-    low_high = limits or contrast_limits(_sample(volume.levels[-1]))
-    job = f"{network.name} {network.classes} {network.output_size} {level.grid} {low_high}"
-    ledger_path = partial_path(out).with_suffix(".blocks")
-    if not partial_path(out).exists():
-        ledger_path.unlink(missing_ok=True)
-    ledger = Ledger(ledger_path, job)
-    options = WriteOptions(chunk=network.output_size, resume=True)
-    with create_volume(out, grid, np.uint8, channels=network.classes, options=options) as writer:
+    limits = options.limits or find_limits(volume)
+    where = Where(options.mask, grid)
+    job = f"{network.name} {network.classes} {network.output_size} {level.grid} {limits}"
+    ledger = open_ledger(out, f"{job} {options.job}")
+    storage = WriteOptions(chunk=network.output_size, resume=True)
+    with create_volume(out, grid, np.uint8, channels=network.classes, options=storage) as writer:
 
         def work(block: Block) -> None:
-            em = _normalised(_read(level, _input_box(block.core, network)), low_high)
+            inside = where.read(block.core)
+            if not inside.any():
+                writer[block.core] = np.zeros((len(network.classes), *block.core.shape), np.uint8)
+                return
+            em = _normalised(read_mirrored(level, _input_box(block.core, network)), limits)
             z, y, x = block.core.shape
-            writer[block.core] = quantise(network(em)[:, :z, :y, :x])
+            mean = _mean_of_views(network, em, options.mirrorings)
+            writer[block.core] = quantise(mean[:, :z, :y, :x]) * inside
 
-        run(work, plan_blocks(grid.shape, network.output_size), ledger=ledger, progress=progress)
-    remove(ledger_path)
+        told = None if progress is None else Pace(progress, grid.shape)
+        run(work, plan_blocks(grid.shape, network.output_size), ledger=ledger, progress=told)
+    remove(ledger.path)
     return open_volume(out, frame=volume.grid.frame)
+
+
+def _mean_of_views(
+    network: BlockNetwork, em: NDArray[np.float32], mirrorings: Sequence[tuple[int, ...]]
+) -> NDArray[np.float32]:
+    """Mean of the predictions of mirrored blocks, mirrored back."""
+    mean = np.zeros((len(network.classes), *network.output_size), np.float32)
+    for axes in mirrorings:
+        mean += np.flip(network(np.flip(em, axes)), tuple(a + 1 for a in axes))
+    return mean / np.float32(len(mirrorings))
 
 
 def output_grid(grid: Grid, network: BlockNetwork) -> Grid:
@@ -115,28 +145,7 @@ def _input_box(core: Box, network: BlockNetwork) -> Box:
     return Box(start, stop)  # type: ignore[arg-type]
 
 
-def _read(volume: Volume, box: Box) -> NDArray[np.float32]:
-    """Read a box; beyond the volume it is mirrored."""
-    inside = box.clip(volume.shape)
-    block = np.asarray(volume.read(inside), dtype=np.float32)
-    if not np.isfinite(block).all():
-        raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values in {inside}")
-    width = [
-        (low - a, b - high)
-        for a, b, low, high in zip(box.start, box.stop, inside.start, inside.stop, strict=True)
-    ]
-    mirrored: NDArray[np.float32] = np.pad(block, width, mode="symmetric")
-    return mirrored
-
-
 def _normalised(em: NDArray[np.float32], limits: tuple[float, float]) -> NDArray[np.float32]:
     low, high = limits
     scaled: NDArray[np.float32] = np.clip((em - low) * (2 / (high - low)) - 1, -1, 1)
     return scaled.astype(np.float32)
-
-
-def _sample(volume: Volume) -> NDArray[np.generic]:
-    """Read some planes of a volume."""
-    planes = np.unique(np.linspace(0, volume.shape[0] - 1, _PLANES).astype(int))
-    _, y, x = volume.shape
-    return np.concatenate([volume.read(Box((int(z), 0, 0), (int(z) + 1, y, x))) for z in planes])

@@ -10,6 +10,7 @@ import torch
 
 from clemreg.cli.app import run_app
 from clemreg.errors import ConfigError, DependencyError, FormatError, GridError, VoxelSizeError
+from clemreg.segment.blockwise import PredictOptions
 from clemreg.segment.checkpoints import CosemModel
 from clemreg.segment.contract import BlockNetwork, as_block_network, load_script
 from clemreg.segment.cosem import CosemOptions, CosemUNet
@@ -164,12 +165,12 @@ def test_any_script_that_keeps_the_contract(tmp_path):
     assert (network.scale, network.halo) == ((1, 2, 1), (1, 2, 3))
     values = np.random.default_rng(0).integers(0, 255, EM.shape).astype(np.uint8)
     em = Volume(values, EM)
-    out = predict_with(em, network, tmp_path / "o.zarr", limits=(0, 255))
+    out = predict_with(em, network, tmp_path / "o.zarr", options=PredictOptions(limits=(0, 255)))
     assert out.channels == ("sum", "left")
     assert out.grid.shape == (9, 28, 21)
     assert out.grid.spacing_nm == (8, 4, 8)
     assert out.grid.origin_nm == (300, -202, 70)
-    padded = np.pad(values * (2 / 255) - 1, ((1, 1), (2, 2), (3, 3)), mode="symmetric")
+    padded = np.pad(values * (2 / 255) - 1, ((1, 1), (2, 2), (3, 3)), mode="reflect")
     fine = np.repeat(padded, 2, axis=1).astype(np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(fine, (3, 9, 7))[:, :28]
     expected = np.stack([windows.mean(axis=(3, 4, 5)), fine[1:-1, 4:-4, :-6]])
@@ -229,7 +230,9 @@ def test_a_model_that_gives_something_else_is_stopped(tmp_path):
     path.write_text(SCRIPT.replace('("sum", "left")', '("sum",)'))
     em = Volume(np.ones(EM.shape, np.uint8), EM)
     with pytest.raises(FormatError, match=r"gave an array of shape \(2, 5, 8, 4\)"):
-        predict_with(em, load_script(path), tmp_path / "o.zarr", limits=(0, 9))
+        predict_with(
+            em, load_script(path), tmp_path / "o.zarr", options=PredictOptions(limits=(0, 9))
+        )
     wrong = Volume(np.ones(EM.shape, np.uint8), Grid(EM.shape, (16.0, 16.0, 16.0)))
     with pytest.raises(VoxelSizeError, match=r"takes EM of \(8\.0, 8\.0, 8\.0\) nm"):
         predict_with(wrong, load_script(path), tmp_path / "o.zarr")
@@ -242,7 +245,7 @@ def test_a_nearby_voxel_size_is_taken_with_a_note(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         out = predict_with(
             Volume(np.ones(EM.shape, np.uint8), grid), load_script(path), tmp_path / "o.zarr",
-            limits=(0, 2),
+            options=PredictOptions(limits=(0, 2)),
         )  # fmt: skip
     assert "are taken as the network's" in caplog.text
     assert out.grid.spacing_nm == (10.48, 4.0, 8.0)
@@ -258,7 +261,11 @@ def test_cosem_blocks_of_any_size_give_the_same_voxels(tmp_path):
     for most in (40, 80):
         network = as_block_network(model, most=most, classes=("er", "mito"))
         assert network.classes == ("er", "mito")
-        results.append(predict_with(em, network, tmp_path / f"{most}.zarr", limits=(0, 255)))
+        results.append(
+            predict_with(
+                em, network, tmp_path / f"{most}.zarr", options=PredictOptions(limits=(0, 255))
+            )
+        )
     small, large = (r.read() for r in results)
     assert small.shape == (2, 10 * scale, 12 * scale, 30 * scale)
     assert results[0].grid == output_grid(grid, network)
@@ -280,3 +287,71 @@ def test_segment_takes_a_script(tmp_path):
     assert run_app([*arguments, "--model", str(tmp_path / "mine.py")]) == 0
     assert open_volume(out).channels == ("sum", "left")
     assert run_app([*arguments, "--model", str(tmp_path / "absent.py")]) == 1
+
+
+def test_a_script_takes_the_options_of_the_command_line(tmp_path, capsys):
+    """Contrast, mirrored views and mask; voxel by voxel against the whole, done independently."""
+    from clemreg.io.volumes import open_volume, write_volume
+
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    values = np.random.default_rng(0).integers(0, 255, EM.shape).astype(np.uint8)
+    write_volume(tmp_path / "em.zarr", Volume(values, EM))
+    inside = np.zeros(EM.shape, np.uint8)
+    inside[2:, 3:9, 6:] = 7
+    write_volume(tmp_path / "mask.zarr", Volume(inside, EM))
+    arguments = ["segment", str(tmp_path / "em.zarr"), "--model", str(tmp_path / "mine.py")]
+    options = ["--contrast", "40", "200", "--tta", "4", "--mask", str(tmp_path / "mask.zarr")]
+    assert run_app([*arguments, *options, "--out", str(tmp_path / "o.zarr")]) == 0
+    network = torch.from_numpy(np.clip((values - 40.0) / 80 - 1, -1, 1).astype(np.float32))
+    padded = np.pad(network.numpy(), ((1, 1), (2, 2), (3, 3)), mode="reflect")
+    views = [_sum_and_left(np.flip(padded, axes)) for axes in ((), (2,), (1,), (1, 2))]
+    backs = [(), (3,), (2,), (2, 3)]
+    mean = np.mean([np.flip(v, b) for v, b in zip(views, backs, strict=True)], axis=0)
+    stored = np.clip(np.rint(mean * 128 + 127), 0, 255) * np.repeat(inside > 0, 2, axis=1)
+    found = open_volume(tmp_path / "o.zarr").read().astype(int)
+    assert np.abs(found - stored).max() <= 1
+    assert (found == stored).mean() > 0.99
+    assert (found > 0).any()
+    assert run_app([*arguments, "--block", "64", "--out", str(tmp_path / "p.zarr")]) == 1
+    assert "gives blocks of (5, 8, 4) voxels" in capsys.readouterr().err
+
+
+def _sum_and_left(padded):
+    """What the script computes, on the whole; "left" is three voxels farther along x."""
+    fine = np.repeat(padded, 2, axis=1)
+    windows = np.lib.stride_tricks.sliding_window_view(fine, (3, 9, 7))
+    return np.stack([windows.mean(axis=(3, 4, 5)), fine[1:-1, 4:-4, :-6]])
+
+
+def test_cosem_takes_the_block_of_the_command_line(tmp_path):
+    from clemreg.io.volumes import open_volume, write_volume
+
+    write_safetensors(cosem(8.0), tmp_path / "cosem.safetensors")
+    assert block_network(tmp_path / "cosem.safetensors", 40).output_size == (36,) * 3
+    assert block_network(tmp_path / "cosem.safetensors").output_size == (180,) * 3
+    grid = Grid((3, 4, 5), (8.0,) * 3, (0.0,) * 3, "em")
+    values = np.random.default_rng(0).integers(0, 255, grid.shape).astype(np.uint8)
+    write_volume(tmp_path / "em.zarr", Volume(values, grid))
+    arguments = [
+        "segment",
+        str(tmp_path / "em.zarr"),
+        "--model",
+        str(tmp_path / "cosem.safetensors"),
+    ]
+    assert run_app([*arguments, "--block", "40", "--out", str(tmp_path / "o.zarr")]) == 0
+    assert open_volume(tmp_path / "o.zarr").shape == (6, 8, 10)
+
+
+def test_info_of_any_network(own, tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    write_safetensors(cosem(8.0), tmp_path / "cosem.safetensors")
+    for name, voxel, text in (
+        (own, [5.24, 4, 4], "trained_on"),
+        (tmp_path / "mine.py", [8, 8, 8], "sum, left"),
+        (tmp_path / "cosem.safetensors", [8, 8, 8], "setup46"),
+        ("mito-16nm", [16, 16, 16], "mito-16nm"),
+    ):
+        assert run_app(["model", "info", str(name), "--json", str(tmp_path / "i.json")]) == 0
+        assert json.loads((tmp_path / "i.json").read_text())["input_voxel_size_nm"] == voxel
+        assert text in capsys.readouterr().out
+    assert run_app(["model", "info", str(tmp_path / "absent")]) == 1
