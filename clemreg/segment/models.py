@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clemreg.errors import FormatError, GridError, MissingError
 from clemreg.io.atomic import atomic_path
 from clemreg.segment.network import NetworkOptions, UNet
+
+if TYPE_CHECKING:
+    from torch import nn
 
 FORMAT = "clemreg-unet-1"
 
@@ -67,16 +71,24 @@ class Model:
 
 def save_model(network: UNet, card: ModelCard, path: Path) -> None:
     """Write weights and header, whole or not at all."""
-    from safetensors.torch import save_file
-
     header = {
         "format": FORMAT,
         "card": json.dumps(card.to_json()),
         "network": json.dumps(network.options.to_json()),
     }
+    write_tensors(path, network, header)
+
+
+def write_tensors(path: Path, network: nn.Module, header: Mapping[str, str]) -> None:
+    """Write the weights of a network as safetensors, readable by whom the umask says."""
+    from safetensors.torch import save_file
+
     tensors = {k: v.detach().contiguous() for k, v in network.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(tensors, partial, metadata=header)
+        partial.touch()
+        mode = partial.stat().st_mode
+        save_file(tensors, partial, metadata=dict(header))
+        partial.chmod(mode)  # safetensors makes a file for its owner only
 
 
 def load_model(name: str | Path) -> Model:
