@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from clemreg.errors import GridError
 from clemreg.segment.classes import category, weight_source
-
-if TYPE_CHECKING:
-    import torch
+from clemreg.segment.parallel import Total, alone
 
 FRACTIONS = (0.05, 0.95)
-FloatArray = NDArray[np.float32]
-BoolArray = NDArray[np.bool_]
 
 
-def balance_weights(target: FloatArray, known: BoolArray, classes: Sequence[str]) -> FloatArray:
+def balance_weights(
+    target: torch.Tensor, known: torch.Tensor, classes: Sequence[str], total: Total = alone
+) -> torch.Tensor:
     """Weight of each voxel and class in the loss, (n, class, z, y, x).
 
     With f the share of known voxels of a class in the batch whose target is above 0, clipped to
@@ -33,6 +29,8 @@ def balance_weights(target: FloatArray, known: BoolArray, classes: Sequence[str]
         Tanh distances and where they are known (n, class, z, y, x).
     classes
         Names of the classes.
+    total
+        Sum over the processes that share the batch.
 
     References
     ----------
@@ -40,27 +38,25 @@ def balance_weights(target: FloatArray, known: BoolArray, classes: Sequence[str]
     """
     if target.shape != known.shape or target.ndim != 5 or target.shape[1] != len(classes):
         raise GridError(
-            f"targets {target.shape} and known {known.shape} are not (n, {len(classes)}, z, y, x)"
+            f"targets {tuple(target.shape)} and known {tuple(known.shape)} are not "
+            f"(n, {len(classes)}, z, y, x)"
         )
     names = [category(name).name for name in classes]
-    own = {name: _own_weights(target[:, i], known[:, i]) for i, name in enumerate(names)}
-    return np.stack(
-        [own[weight_source(name, names)] * known[:, i] for i, name in enumerate(names)], axis=1
+    own = {name: _own_weights(target[:, i], known[:, i], total) for i, name in enumerate(names)}
+    return torch.stack(
+        [own[weight_source(name, names)] * known[:, i] for i, name in enumerate(names)], dim=1
     )
 
 
-def _own_weights(target: FloatArray, known: BoolArray) -> FloatArray:
+def _own_weights(target: torch.Tensor, known: torch.Tensor, total: Total) -> torch.Tensor:
     inside = (target > 0) & known
-    total = int(known.sum())
-    if not total:
-        return np.zeros(target.shape, dtype=np.float32)
-    share = float(np.clip(inside.sum() / total, *FRACTIONS))
-    weights = np.where(inside, 1 / (2 * share), 1 / (2 * (1 - share)))
-    return np.where(known, weights, 0).astype(np.float32)
+    count = total(known.sum().float()).clamp(min=1)
+    share = (total(inside.sum().float()) / count).clamp(*FRACTIONS)
+    return torch.where(inside, 1 / (2 * share), 1 / (2 * (1 - share))) * known
 
 
 def weighted_loss(
-    prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
+    prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor, total: Total = alone
 ) -> torch.Tensor:
     """Sum over classes of the weighted squared error per voxel that has a weight.
 
@@ -68,8 +64,10 @@ def weighted_loss(
     ----------
     prediction, target, weights
         (n, class, z, y, x); a class without weights adds nothing.
+    total
+        Sum over the processes that share the batch.
     """
     over = (0, 2, 3, 4)
-    error = (weights * (prediction.float() - target) ** 2).sum(dim=over)
-    count = (weights != 0).sum(dim=over).clamp(min=1)
+    error = total((weights * (prediction.float() - target) ** 2).sum(dim=over))
+    count = total((weights != 0).sum(dim=over).float()).clamp(min=1)
     return (error / count).sum()

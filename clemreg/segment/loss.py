@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from clemreg.segment.targets import CLASSES
+from clemreg.segment.classes import category
+from clemreg.segment.parallel import Total, alone
 
 # The share of positives is taken to be at least and at most this, as in the paper.
 SHARES = (0.05, 0.95)
@@ -19,6 +20,7 @@ def balanced_loss(
     known: torch.Tensor,
     classes: Sequence[str],
     balance: float = 1.0,
+    total: Total = alone,
 ) -> torch.Tensor:
     """Cross entropy of every class, plus half of one minus Dice of every organelle.
 
@@ -38,33 +40,36 @@ def balanced_loss(
     balance
         Power of the weights: 1 as in the paper. Full balance moves the boundary outwards, since a
         voxel is then called positive where it is more likely so than on average.
+    total
+        Sum over the processes that share the batch.
     """
+    names = [category(name).name for name in classes]
     loss = logits.new_zeros((), dtype=torch.float32)
-    for i, name in enumerate(classes):
+    for i, name in enumerate(names):
         here = known[:, i]
-        if not here.any():
+        count = total(here.sum().float())
+        if not count:
             continue
-        parent = classes.index(CLASSES[name]) if CLASSES[name] in classes else i
-        weight = _weights(target[:, parent] > 0, here) ** balance * here
+        parent = category(name).parent
+        base = names.index(parent) if parent in names else i
+        weight = _weights(target[:, base] > 0, here, total) ** balance * here
         entropy = nn.functional.binary_cross_entropy_with_logits(
             2 * logits[:, i].float(), (target[:, i] + 1) / 2, reduction="none"
         )
-        loss = loss + (entropy * weight).sum() / here.sum()
-        if name == CLASSES[name]:
-            loss = loss + 0.5 * _one_minus_dice(logits[:, i].float(), target[:, i] > 0, here)
+        loss = loss + total((entropy * weight).sum()) / count
+        if not parent:
+            steep = torch.sigmoid(4 * logits[:, i].float()) * here
+            loss = loss + 0.5 * _one_minus_dice(steep, (target[:, i] > 0) & here, total)
     return loss / len(classes)
 
 
-def _weights(positive: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    share = ((positive & known).sum() / known.sum()).clamp(*SHARES)
+def _weights(positive: torch.Tensor, known: torch.Tensor, total: Total) -> torch.Tensor:
+    share = total((positive & known).sum().float()) / total(known.sum().float())
+    share = share.clamp(*SHARES)
     return torch.where(positive, 1 / (2 * share), 1 / (2 * (1 - share)))
 
 
-def _one_minus_dice(
-    logits: torch.Tensor, inside: torch.Tensor, known: torch.Tensor
-) -> torch.Tensor:
-    """Soft Dice of what is inside; steep, so that it looks at the boundary only."""
-    probability = torch.sigmoid(4 * logits) * known
-    inside = inside & known
-    both = (probability * inside).sum()
-    return 1 - (2 * both + 50) / (probability.sum() + inside.sum() + 50)
+def _one_minus_dice(probability: torch.Tensor, inside: torch.Tensor, total: Total) -> torch.Tensor:
+    """Soft Dice of what is inside; the probability is steep, so it looks at the boundary only."""
+    both = total((probability * inside).sum())
+    return 1 - (2 * both + 50) / (total(probability.sum()) + total(inside.sum().float()) + 50)

@@ -194,7 +194,8 @@ def test_weights_and_loss_against_loops():
     target[0, 0, 0, 0] = 0  # the outermost layer: outside
     known = rng.random(target.shape) < 0.7
     known[:, 5] = False
-    found = balance_weights(target, known, classes)
+    pair = torch.from_numpy(target), torch.from_numpy(known)
+    found = balance_weights(*pair, classes).numpy()
     parents = [None, 0, None, None, None, None]
     for i, p in enumerate(parents):
         parent = None if p is None else (target[:, p], known[:, p])
@@ -209,7 +210,7 @@ def test_weights_and_loss_against_loops():
     tensors = (torch.from_numpy(a) for a in (prediction, target, found))
     assert float(weighted_loss(*tensors)) == pytest.approx(float(loss), rel=1e-5)
     with pytest.raises(GridError, match=r"not \(n, 6, z, y, x\)"):
-        balance_weights(target[0], known[0], classes)
+        balance_weights(pair[0][0], pair[1][0], classes)
 
 
 def test_unknown_voxels_have_no_gradient():
@@ -219,6 +220,6 @@ def test_unknown_voxels_have_no_gradient():
     known = np.zeros(target.shape, dtype=bool)
     known[0, 0, 0] = True
     prediction = torch.zeros(target.shape, requires_grad=True)
-    weights = torch.from_numpy(balance_weights(target, known, ("er",)))
+    weights = balance_weights(torch.from_numpy(target), torch.from_numpy(known), ("er",))
     weighted_loss(prediction, torch.from_numpy(target), weights).backward()
     assert ((prediction.grad != 0).numpy() == known).all()

@@ -1,0 +1,119 @@
+"""Train on several GPUs or machines: the processes that ``torchrun`` starts share each batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed, nn
+
+from clemreg.errors import ConfigError
+
+Total = Callable[[torch.Tensor], torch.Tensor]
+"""Sum of a tensor over the processes that share a batch; gradients go through."""
+
+
+def alone(part: torch.Tensor) -> torch.Tensor:
+    """Return the total of one process: what it has."""
+    return part
+
+
+def _over_all(part: torch.Tensor) -> torch.Tensor:
+    from torch.distributed.nn.functional import all_reduce
+
+    result: torch.Tensor = all_reduce(part) if part.requires_grad else part.clone()
+    if not part.requires_grad:
+        distributed.all_reduce(result)
+    return result
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a training.
+
+    Attributes
+    ----------
+    rank
+        Which of them this is; 0 writes checkpoints, scores and the journal.
+    size
+        How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def total(self) -> Total:
+        """Sum over the processes."""
+        return alone if self.size == 1 else _over_all
+
+    def share(self, batch: int) -> range:
+        """Return which patches of a batch are this process's.
+
+        Raises
+        ------
+        ConfigError
+            The batch cannot be shared equally.
+        """
+        if batch % self.size:
+            raise ConfigError(
+                f"a batch of {batch} cannot be shared by {self.size} processes",
+                hint="make batch a multiple of the processes",
+            )
+        each = batch // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def joined(self, module: nn.Module, device: torch.device) -> nn.Module:
+        """Let a module average its gradients over the processes."""
+        if self.size == 1:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(module, [device] if device.type == "cuda" else None)
+
+    def spread(self, module: nn.Module) -> None:
+        """Give all processes the values of process 0."""
+        if self.size > 1:
+            for value in module.state_dict().values():
+                distributed.broadcast(value, 0)
+
+    def agreed(self, flag: bool, device: torch.device) -> bool:
+        """Return what process 0 says."""
+        if self.size == 1:
+            return flag
+        answer = torch.tensor(float(flag), device=device)
+        distributed.broadcast(answer, 0)
+        return bool(answer)
+
+
+@contextmanager
+def team(device: torch.device) -> Iterator[Team]:
+    """Join the processes that ``torchrun`` started, by its environment; one process otherwise."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield Team()
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield Team(distributed.get_rank(), size)
+    finally:
+        distributed.destroy_process_group()
+
+
+def writes() -> bool:
+    """Whether this process is the one that writes the result."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def training_device(wanted: str) -> torch.device:
+    """Return the device asked for; else this process's GPU, or the processor if there is none."""
+    if wanted:
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
