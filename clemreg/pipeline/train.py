@@ -10,17 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, MissingError
 from clemreg.io.volumes import open_labels, open_volume
+from clemreg.pipeline.train_crops import AugmentSection, CellMapData, CosemData, Section, open_crops
+from clemreg.segment.checkpoints import CosemModel
+from clemreg.segment.cosem import CosemUNet
+from clemreg.segment.crops import CropOptions, CropPatches, TrainingCrop, usable_crops
 from clemreg.segment.data import TrainingVolume
+from clemreg.segment.exchange import write_safetensors
 from clemreg.segment.journal import Journal
 from clemreg.segment.models import ModelCard, save_model
+from clemreg.segment.parallel import writes
+from clemreg.segment.sampling import Mixture, Sampler
+from clemreg.segment.setups import Setup, setup
 from clemreg.segment.targets import signed_distance_nm
-from clemreg.segment.training import TrainOptions, train
-from clemreg.segment.validation import Validation
+from clemreg.segment.training import Trained, TrainOptions, train, volume_patches
+from clemreg.segment.validation import Examiner, PatchValidation, Validation
 from clemreg.simulate.em import random_training_block
 from clemreg.simulate.phantom import ER_CLASSES
 from clemreg.space.grid import Box
@@ -28,11 +36,7 @@ from clemreg.space.resample import pool_mean
 from clemreg.units import parse_xyz_nm
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SimulatedData(_Section):
+class SimulatedData(Section):
     """Blocks drawn by the simulator, each with its own appearance."""
 
     blocks: int = 40
@@ -42,7 +46,7 @@ class SimulatedData(_Section):
     seed: int = 1
 
 
-class RealData(_Section):
+class RealData(Section):
     """A labelled volume; slices in `held_out` (first, end) are never trained on.
 
     It is averaged over `pool` voxels along each axis when it is loaded.
@@ -57,14 +61,60 @@ class RealData(_Section):
     weight: float = 0.5
 
 
-class TrainConfig(_Section):
-    """A training: what to learn from, how, and where the network goes."""
+class TrainConfig(Section):
+    """A training: what to learn from, how, and where the network goes.
+
+    `setup` names a setup of the paper, whose classes, network, loss, optimiser and sampling are
+    then the defaults of `options`. `present` is the share of the patches of crops that come from
+    crops where one of the classes occurs.
+    """
 
     name: str
     out: str
-    options: dict[str, Any] = {}
-    simulated: SimulatedData | None = SimulatedData()
+    setup: str = ""
+    options: dict[str, Any] = Field(default_factory=dict)
+    present: float = 0.0
+    augment: AugmentSection = AugmentSection()
+    simulated: SimulatedData | None = None
     real: tuple[RealData, ...] = ()
+    cosem: tuple[CosemData, ...] = ()
+    cellmap: tuple[CellMapData, ...] = ()
+
+    def train_options(self) -> TrainOptions:
+        """Return the options, those of the setup where nothing else is said.
+
+        Raises
+        ------
+        ConfigError
+            There is no such option, or a value does not fit.
+        """
+        unknown = sorted(set(self.options) - {field.name for field in fields(TrainOptions)})
+        if unknown:
+            raise ConfigError(f"unknown training options {unknown}")
+        chosen = (setup_options(setup(self.setup)) if self.setup else {}) | self.options
+        try:
+            return TypeAdapter(TrainOptions).validate_python(chosen)
+        except ValidationError as error:
+            raise ConfigError(f"invalid training options:\n{error}") from error
+
+
+def setup_options(chosen: Setup) -> dict[str, Any]:
+    """Return the options with which the paper trained a setup."""
+    return {
+        "architecture": "cosem",
+        "loss": "paper",
+        "optimiser": "adam",
+        "betas": (0.95, 0.999),
+        "learning_rate": 0.5e-4,
+        "schedule": "constant",
+        "batch": 1,
+        "classes": chosen.classes,
+        "spacing_nm": chosen.input_nm,
+        "output": 36 if chosen.input_nm == 4.0 else 68,
+        "steps": chosen.iterations,
+        "checkpoint_every": 500,
+        "average": 0.0,
+    }
 
 
 def load_train_config(path: Path, data: Sequence[str] = ()) -> TrainConfig:
@@ -81,13 +131,14 @@ def load_train_config(path: Path, data: Sequence[str] = ()) -> TrainConfig:
         config = TrainConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise ConfigError(f"invalid training configuration {path}:\n{error}") from error
-    known = {field.name for field in fields(TrainOptions)}
-    unknown = set(config.options) - known
-    if unknown:
-        raise ConfigError(f"{path}: unknown training options {sorted(unknown)}")
+    config.train_options()
     folders = dict(item.split("=", 1) for item in data if "=" in item)
-    real = tuple(_located(entry, path.parent, folders) for entry in config.real)
-    return config.model_copy(update={"real": real})
+    located = {
+        "real": tuple(_located(entry, path.parent, folders) for entry in config.real),
+        "cosem": tuple(entry.located(path.parent, folders) for entry in config.cosem),
+        "cellmap": tuple(entry.located(path.parent, folders) for entry in config.cellmap),
+    }
+    return config.model_copy(update=located)
 
 
 def _located(entry: RealData, base: Path, folders: dict[str, str]) -> RealData:
@@ -119,29 +170,67 @@ def train_from_config(
         The ``.safetensors`` file.
     """
     config = load_train_config(path, data)
-    options = TrainOptions(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in config.options.items()}  # type: ignore[arg-type]
-    )
+    options = config.train_options()
     out = path.parent / config.out
     volumes = list(training_volumes(config, progress))
-    held_out = [v for entry in config.real for v in held_out_volumes(entry)]
-    with nullcontext() if journal is None else closing(Journal(journal)) as writer:
+    entries: list[CosemData | CellMapData] = [*config.cosem, *config.cellmap]
+    crops = {entry: open_crops(entry) for entry in entries}
+    learnt = [crop for entry, found in crops.items() for crop in entry.learnt(found)]
+    with nullcontext() if journal is None or not writes() else closing(Journal(journal)) as writer:
         trained = train(
-            volumes,
+            _source(config, options, volumes, crops),
             options,
-            validation=Validation(held_out, options.spacing_nm, options.classes),
+            validation=_validation(config, options, crops),
             checkpoint=out.with_suffix(".checkpoint"),
             journal=writer,
             progress=progress,
         )
-    card = ModelCard(
-        name=config.name,
-        spacing_nm=(float(options.spacing_nm),) * 3,
-        trained_on=tuple(dict.fromkeys(v.name for v in volumes)),
-        steps=trained.steps,
-    )
-    save_model(trained.network, card, out)
+    if writes():
+        names = [v.name for v in volumes] + [crop.name for crop in learnt]
+        _save(config.name, trained, options, tuple(dict.fromkeys(names)), out)
     return out
+
+
+Crops = dict[CosemData | CellMapData, tuple[TrainingCrop, ...]]
+
+
+def _source(
+    config: TrainConfig, options: TrainOptions, volumes: Sequence[TrainingVolume], crops: Crops
+) -> Sampler:
+    """Volumes together, and the crops of each entry together, as often as they weigh."""
+    samplers: list[Sampler] = [volume_patches(volumes, options)] if volumes else []
+    weights = [sum(v.weight for v in volumes)] if volumes else []
+    present = 0.5 if config.setup and setup(config.setup).present_first else config.present
+    drawn = CropOptions(options.patch(), options.classes, config.augment.options(), present)
+    for entry, found in crops.items():
+        learnt = entry.learnt(found)
+        if learnt:
+            samplers.append(CropPatches(learnt, drawn))
+            weights.append(entry.weight)
+    return Mixture(samplers, weights)
+
+
+def _validation(config: TrainConfig, options: TrainOptions, crops: Crops) -> Examiner:
+    """Held-out crops if there are any, else held-out slices of volumes."""
+    plain = CropOptions(options.patch(), options.classes)
+    held_out = [crop for entry, found in crops.items() for crop in entry.kept_out(found)]
+    held_out = usable_crops(held_out, options.classes)
+    if held_out or options.architecture == "cosem":
+        samplers = [CropPatches([crop], plain) for crop in held_out]
+        return PatchValidation(samplers, options.patch(), options.classes)
+    volumes = [v for entry in config.real for v in held_out_volumes(entry)]
+    return Validation(volumes, options.spacing_nm, options.classes)
+
+
+def _save(
+    name: str, trained: Trained, options: TrainOptions, data: tuple[str, ...], out: Path
+) -> None:
+    if isinstance(trained.network, CosemUNet):
+        made = Setup(name, options.spacing_nm, options.classes, trained.steps)
+        write_safetensors(CosemModel(made, trained.network, out), out)
+        return
+    card = ModelCard(name, (float(options.spacing_nm),) * 3, data, trained.steps)
+    save_model(trained.network, card, out)
 
 
 def training_volumes(

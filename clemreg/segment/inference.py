@@ -68,7 +68,7 @@ class FastUNet(nn.Module):
             x = self.up[level](x, skips.pop())
         x = torch.tanh_(self.head(x))
         n = self.options.fold
-        cubes = x[0].unflatten(0, (len(self.options.classes), n, n, n))
+        cubes: torch.Tensor = x[0].unflatten(0, (len(self.options.classes), n, n, n))
         return cubes.permute(0, 4, 1, 5, 2, 6, 3)
 
 
@@ -86,6 +86,9 @@ def mirrored(cubes: torch.Tensor, axes: Sequence[int]) -> torch.Tensor:
 class _Convolution(nn.Module):
     """A valid convolution, in the layout in which processors and GPUs are fastest."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor
+
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
         if bias is None:
@@ -98,7 +101,7 @@ class _Convolution(nn.Module):
         if x.device.type == "cpu" and _onednn_in_float32():
             one = [1, 1, 1]
             return torch.mkldnn_convolution(x, self.weight, self.bias, [0, 0, 0], one, one, 1)
-        return nn.functional.conv3d(x, self.weight, self.bias)  # type: ignore[arg-type]
+        return nn.functional.conv3d(x, self.weight, self.bias)
 
 
 class _Up(nn.Module):
@@ -113,7 +116,7 @@ class _Up(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         below = self.below(x)
-        joint = self.skip(_middle(skip, [2 * n for n in x.shape[2:]]))
+        joint: torch.Tensor = self.skip(_middle(skip, [2 * n for n in x.shape[2:]]))
         _add_cubes(joint, below)
         joint.relu_()
         for convolution in self.rest:

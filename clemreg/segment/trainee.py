@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import cast
 
 import torch
 from torch import nn
 
 from clemreg.errors import FormatError
+from clemreg.segment.classes import category
+from clemreg.segment.cosem import CosemOptions, CosemUNet
 from clemreg.segment.network import NetworkOptions, UNet
 
 
@@ -64,6 +67,62 @@ class Trainee(nn.Module):
         return plain.eval()
 
 
+class CosemTrainee(nn.Module):
+    """A COSEM network, which learns as it is: it has no normalisation."""
+
+    def __init__(self, options: CosemOptions) -> None:
+        super().__init__()
+        self.network = CosemUNet(options)
+        for layer in self.network.modules():
+            if isinstance(layer, nn.Conv3d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.network.prediction_head.weight, std=0.01)
+        self.norms = nn.ModuleList()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Prediction (n, class, z, y, x) of the middle of the input, to compare as it is."""
+        result: torch.Tensor = self.network(x)
+        return result
+
+    def settle(self, x: torch.Tensor) -> None:
+        """Do nothing: there is no normalisation to give statistics to."""
+
+    def folded(self) -> CosemUNet:
+        """Return the network itself."""
+        return copy.deepcopy(self.network).eval().requires_grad_(False)
+
+
+def start_cosem_from(network: CosemUNet, other: CosemUNet) -> None:
+    """Take over another COSEM network's weights; rows of the head go by class name.
+
+    A network for 8 nm EM can start from one for 4 nm EM and the other way round: what only one of
+    them has stays as it is.
+
+    Raises
+    ------
+    FormatError
+        The bodies of the networks differ in shape.
+    """
+    state, theirs = network.state_dict(), other.state_dict()
+    body = [k for k in theirs if not k.startswith("prediction_head.") and k in state]
+    wrong = [k for k in body if state[k].shape != theirs[k].shape]
+    if wrong or not body:
+        raise FormatError(
+            f"the network to start from has another shape: {', '.join(wrong[:3])} "
+            f"({len(wrong)} tensors)",
+            hint=f"use its widths {other.options.widths} and up_widths {other.options.up_widths}",
+        )
+    state.update({k: theirs[k].clone() for k in body})
+    rows = {category(name).name: i for i, name in enumerate(other.options.classes)}
+    for i, name in enumerate(network.options.classes):
+        row = rows.get(category(name).name)
+        if row is not None:
+            for key in ("prediction_head.weight", "prediction_head.bias"):
+                state[key][i] = theirs[key][row]
+    network.load_state_dict(state)
+
+
 def _fold_in(conv: nn.Conv3d, norm: nn.BatchNorm3d) -> None:
     """Let a convolution do what a frozen normalisation after it does."""
     mean, variance = norm.running_mean, norm.running_var
@@ -100,9 +159,10 @@ def start_from(network: UNet, other: UNet) -> None:
         )
     state.update(body)
     rows = network.options.fold**3
+    named = {category(name).name: j for j, name in enumerate(other.options.classes)}
     for i, name in enumerate(network.options.classes):
-        if name in other.options.classes:
-            j = other.options.classes.index(name)
+        j = named.get(category(name).name)
+        if j is not None:
             for key in ("head.weight", "head.bias"):
                 state[key][i * rows : (i + 1) * rows] = theirs[key][j * rows : (j + 1) * rows]
     network.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Train a network: balanced masked loss, moving average of weights, resumable."""
+"""Train a network: steps, moving average of weights, checkpoints; resumable to the bit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,34 @@ import numpy as np
 import torch
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import FormatError
+from clemreg.errors import ConfigError, FormatError
 from clemreg.io.atomic import atomic_path
+from clemreg.segment.balance import balance_weights, weighted_loss
+from clemreg.segment.checkpoints import CosemModel
+from clemreg.segment.classes import category
+from clemreg.segment.cosem import SMALLEST, STEP, CosemOptions, CosemUNet
 from clemreg.segment.data import PatchOptions, PatchSampler, TrainingVolume
+from clemreg.segment.exchange import open_network
 from clemreg.segment.journal import Journal
 from clemreg.segment.loss import balanced_loss
-from clemreg.segment.models import load_model
+from clemreg.segment.models import Model
 from clemreg.segment.network import NetworkOptions, UNet
-from clemreg.segment.targets import class_targets
-from clemreg.segment.trainee import Trainee, start_from
-from clemreg.segment.validation import Score, Validation
+from clemreg.segment.parallel import Team, team, training_device
+from clemreg.segment.sampling import Bent, PatchShape, Sampler, VolumePatches
+from clemreg.segment.setups import OUTPUT_NM
+from clemreg.segment.trainee import CosemTrainee, Trainee, start_cosem_from, start_from
+from clemreg.segment.validation import Examiner, Score
 
 log = logging.getLogger(__name__)
+
+CHOICES = {
+    "architecture": ("compact", "cosem"),
+    "loss": ("entropy", "paper"),
+    "optimiser": ("adamw", "adam"),
+    "schedule": ("cosine", "constant"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,6 +84,26 @@ class TrainOptions:
         Steps after which `converged` may end the training before `steps`; 0: it never does.
     device
         Where to compute; empty: on the first GPU, or the processor if there is none.
+    architecture
+        ``compact``, or ``cosem``: the network of the paper, with `widths` at its four levels
+        down and `up_widths` up (as in the paper, unless given).
+    loss
+        ``entropy``: cross entropy and Dice. ``paper``: balanced squared error of the tanh
+        distances.
+    optimiser
+        ``adamw``, or ``adam`` as in the paper.
+    betas
+        Decays of its averages.
+    schedule
+        ``cosine``: one cycle. ``constant``: `learning_rate` throughout.
+    precision
+        ``auto``: bfloat16 where it is fast. ``float32`` or ``bfloat16``: always.
+    elastic_nm, elastic_every_nm
+        Patches are bent: standard deviation of the displacement of control points along each
+        axis (0: not at all), and the distance between them.
+    revisit
+        Share of the steps that see the patches again which had the largest losses before the
+        last checkpoint: the hard negatives.
     """
 
     spacing_nm: float = 16.0
@@ -91,10 +127,64 @@ class TrainOptions:
     freeze: float = 0.65
     least_steps: int = 0
     device: str = ""
+    architecture: str = "compact"
+    up_widths: tuple[int, ...] = ()
+    loss: str = "entropy"
+    optimiser: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "cosine"
+    precision: str = "auto"
+    elastic_nm: float = 0.0
+    elastic_every_nm: float = 400.0
+    revisit: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r}", hint=f"choose one of {', '.join(known)}"
+                )
+        if self.architecture == "cosem" and self.loss != "paper":
+            raise ConfigError(
+                "a COSEM network predicts tanh distances as they are",
+                hint='set loss = "paper"',
+            )
+        if not 0 <= self.revisit < 1:
+            raise ConfigError(f"revisit = {self.revisit} is no share of the steps from 0 to 1")
+        for name in self.classes:
+            category(name)
 
     def network(self) -> NetworkOptions:
-        """Return the shape of the network."""
+        """Return the shape of the compact network."""
         return NetworkOptions(self.classes, self.widths, self.down, self.up, self.fold)
+
+    def cosem(self) -> CosemOptions:
+        """Return the shape of the network of the paper."""
+        plain = CosemOptions(self.classes, self.spacing_nm)
+        widths = self.widths if len(self.widths) == len(plain.widths) else plain.widths
+        up_widths = self.up_widths if self.up_widths else plain.up_widths
+        return CosemOptions(self.classes, self.spacing_nm, widths, up_widths)  # type: ignore[arg-type]
+
+    def patch(self) -> PatchShape:
+        """Return the size of the patches.
+
+        Raises
+        ------
+        ConfigError
+            A COSEM network has no output of that size.
+        """
+        if self.architecture == "compact":
+            inputs = self.output + 2 * self.margin
+            return PatchShape(inputs, self.output, self.spacing_nm, self.spacing_nm)
+        options = self.cosem()
+        size = options.input_size(self.output)
+        if options.output_size(size) != self.output:
+            fits = [options.output_size(SMALLEST + STEP * k) for k in range(4)]
+            raise ConfigError(
+                f"a COSEM network for {self.spacing_nm:g} nm has no output of {self.output} voxels",
+                hint=f"output may be {', '.join(map(str, fits))} and so on",
+            )
+        return PatchShape(size, self.output, self.spacing_nm, OUTPUT_NM)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +194,7 @@ class Trained:
     Attributes
     ----------
     network
-        With averaged weights.
+        With averaged weights, `UNet` or `CosemUNet`.
     losses
         Loss of every step since the last resume.
     steps
@@ -113,17 +203,17 @@ class Trained:
         Step and scores by class, of every validation.
     """
 
-    network: UNet
+    network: UNet | CosemUNet
     losses: tuple[float, ...]
     steps: int
     history: tuple[tuple[int, dict[str, Score]], ...] = ()
 
 
 def train(
-    volumes: Sequence[TrainingVolume],
+    source: Sequence[TrainingVolume] | Sampler,
     options: TrainOptions,
     *,
-    validation: Validation | None = None,
+    validation: Examiner | None = None,
     checkpoint: Path | None = None,
     journal: Journal | None = None,
     progress: Progress | None = None,
@@ -132,42 +222,118 @@ def train(
 
     Every ``options.checkpoint_every`` steps the averaged network is scored on `validation`, and
     the checkpoint written. A run that was stopped and one that was not give the same network.
+    Processes that ``torchrun`` started share each batch; the first of them writes.
+
+    Parameters
+    ----------
+    source
+        Volumes, or any source of patches.
 
     Raises
     ------
     FormatError
         The checkpoint belongs to other options.
+    ConfigError
+        The batch cannot be shared by the processes.
     """
     torch.set_num_threads(options.threads)
-    state = _State(options)
-    if checkpoint is not None and checkpoint.exists():
-        state.load(checkpoint)
-    sampler = PatchSampler(
-        volumes,
-        PatchOptions(options.spacing_nm, options.output, options.margin, options.scale),
-    )
-    losses: list[float] = []
-    begin = time.monotonic()
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(_batch, sampler, options, state.step)
-        while state.step < options.steps and not state.done:
-            arrays, upcoming = upcoming.result(), _ahead(pool, sampler, options, state.step + 1)
-            losses.append(state.advance(arrays))
-            if state.step % options.checkpoint_every == 0:
-                state.pause(validation, journal)
-                if checkpoint is not None:
-                    state.save(checkpoint)
-            if state.step % 10 == 0:
-                rate = len(losses) / (time.monotonic() - begin)
-                recent = float(np.mean(losses[-100:]))
-                if journal is not None:
-                    journal.loss(state.step, recent, rate)
-                if progress is not None:
-                    progress(state.step, options.steps, f"loss {recent:.4f}, {rate:.2f} steps/s")
-        upcoming.cancel()
-    if checkpoint is not None:
-        state.save(checkpoint)
-    return Trained(state.averaged(), tuple(losses), state.step, tuple(state.history))
+    sampler = source if isinstance(source, Sampler) else volume_patches(source, options)
+    if options.elastic_nm:
+        sampler = Bent(sampler, options.patch(), options.elastic_nm, options.elastic_every_nm)
+    with team(training_device(options.device)) as members:
+        state = _State(options, members)
+        if checkpoint is not None and checkpoint.exists():
+            state.load(checkpoint)
+        watch = _Watch(options.steps, journal, progress) if members.rank == 0 else None
+        with ThreadPoolExecutor(1) as pool:
+            losses = _steps(
+                state, _Feed(pool, sampler, options, members), watch, validation, checkpoint
+            )
+        if checkpoint is not None and members.rank == 0:
+            state.save(checkpoint)
+        return Trained(state.averaged(), tuple(losses), state.step, tuple(state.history))
+
+
+def volume_patches(volumes: Sequence[TrainingVolume], options: TrainOptions) -> VolumePatches:
+    """Patches of volumes at the voxel size of the network.
+
+    Raises
+    ------
+    ConfigError
+        The network's output has other voxels than its EM.
+    """
+    shape = options.patch()
+    if shape.input_nm != shape.output_nm:
+        raise ConfigError(
+            "volumes cannot teach a COSEM network for 8 nm EM, whose output has 4 nm",
+            hint="train it on crops: [[cosem]] or [[cellmap]]",
+        )
+    patches = PatchOptions(options.spacing_nm, options.output, shape.halo, options.scale)
+    return VolumePatches(PatchSampler(volumes, patches), options.classes)
+
+
+def _steps(
+    state: _State,
+    feed: _Feed,
+    watch: _Watch | None,
+    validation: Examiner | None,
+    checkpoint: Path | None,
+) -> list[float]:
+    options, losses = state.options, []
+    while state.step < options.steps and not state.done:
+        losses.append(state.advance(feed.take(state)))
+        if state.step % options.checkpoint_every == 0:
+            state.pause(validation if watch else None, watch.journal if watch else None)
+            if checkpoint is not None and watch is not None:
+                state.save(checkpoint)
+        if watch is not None:
+            watch.look(state.step, losses)
+    return losses
+
+
+class _Watch:
+    """Tells how the loss goes."""
+
+    def __init__(self, steps: int, journal: Journal | None, progress: Progress | None) -> None:
+        self.steps, self.journal, self.progress = steps, journal, progress
+        self.begin = time.monotonic()
+
+    def look(self, step: int, losses: Sequence[float]) -> None:
+        """Note the mean of the last losses, at every tenth step."""
+        if step % 10:
+            return
+        rate = len(losses) / max(time.monotonic() - self.begin, 1e-6)
+        recent = float(np.mean(losses[-100:]))
+        if self.journal is not None:
+            self.journal.loss(step, recent, rate)
+        if self.progress is not None:
+            self.progress(step, self.steps, f"loss {recent:.4f}, {rate:.2f} steps/s")
+
+
+class _Feed:
+    """Draws the patches of the next step while the network computes."""
+
+    def __init__(
+        self, pool: ThreadPoolExecutor, sampler: Sampler, options: TrainOptions, members: Team
+    ) -> None:
+        self.pool, self.sampler, self.options = pool, sampler, options
+        self.share = members.share(options.batch)
+        self.upcoming: tuple[int, Future[Arrays]] | None = None
+
+    def take(self, state: _State) -> Arrays:
+        """Patches of the step that comes; they depend on nothing that a checkpoint lacks."""
+        if self.upcoming is None or self.upcoming[0] != state.step:
+            self.upcoming = self._ahead(state, state.step)
+        arrays = self.upcoming[1].result()
+        after = state.step + 1
+        # What is seen again may change at a checkpoint: nothing is drawn across it.
+        stops = after % self.options.checkpoint_every == 0 or after >= self.options.steps
+        self.upcoming = None if stops else self._ahead(state, after)
+        return arrays
+
+    def _ahead(self, state: _State, step: int) -> tuple[int, Future[Arrays]]:
+        number = state.patches_of(step)
+        return step, self.pool.submit(_batch, self.sampler, self.options, number, self.share)
 
 
 def converged(values: Sequence[Score]) -> bool:
@@ -187,78 +353,83 @@ def converged(values: Sequence[Score]) -> bool:
     )
 
 
-Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, sampler: PatchSampler, options: TrainOptions, step: int
-) -> Future[Arrays]:
-    return pool.submit(_batch, sampler, options, step)
-
-
-def _batch(sampler: PatchSampler, options: TrainOptions, step: int) -> Arrays:
-    """Patches of one step; they depend on seed and step only, so a resumed run sees the same."""
-    drawn = [
-        sampler.draw(np.random.default_rng((options.seed, step, i))) for i in range(options.batch)
-    ]
+def _batch(sampler: Sampler, options: TrainOptions, number: int, share: range) -> Arrays:
+    """Patches of one step; they depend on seed and number only, so a resumed run sees the same."""
+    drawn = [sampler.draw(np.random.default_rng((options.seed, number, i))) for i in share]
     x = torch.from_numpy(np.stack([d[0] for d in drawn])[:, None])
-    truth = [class_targets(d[1], d[2], options.classes) for d in drawn]
-    target = torch.from_numpy(np.stack([t[0] for t in truth]))
-    known = torch.from_numpy(np.stack([t[1] for t in truth]))
-    arrays = (x, target, known)
+    target, known = (torch.from_numpy(np.stack([d[k] for d in drawn])) for k in (1, 2))
     if torch.cuda.is_available():
         return x.pin_memory(), target.pin_memory(), known.pin_memory()
-    return arrays
+    return x, target, known
 
 
 class _State:
     """Network, optimiser, averaged weights and step: what a checkpoint holds."""
 
-    def __init__(self, options: TrainOptions) -> None:
+    def __init__(self, options: TrainOptions, members: Team) -> None:
         torch.manual_seed(options.seed)
-        self.options = options
-        self.device = torch.device(
-            options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
-        self.trainee = Trainee(options.network())
+        self.options, self.members = options, members
+        self.device = training_device(options.device)
+        self.trainee = _trainee(options)
         self.freeze_at = round(options.freeze * options.steps)
-        if options.start:
-            start_from(self.trainee.network, load_model(options.start).network)
         self.trainee.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.optimiser = torch.optim.AdamW(
-            self.trainee.parameters(), lr=options.learning_rate, weight_decay=1e-4
-        )
+        self.model = members.joined(self.trainee, self.device)
+        self.optimiser = _optimiser(self.trainee, options)
         self.mean = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         self.step = 0
         self.history: list[tuple[int, dict[str, Score]]] = []
         self.done = False
+        # Patches to see again, and the losses since the last checkpoint, by number of patches.
+        self.hard: list[int] = []
+        self.seen: dict[int, float] = {}
+
+    def patches_of(self, step: int) -> int:
+        """Which patches a step sees: its own, or at times hard ones of before."""
+        if not self.hard:
+            return step
+        rng = np.random.default_rng((self.options.seed, step))
+        return int(rng.choice(self.hard)) if rng.random() < self.options.revisit else step
 
     def advance(self, arrays: Arrays) -> float:
         """Take one step and return its loss."""
         options = self.options
         x, target, known = (a.to(self.device, non_blocking=True) for a in arrays)
         for group in self.optimiser.param_groups:
-            group["lr"] = _one_cycle(self.step, options.steps) * options.learning_rate
+            group["lr"] = _pace(self.step, options) * options.learning_rate
         if self.step == 0 and options.start:
             self.trainee.settle(x)
+            self.members.spread(self.trainee)
             self.mean = {k: v.clone() for k, v in self.trainee.state_dict().items()}
         if self.step == self.freeze_at:
             self._freeze()
         self.trainee.norms.train(self.step < self.freeze_at)
-        half = self.device.type == "cuda" or bfloat16_is_fast()
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
-            logits = self.trainee(x)
-        core = slice(options.margin, options.margin + options.output)
-        loss = balanced_loss(
-            logits[:, :, core, core, core], target, known, options.classes, options.balance
-        )
+        loss = self._loss(x, target, known)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         self.optimiser.step()
+        value = float(loss.detach())
+        self.seen[self.patches_of(self.step)] = value
         self.step += 1
         self._average()
-        return float(loss.detach())
+        return value
+
+    def _loss(self, x: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        options, total = self.options, self.members.total
+        half = options.precision == "bfloat16" or (
+            options.precision == "auto" and (self.device.type == "cuda" or bfloat16_is_fast())
+        )
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
+            answer = self.model(x)
+        if options.architecture == "compact":
+            core = slice(options.margin, options.margin + options.output)
+            answer = answer[:, :, core, core, core]
+        if options.loss == "entropy":
+            return balanced_loss(answer, target, known, options.classes, options.balance, total)
+        if options.architecture == "compact":
+            answer = torch.tanh(answer.float())
+        weights = balance_weights(target, known, options.classes, total)
+        return weighted_loss(answer, target, weights, total)
 
     def _average(self) -> None:
         """Move the averaged weights; faster at first, when they are all but random."""
@@ -274,9 +445,18 @@ class _State:
             {k: self.mean[k] if "running" in k else v for k, v in mine.items()}
         )
 
-    def pause(self, validation: Validation | None, journal: Journal | None) -> None:
-        """Score the averaged network, and see whether to go on."""
-        if validation is None or not validation.cases:
+    def pause(self, validation: Examiner | None, journal: Journal | None) -> None:
+        """Score the averaged network, see whether to go on, and what was hard."""
+        if self.options.revisit:
+            worst = sorted(self.seen, key=lambda number: (-self.seen[number], number))
+            self.hard = worst[: max(1, len(worst) // 10)]
+        self.seen = {}
+        if validation is not None:
+            self._examine(validation, journal)
+        self.done = self.members.agreed(self.done, self.device)
+
+    def _examine(self, validation: Examiner, journal: Journal | None) -> None:
+        if not validation.cases:
             return
         scores, example = validation.examine(self.averaged())
         self.history.append((self.step, scores))
@@ -296,9 +476,9 @@ class _State:
         if self.options.least_steps and self.step >= self.options.least_steps:
             self.done = converged(first)
 
-    def averaged(self) -> UNet:
+    def averaged(self) -> UNet | CosemUNet:
         """Return the network with averaged weights, on the processor."""
-        trainee = Trainee(self.options.network())
+        trainee = _bare(self.options)
         trainee.load_state_dict(self.mean)
         return trainee.folded()
 
@@ -312,6 +492,7 @@ class _State:
             "optimiser": self.optimiser.state_dict(),
             "history": [(n, {k: asdict(v) for k, v in s.items()}) for n, s in self.history],
             "done": self.done,
+            "hard": self.hard,
         }
         with atomic_path(path) as partial:
             torch.save(content, partial)
@@ -319,7 +500,8 @@ class _State:
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
         content: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
-        ours, theirs = asdict(self.options), content["options"]
+        # What an older checkpoint does not say was as it is now by default.
+        ours, theirs = asdict(self.options), asdict(TrainOptions()) | content["options"]
         free = {"threads", "checkpoint_every", "device"}
         changed = [k for k in ours if k not in free and ours[k] != theirs.get(k)]
         if changed:
@@ -330,8 +512,40 @@ class _State:
         self.trainee.load_state_dict(content["trainee"])
         self.optimiser.load_state_dict(content["optimiser"])
         self.mean, self.step, self.done = content["mean"], content["step"], content["done"]
+        self.hard = content.get("hard", [])
         self.history = [(n, {k: Score(**v) for k, v in s.items()}) for n, s in content["history"]]
         log.info("going on from step %d of %s", self.step, path)
+
+
+def _bare(options: TrainOptions) -> Trainee | CosemTrainee:
+    compact = options.architecture == "compact"
+    return Trainee(options.network()) if compact else CosemTrainee(options.cosem())
+
+
+def _trainee(options: TrainOptions) -> Trainee | CosemTrainee:
+    """Network to train: random, or with the weights of another one."""
+    trainee = _bare(options)
+    if not options.start:
+        return trainee
+    other = open_network(options.start)
+    if isinstance(trainee, Trainee) and isinstance(other, Model):
+        start_from(trainee.network, other.network)
+    elif isinstance(trainee, CosemTrainee) and isinstance(other, CosemModel):
+        start_cosem_from(trainee.network, other.network)
+    else:
+        raise FormatError(
+            f"{options.start} is no {options.architecture} network to start from",
+            hint='architecture = "cosem" starts from a COSEM network, "compact" from a bundled one',
+        )
+    return trainee
+
+
+def _optimiser(trainee: torch.nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    if options.optimiser == "adam":
+        return torch.optim.Adam(trainee.parameters(), lr=options.learning_rate, betas=options.betas)
+    return torch.optim.AdamW(
+        trainee.parameters(), lr=options.learning_rate, betas=options.betas, weight_decay=1e-4
+    )
 
 
 def bfloat16_is_fast() -> bool:
@@ -340,6 +554,11 @@ def bfloat16_is_fast() -> bool:
         return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
     except AttributeError:
         return False
+
+
+def _pace(step: int, options: TrainOptions) -> float:
+    """Share of the learning rate at a step."""
+    return 1.0 if options.schedule == "constant" else _one_cycle(step, options.steps)
 
 
 def _one_cycle(step: int, total: int, warm: float = 0.05) -> float:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clemreg.errors import ConfigError
+from clemreg.segment.cosem import CosemUNet
 from clemreg.segment.data import (
     FloatVolume,
     TrainingVolume,
@@ -17,12 +20,18 @@ from clemreg.segment.data import (
     separable_resample,
 )
 from clemreg.segment.network import UNet
+from clemreg.segment.sampling import Patch, PatchShape, Sampler
 from clemreg.segment.targets import ORGANELLES, class_targets
 
 # Input around each tile, in voxels: enough to be far from the zeros beyond the edge.
 MARGIN = 32
 TILE = 160
 LONGEST_NM = 200.0
+
+
+# Patches that are scored of each held-out crop.
+_PATCHES = 4
+Network = UNet | CosemUNet
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,17 @@ class Score:
     mean_false_distance_nm: float
 
 
+class Examiner(Protocol):
+    """What scores a network while it trains."""
+
+    @property
+    def cases(self) -> Sequence[Any]:
+        """What it scores on."""
+
+    def examine(self, network: Network) -> tuple[dict[str, Score], NDArray[np.uint8]]:
+        """Scores by class, and a picture (y, x)."""
+
+
 class Validation:
     """Held-out volumes at the network's voxel size, and what is true in them."""
 
@@ -51,9 +71,9 @@ class Validation:
     ) -> None:
         self.spacing_nm = spacing_nm
         self.classes = tuple(classes)
-        self.cases = [_case(v, spacing_nm, self.classes) for v in volumes]
+        self.cases: Sequence[Case] = [_case(v, spacing_nm, self.classes) for v in volumes]
 
-    def examine(self, network: UNet) -> tuple[dict[str, Score], NDArray[np.uint8]]:
+    def examine(self, network: Network) -> tuple[dict[str, Score], NDArray[np.uint8]]:
         """Score every annotated class over all volumes together, and picture the first volume.
 
         Returns
@@ -78,6 +98,64 @@ class Validation:
         return result
 
 
+class PatchValidation:
+    """Fixed patches of held-out crops, and what is true in them.
+
+    Parameters
+    ----------
+    samplers
+        One for each crop; they change nothing by chance but the place.
+    shape
+        Size of their patches.
+    classes
+        Names in the order of their targets.
+    """
+
+    def __init__(
+        self, samplers: Sequence[Sampler], shape: PatchShape, classes: Sequence[str]
+    ) -> None:
+        self.shape, self.classes = shape, tuple(classes)
+        self.cases: Sequence[Patch] = [
+            sampler.draw(np.random.default_rng((i, k)))
+            for i, sampler in enumerate(samplers)
+            for k in range(_PATCHES)
+        ]
+
+    def examine(self, network: Network) -> tuple[dict[str, Score], NDArray[np.uint8]]:
+        """Score every annotated class over all patches together, and picture the first patch."""
+        found = [self._predict(network, em) for em, _, _ in self.cases]
+        scores = {}
+        for i, name in enumerate(self.classes):
+            parts = [
+                ((f[i] >= 0) & k[i], (t[i] >= 0) & k[i])
+                for f, (_, t, k) in zip(found, self.cases, strict=True)
+                if k[i].any()
+            ]
+            if parts:
+                scores[name] = _score(parts, self.shape.output_nm)
+        return scores, self._example(found[0])
+
+    def _predict(self, network: Network, em: FloatVolume) -> FloatVolume:
+        """Tanh distances, or logits, of the middle of a patch."""
+        x = torch.from_numpy(np.ascontiguousarray(em))[None, None]
+        with torch.inference_mode():
+            if isinstance(network, CosemUNet):
+                return np.asarray(network(x)[0].numpy())
+            core = slice(self.shape.halo, self.shape.halo + self.shape.outputs)
+            return np.asarray(network.padded_logits(x)[0, :, core, core, core].numpy())
+
+    def _example(self, found: FloatVolume) -> NDArray[np.uint8]:
+        em, target, _ = self.cases[0]
+        z, halo = self.shape.outputs // 2, self.shape.halo
+        scale = round(self.shape.input_nm / self.shape.output_nm)
+        seen = self.shape.outputs // scale
+        grey = em[halo + z // scale, halo : halo + seen, halo : halo + seen]
+        shown = grey.repeat(scale, axis=0).repeat(scale, axis=1) / 2 + 0.5
+        panels = [shown, target[0, z] >= 0, np.tanh(found[0, z]) / 2 + 0.5]
+        picture = np.clip(np.concatenate(panels, axis=1), 0, 1) * 255
+        return np.asarray(picture, dtype=np.uint8)
+
+
 Case = tuple[FloatVolume, NDArray[np.bool_], NDArray[np.bool_]]
 
 
@@ -99,8 +177,13 @@ def _case(volume: TrainingVolume, spacing_nm: float, classes: Sequence[str]) -> 
     return em, target > 0, seen
 
 
-def _predict(network: UNet, em: FloatVolume) -> FloatVolume:
+def _predict(network: Network, em: FloatVolume) -> FloatVolume:
     """Logits (class, z, y, x), tile by tile in y and x, mirrored beyond the borders."""
+    if not isinstance(network, UNet):
+        raise ConfigError(
+            "a COSEM network is scored on crops, not on volumes",
+            hint="give crops with held_out, and no held_out slices of volumes",
+        )
     result = np.zeros((len(network.options.classes), *em.shape), np.float32)
     up = [-(n + 2 * MARGIN) % network.step for n in em.shape]
     padded = np.pad(em, [(MARGIN, MARGIN + u) for u in up], mode="symmetric")

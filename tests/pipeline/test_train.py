@@ -11,6 +11,7 @@ from clemreg.errors import ConfigError, MissingError  # noqa: E402
 from clemreg.pipeline.train import (  # noqa: E402
     held_out_volumes,
     load_train_config,
+    train_from_config,
     training_volumes,
 )
 from clemreg.segment.models import load_model  # noqa: E402
@@ -98,3 +99,111 @@ def test_a_wrong_configuration_is_refused(config):
     path.write_text(CONFIG.replace('name = "ball"', "nam = 1"))
     with pytest.raises(ConfigError, match="invalid training configuration"):
         load_train_config(path)
+    path.write_text(CONFIG.replace("steps = 4", 'steps = "many"'))
+    with pytest.raises(ConfigError, match=r"invalid training options:(.|\n)*steps"):
+        load_train_config(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ('[[cosem]]\nn5 = "a.n5"\nheldout = ["crop1"]', "cosem.0.heldout"),
+        ('[[cosem]]\nn5 = "a.n5"\nem = "coarse"', "cosem.0.em"),
+        ('[[cellmap]]\nname = "a"\nem = "e"\ngroundtruth = "g"\ncrop = []', "cellmap.0.crop"),
+        ("[augment]\njitter = 3", "augment.jitter"),
+        ("[simulated]\nblock = 3", "simulated.block"),
+    ],
+)
+def test_misspelt_keys_are_refused_by_name(tmp_path, section, key):
+    path = tmp_path / "c.toml"
+    path.write_text(f'name = "a"\nout = "a.safetensors"\n{section}\n')
+    with pytest.raises(ConfigError, match=key):
+        load_train_config(path)
+
+
+def test_a_setup_brings_what_the_paper_trained_with(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text('name = "a"\nout = "a.safetensors"\nsetup = "26.1"\n[options]\nsteps = 5\n')
+    options = load_train_config(path).train_options()
+    assert options.classes == ("mito", "mito_membrane", "mito_DNA")
+    assert (options.architecture, options.loss, options.optimiser) == ("cosem", "paper", "adam")
+    assert (options.learning_rate, options.betas, options.steps) == (5e-5, (0.95, 0.999), 5)
+    shape = options.patch()
+    assert (shape.inputs, shape.outputs, shape.input_nm, shape.output_nm) == (216, 68, 8.0, 4.0)
+    assert options.cosem().widths == (12, 72, 432, 2592)
+    assert load_train_config(path).simulated is None
+    path.write_text('name = "a"\nout = "a.safetensors"\nsetup = "02"\n')
+    with pytest.raises(MissingError, match="no setup '02'"):
+        load_train_config(path)
+
+
+CROPS = """
+name = "crops"
+out = "crops.safetensors"
+[options]
+spacing_nm = 4.0
+classes = ["mito", "mito_membrane", "LD"]
+steps = 2
+batch = 1
+output = 16
+margin = 4
+widths = [2, 3]
+down = [1, 1]
+up = [2]
+loss = "paper"
+checkpoint_every = 1
+threads = 1
+[augment]
+control_voxels = 20
+[[cosem]]
+n5 = "jrc_ball.n5"
+ids = "IDS"
+held_out = ["crop8"]
+"""
+
+
+@pytest.mark.slow
+def test_crops_of_the_paper_teach_and_score(cosem_sample, tmp_path):
+    """The paper's targets and loss on COSEM's files; crop 8 is only looked at."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = tmp_path / "crops.toml"
+    path.write_text(CROPS.replace("IDS", str(cosem_sample.parent / "ids.json")))
+    command = ["train", str(path), "--data", f"jrc_ball={cosem_sample.parent}"]
+    assert run_app([*command, "--journal", str(tmp_path / "runs")]) == 0
+    model = load_model(tmp_path / "crops.safetensors")
+    assert model.classes == ("mito", "mito_membrane", "LD")
+    assert model.card.trained_on == ("jrc_ball/crop3",)
+    events = EventAccumulator(str(tmp_path / "runs")).Reload()
+    assert [e.step for e in events.Scalars("mito/dice")] == [1, 2]
+    assert len(events.Images("EM, truth, prediction")) == 2
+    path.write_text(path.read_text().replace("crop8", "crop9"))
+    with pytest.raises(ConfigError, match="held_out names crop9") as error:
+        train_from_config(path, (f"jrc_ball={cosem_sample.parent}",))
+    assert "crop3, crop8" in error.value.hint
+
+
+@pytest.mark.slow
+def test_the_network_of_the_paper_is_trained_from_a_file(cosem_sample, tmp_path):
+    from clemreg.segment.exchange import open_network
+
+    text = CROPS.replace("IDS", str(cosem_sample.parent / "ids.json"))
+    options = text.index("[options]"), text.index("[augment]")
+    mine = """[options]
+architecture = "cosem"
+widths = [2, 3, 4, 5]
+up_widths = [3, 2, 4]
+output = 32
+steps = 1
+checkpoint_every = 1
+threads = 1
+"""
+    text = text[: options[0]] + 'setup = "26.1"\n' + mine + text[options[1] :]
+    text = text.replace('held_out = ["crop8"]', 'em = "phases"')
+    path = tmp_path / "paper.toml"
+    path.write_text(text)
+    out = train_from_config(path, (f"jrc_ball={cosem_sample.parent}",))
+    network = open_network(out)
+    assert network.classes == ("mito", "mito_membrane", "mito_DNA")
+    assert network.setup.input_nm == 8.0

@@ -1,0 +1,203 @@
+"""Sections of a training configuration that name annotated crops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from clemreg.errors import ConfigError, FormatError, MissingError
+from clemreg.io.volumes import open_volume
+from clemreg.segment.augment import AugmentOptions
+from clemreg.segment.blockwise import find_limits
+from clemreg.segment.classes import AnnotatedIds, category
+from clemreg.segment.crops import CellMapAnnotations, CosemAnnotations, TrainingCrop
+from clemreg.segment.groundtruth import (
+    annotated_ids,
+    contrast_limits,
+    find_cellmap_classes,
+    find_cosem_crops,
+    open_cellmap_label,
+    open_cosem_crop,
+    open_cosem_raw,
+)
+from clemreg.volume import Volume
+
+
+class Section(BaseModel):
+    """A section of a configuration; a key that it does not have is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AugmentSection(Section):
+    """Random changes of crops, as in the paper; see `clemreg.segment.augment.AugmentOptions`."""
+
+    control_voxels: int = 100
+    jitter_nm: float = 10.0
+    rotation: tuple[float, float] = (0.0, np.pi / 2)
+    subsample: int = 8
+    contrast: tuple[float, float] = (0.25, 1.75)
+    brightness: tuple[float, float] = (-0.5, 0.35)
+    gamma: tuple[float, float] = (0.5, 2.0)
+
+    def options(self) -> AugmentOptions:
+        """Return them as the library takes them."""
+        return AugmentOptions(**self.model_dump())
+
+
+class CropData(Section):
+    """Crops of one sample; those in `held_out` are never trained on, but scored."""
+
+    crops: tuple[str, ...] = ()
+    held_out: tuple[str, ...] = ()
+    contrast: tuple[float, float] | None = None
+    weight: float = 1.0
+
+    def learnt(self, crops: Sequence[TrainingCrop]) -> list[TrainingCrop]:
+        """Return those to train on."""
+        return [crop for crop in crops if not self._is_held_out(crop)]
+
+    def kept_out(self, crops: Sequence[TrainingCrop]) -> list[TrainingCrop]:
+        """Return those to score on."""
+        return [crop for crop in crops if self._is_held_out(crop)]
+
+    def _is_held_out(self, crop: TrainingCrop) -> bool:
+        return crop.name.split("/")[-1] in self.held_out
+
+
+class CosemData(CropData):
+    """Crops in a container as COSEM publishes them, ``<sample>.n5``; no `crops`: all.
+
+    `em` is the EM at 4 nm (``fine``), averaged to 8 nm (``averaged``), or its eight sub-samplings
+    (``phases``). `ids` is a JSON file with the documents of the crop database.
+    """
+
+    n5: str
+    name: str = ""
+    em: Literal["fine", "averaged", "phases"] = "fine"
+    ids: str = ""
+
+    @property
+    def sample(self) -> str:
+        """Name of the sample."""
+        return self.name or Path(self.n5).stem
+
+    def located(self, base: Path, folders: dict[str, str]) -> CosemData:
+        """Return it with paths from where the configuration, or a folder by name, lies."""
+        folder = Path(folders.get(self.sample, base))
+        ids = str(base / self.ids) if self.ids else ""
+        return self.model_copy(update={"n5": str(folder / self.n5), "ids": ids})
+
+
+class CellMapData(CropData):
+    """Crop groups of a CellMap Zarr, relative to `groundtruth`; no `crops`: all.
+
+    `classes` are those to read of each crop; none: all that it has of clemreg's classes.
+    """
+
+    em: str
+    groundtruth: str
+    name: str
+    classes: tuple[str, ...] = ()
+
+    def located(self, base: Path, folders: dict[str, str]) -> CellMapData:
+        """Return it with paths from where the configuration, or a folder by name, lies."""
+        folder = Path(folders.get(self.name, base))
+        paths = {"em": str(folder / self.em), "groundtruth": str(folder / self.groundtruth)}
+        return self.model_copy(update=paths)
+
+
+def open_crops(entry: CosemData | CellMapData) -> tuple[TrainingCrop, ...]:
+    """Open the crops of an entry.
+
+    Raises
+    ------
+    ConfigError
+        A crop that is held out is none of them.
+    """
+    crops = _open_cosem(entry) if isinstance(entry, CosemData) else _open_cellmap(entry)
+    names = {crop.name.split("/")[-1] for crop in crops}
+    absent = sorted(set(entry.held_out) - names)
+    if absent:
+        raise ConfigError(
+            f"held_out names {', '.join(absent)}", hint=f"crops are: {', '.join(sorted(names))}"
+        )
+    return crops
+
+
+def _open_cosem(entry: CosemData) -> tuple[TrainingCrop, ...]:
+    ids = read_ids(Path(entry.ids)) if entry.ids else {}
+    em: tuple[Volume, ...]
+    if entry.em == "phases":
+        em = tuple(open_cosem_raw(entry.n5, phase) for phase in range(8))
+    else:
+        em = (open_cosem_raw(entry.n5, level=("fine", "averaged").index(entry.em)),)
+    limits = entry.contrast or contrast_limits(entry.n5)
+    return tuple(
+        TrainingCrop(
+            f"{entry.sample}/{name}",
+            em,
+            limits,
+            CosemAnnotations(open_cosem_crop(entry.n5, name, ids.get(name))),
+        )
+        for name in entry.crops or find_cosem_crops(entry.n5)
+    )
+
+
+def read_ids(path: Path) -> dict[str, AnnotatedIds]:
+    """Read which ids were looked for, by name of the crop.
+
+    Parameters
+    ----------
+    path
+        JSON: a list of documents of the crop database, each with ``number`` and ``labels``.
+
+    Raises
+    ------
+    MissingError, FormatError
+        There is no such file, or it is something else.
+    """
+    if not path.is_file():
+        raise MissingError(f"there is no file {path} with documents of the crop database")
+    try:
+        documents: Any = json.loads(path.read_text(encoding="utf-8"))
+        return {f"crop{d['number']}": annotated_ids(d) for d in documents}
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise FormatError(
+            f"{path} is no list of documents of the crop database: {error}",
+            hint='each has "number" and "labels"',
+        ) from error
+
+
+def _open_cellmap(entry: CellMapData) -> tuple[TrainingCrop, ...]:
+    root = Path(entry.groundtruth)
+    names = entry.crops or tuple(sorted(p.name for p in root.glob("crop*") if p.is_dir()))
+    if not names:
+        raise MissingError(f"{root} holds no crops", hint="groundtruth is the group of crop<N>")
+    em = open_volume(entry.em, frame="em")
+    limits = entry.contrast or find_limits(em)
+    crops = []
+    for name in names:
+        wanted = entry.classes or _known(find_cellmap_classes(root / name))
+        labels = {category(c).name: open_cellmap_label(root / name, c) for c in wanted}
+        crops.append(
+            TrainingCrop(f"{entry.name}/{name}", em.levels, limits, CellMapAnnotations(labels))
+        )
+    return tuple(crops)
+
+
+def _known(names: Sequence[str]) -> tuple[str, ...]:
+    """Names that clemreg knows; CellMap has classes beyond the paper's."""
+    known = []
+    for name in names:
+        try:
+            category(name)
+        except MissingError:
+            continue
+        known.append(name)
+    return tuple(known)

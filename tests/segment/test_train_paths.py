@@ -1,0 +1,225 @@
+"""Every way to train: paper's loss, COSEM network, crops, bending, hard patches, processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from clemreg.errors import ConfigError, FormatError  # noqa: E402
+from clemreg.segment.checkpoints import CosemModel  # noqa: E402
+from clemreg.segment.cosem import CosemOptions, CosemUNet  # noqa: E402
+from clemreg.segment.exchange import open_network, write_safetensors  # noqa: E402
+from clemreg.segment.parallel import Team  # noqa: E402
+from clemreg.segment.setups import Setup  # noqa: E402
+from clemreg.segment.trainee import CosemTrainee, start_cosem_from  # noqa: E402
+from clemreg.segment.training import TrainOptions, train  # noqa: E402
+from clemreg.segment.validation import PatchValidation  # noqa: E402
+
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
+COMPACT = TrainOptions(
+    spacing_nm=8.0, steps=8, batch=2, output=8, margin=4, classes=("mito", "ld"), widths=(3, 4),
+    down=(1, 1), up=(2,), threads=1, checkpoint_every=4, loss="paper", optimiser="adam",
+    betas=(0.95, 0.999), schedule="constant", learning_rate=1e-2, precision="float32",
+)  # fmt: skip
+TINY = {"widths": (2, 3, 4, 5), "up_widths": (3, 2, 4)}
+
+
+class Balls:
+    """Patches with a dark ball, at a place that the seed says; the second class is unknown."""
+
+    def __init__(self, shape, stop_after=10**9):
+        self.shape, self.left = shape, stop_after
+
+    def draw(self, rng):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        outer, inner = self.shape.grids()
+        centre = outer.centre_nm + rng.uniform(-10, 10, 3)
+        radius = 0.3 * self.shape.outputs * self.shape.output_nm
+        fine, coarse = (
+            radius - np.linalg.norm(grid.points_nm() - centre, axis=-1) for grid in (inner, outer)
+        )
+        em = np.where(coarse > 0, -0.6, 0.5) + 0.1 * rng.standard_normal(coarse.shape)
+        target = np.stack([np.tanh(fine / 50), np.zeros_like(fine)]).astype(np.float32)
+        known = np.stack([np.ones(fine.shape, bool), np.zeros(fine.shape, bool)])
+        return em.astype(np.float32), target, known
+
+
+def test_the_loss_of_the_paper_is_learnt_and_resumed_to_the_bit(tmp_path):
+    """With bent patches and hard ones seen again; stopped in the middle of an interval."""
+    options = dataclasses.replace(
+        COMPACT, steps=24, freeze=1.0, elastic_nm=6.0, elastic_every_nm=40.0, revisit=0.5
+    )
+    straight = train(Balls(options.patch()), options, checkpoint=tmp_path / "a")
+    assert np.mean(straight.losses[-4:]) < 0.7 * straight.losses[0]
+    with pytest.raises(KeyboardInterrupt):
+        train(Balls(options.patch(), stop_after=30), options, checkpoint=tmp_path / "b")
+    kept = torch.load(tmp_path / "b", weights_only=True)
+    assert kept["step"] == 12
+    assert kept["hard"]
+    resumed = train(Balls(options.patch()), options, checkpoint=tmp_path / "b")
+    assert resumed.losses == straight.losses[12:]
+    for key, value in straight.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[key])
+    plain = train(Balls(options.patch()), dataclasses.replace(options, revisit=0.0))
+    assert plain.losses[:4] == straight.losses[:4]
+    assert plain.losses[4:] != straight.losses[4:]  # hard patches came again
+
+
+def test_an_old_checkpoint_means_what_is_default_now(tmp_path):
+    options = TrainOptions(
+        spacing_nm=8.0, steps=4, batch=1, output=8, margin=4, classes=("mito",), widths=(3, 4),
+        down=(1, 1), up=(2,), threads=1, checkpoint_every=2,
+    )  # fmt: skip
+
+    class One(Balls):
+        def draw(self, rng):
+            em, target, known = super().draw(rng)
+            return em, target[:1], known[:1]
+
+    train(One(options.patch()), options, checkpoint=tmp_path / "c")
+    content = torch.load(tmp_path / "c", weights_only=True)
+    for key in ("architecture", "loss", "optimiser", "revisit", "elastic_nm"):
+        del content["options"][key]
+    del content["hard"]
+    torch.save(content, tmp_path / "c")
+    assert train(One(options.patch()), options, checkpoint=tmp_path / "c").losses == ()
+    other = dataclasses.replace(options, loss="paper")
+    with pytest.raises(FormatError, match="loss differ"):
+        train(One(options.patch()), other, checkpoint=tmp_path / "c")
+
+
+@pytest.mark.slow
+def test_a_cosem_network_learns_and_goes_on(tmp_path):
+    """8 nm in, 4 nm out, from a checkpoint; resumed to the bit; scored on patches."""
+    body = CosemOptions(("er", "mito_mem", "mito"), 8.0, TINY["widths"], TINY["up_widths"])
+    torch.manual_seed(5)
+    start = CosemModel(Setup("mine", 8.0, body.classes, 1), CosemUNet(body).eval(), tmp_path)
+    write_safetensors(start, tmp_path / "start.safetensors")
+    options = TrainOptions(
+        architecture="cosem", spacing_nm=8.0, steps=2, batch=1, output=32, classes=("mito", "ld"),
+        threads=1, checkpoint_every=1, loss="paper", optimiser="adam", schedule="constant",
+        learning_rate=1e-3, average=0.0, start=str(tmp_path / "start.safetensors"), **TINY,
+    )  # fmt: skip
+    shape = options.patch()
+    assert (shape.inputs, shape.outputs, shape.halo) == (198, 32, 91)
+    validation = PatchValidation([Balls(shape)], shape, options.classes)
+    assert len(validation.cases) == 4
+    validation.cases = validation.cases[:1]
+    straight = train(Balls(shape), options, validation=validation, checkpoint=tmp_path / "a")
+    assert [step for step, _ in straight.history] == [1, 2]
+    assert set(straight.history[0][1]) == {"mito"}  # nobody looked for droplets
+    with pytest.raises(KeyboardInterrupt):
+        train(Balls(shape, stop_after=1), options, checkpoint=tmp_path / "b")
+    resumed = train(Balls(shape), options, checkpoint=tmp_path / "b")
+    assert resumed.losses == straight.losses[1:]
+    for key, value in straight.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[key])
+    made = CosemModel(Setup("new", 8.0, options.classes, 2), straight.network, tmp_path)
+    write_safetensors(made, tmp_path / "new.safetensors")
+    assert open_network(tmp_path / "new.safetensors").classes == ("mito", "ld")
+    scores, example = validation.examine(straight.network)
+    assert 0 <= scores["mito"].iou <= 1
+    assert example.shape == (32, 96)
+
+
+def test_heads_are_matched_by_name_in_any_vocabulary():
+    theirs = CosemUNet(CosemOptions(("endo", "mito-mem", "mito"), 4.0, **TINY))
+    mine = CosemTrainee(CosemOptions(("mito", "MVB", "ld", "mito_mem"), 8.0, **TINY)).network
+    before = mine.prediction_head.weight.clone()
+    start_cosem_from(mine, theirs)
+    for row, other in ((0, 2), (1, 0), (3, 1)):
+        assert torch.equal(mine.prediction_head.weight[row], theirs.prediction_head.weight[other])
+    assert torch.equal(mine.prediction_head.weight[2], before[2])
+    key = "backbone.0.l_conv.2.conv_pass.0.weight"
+    assert torch.equal(mine.state_dict()[key], theirs.state_dict()[key])
+    wide = CosemUNet(CosemOptions(("mito",), 4.0, (2, 3, 4, 6), (3, 2, 4)))
+    with pytest.raises(FormatError, match="another shape"):
+        start_cosem_from(mine, wide)
+
+
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"loss": "mse"}, "loss = 'mse'"),
+        ({"architecture": "cosem", "loss": "entropy"}, "tanh distances as they are"),
+        ({"revisit": 1.5}, "no share"),
+        ({"precision": "float8"}, "precision"),
+    ],
+)
+def test_options_that_do_not_fit(changed, text):
+    with pytest.raises(ConfigError, match=text):
+        dataclasses.replace(COMPACT, **changed)
+
+
+def test_a_cosem_output_must_fit():
+    options = dataclasses.replace(COMPACT, architecture="cosem", output=30, **TINY)
+    with pytest.raises(ConfigError, match="no output of 30") as error:
+        options.patch()
+    assert "32, 68, 104" in error.value.hint
+
+
+TOGETHER = dataclasses.replace(COMPACT, steps=4, freeze=0.0, checkpoint_every=2)
+PROCESS = """
+import dataclasses, json, sys
+sys.path.insert(0, {folder!r})
+from test_train_paths import TOGETHER, Balls, sums
+from clemreg.segment.parallel import writes
+from clemreg.segment.training import train
+results = []
+for loss in ("paper", "entropy"):
+    options = dataclasses.replace(TOGETHER, loss=loss)
+    done = train(Balls(options.patch()), options)
+    results.append([done.losses, sums(done.network)])
+if writes():
+    print(json.dumps(results))
+"""
+
+
+def sums(network):
+    return [float(v.double().sum()) for v in network.state_dict().values()]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_the_whole_batch():
+    """As ``torchrun`` starts them, over gloo: the loss of every step, to a part in 100 000."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS.format(folder=str(Path(__file__).parent))],
+            env=os.environ
+            | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert not printed[1]
+    for loss, (losses, weights) in zip(("paper", "entropy"), json.loads(printed[0]), strict=True):
+        options = dataclasses.replace(TOGETHER, loss=loss)
+        alone = train(Balls(options.patch()), options)
+        np.testing.assert_allclose(losses, alone.losses, rtol=1e-5)
+        np.testing.assert_allclose(weights, sums(alone.network), rtol=1e-4, atol=1e-4)
+        assert losses[-1] != pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_batch_must_be_shared_equally():
+    assert list(Team(1, 2).share(4)) == [2, 3]
+    with pytest.raises(ConfigError, match="cannot be shared by 2"):
+        Team(0, 2).share(3)
