@@ -30,6 +30,7 @@ from clemreg.cli import (
     segment,
     shape,
     simulate,
+    validate,
 )
 from clemreg.cli.console import say
 from clemreg.errors import ClemregError
@@ -79,6 +80,7 @@ for group in (
     segment,
     model,
     score,
+    validate,
     results,
     ab,
     register,

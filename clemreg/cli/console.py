@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -105,6 +105,16 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
 def table(rows: Mapping[str, Any]) -> None:
     """Print names and values, aligned; nested mappings are indented."""
     result("\n".join(_table_lines(rows, 0)))
+
+
+def rows_table(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of one kind under the names of their columns, aligned."""
+    names = list(rows[0]) if rows else []
+    lines = [names, *([format_value(row[name]) for name in names] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
+    for line in lines:
+        cells = (f"{c:<{w}}" for c, w in zip(line, widths, strict=True))
+        result("  ".join(cells).rstrip())
 
 
 def _table_lines(rows: Mapping[str, Any], depth: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from clemreg.cli.console import JsonOption, format_value, result, write_json
+from clemreg.cli.console import JsonOption, result, rows_table, write_json
 
 app = typer.Typer(
     no_args_is_help=True, help="Scores of many checkpoints: choose, compare, tables in and out."
@@ -106,12 +106,7 @@ def _mode(text: str) -> Any:
 
 
 def _answer(rows: list[dict[str, Any]], out: Path | None, json: Path | None) -> None:
-    names = list(rows[0]) if rows else []
-    lines = [names, *([format_value(row[name]) for name in names] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(names))]
-    for line in lines:
-        cells = (f"{c:<{w}}" for c, w in zip(line, widths, strict=True))
-        result("  ".join(cells).rstrip())
+    rows_table(rows)
     if out is not None:
         from clemreg.pipeline.results import write_rows
 

@@ -1,0 +1,85 @@
+"""``clemreg validate``: score a prediction on annotated crops and keep the scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from clemreg.cli.console import JsonOption, progress_bar, result, rows_table, write_json
+
+
+def add_to(parent: typer.Typer) -> None:
+    """Attach the command."""
+    parent.command()(validate)
+
+
+def validate(
+    prediction: Annotated[str, typer.Argument(help="Prediction with one channel a class.")],
+    n5: Annotated[Path, typer.Option(help="COSEM container with crops, SAMPLE.n5.")],
+    setup: Annotated[str, typer.Option(help="Network that made it: setup04, or any name.")],
+    iteration: Annotated[int, typer.Option(help="Training step of its checkpoint.")],
+    store: Annotated[
+        Path | None, typer.Option(help="SQLite file to keep the scores in, for clemreg results.")
+    ] = None,
+    crop: Annotated[list[str] | None, typer.Option(help="Only this crop, crop<N>; repeat.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Only this class; repeat.")] = None,
+    ids: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of crop database documents: which ids were looked for."),
+    ] = None,
+    sample: Annotated[str, typer.Option(help="Name of the sample; default: the N5's.")] = "",
+    raw_dataset: Annotated[
+        str, typer.Option(help="EM that was predicted from, inside the N5.")
+    ] = "volumes/raw/s0",
+    refined: Annotated[
+        bool, typer.Option("--refined", help="It was cleaned up: all that is not 0 counts.")
+    ] = False,
+    threshold: Annotated[
+        float, typer.Option(help="Foreground of a raw prediction from here on.")
+    ] = 127,
+    unannotated: Annotated[
+        str, typer.Option(help='Unknown voxels: "leave-out", or "background" as in the paper.')
+    ] = "leave-out",
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Only this metric; repeat. Default: all 21.")
+    ] = None,
+    tolerance: Annotated[
+        str, typer.Option(help="Distance that is no error in *_with_tolerance.")
+    ] = "40 nm",
+    clip: Annotated[
+        str, typer.Option(help="Longest distance that counts in *_clipped.")
+    ] = "200 nm",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace scores that the store has already.")
+    ] = False,
+    json: JsonOption = None,
+) -> None:
+    """Score a prediction on the crops where somebody looked for its classes.
+
+    Choose, compare and report from the store: clemreg results best, compare, converged, report.
+    """
+    from clemreg.evaluate.scores import METRICS, ScoreOptions
+    from clemreg.pipeline.crop_scores import CropRequest, keep_scores, rows_by_class, score_on_crops
+    from clemreg.pipeline.validation import Unannotated
+    from clemreg.units import parse_length_nm
+
+    if unannotated not in ("leave-out", "background"):
+        raise typer.BadParameter(f"{unannotated!r} is neither leave-out nor background")
+    metrics = tuple(metric or METRICS)
+    request = CropRequest(
+        n5, setup, iteration, tuple(crop or ()), tuple(label or ()), ids, sample, raw_dataset,
+        refined, threshold, cast("Unannotated", unannotated),
+        ScoreOptions(metrics, parse_length_nm(tolerance), parse_length_nm(clip)),
+    )  # fmt: skip
+    with progress_bar("validate") as progress:
+        results = score_on_crops(prediction, request, progress=progress)
+    shown = "dice" if "dice" in metrics else metrics[0]
+    rows_table(rows_by_class(results, shown))
+    if store is not None:
+        result(f"{keep_scores(store, results, replace)} scores kept in {store}")
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for r in results:
+        scores.setdefault(r.label, {}).setdefault(r.crop, {})[r.metric] = r.value
+    write_json(json, scores)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from clemreg.cli.app import run_app
+from clemreg.evaluate.results import ResultStore
+from clemreg.io.volumes import open_volume, write_volume
+from clemreg.segment.groundtruth import open_cosem_raw
+from clemreg.volume import Volume
+
+
+@pytest.fixture
+def prediction(cosem_sample, tmp_path):
+    """Dark is mitochondrion, more or less; droplets are nowhere."""
+    em = open_cosem_raw(cosem_sample)
+    values = em.read()
+    mito = np.where(values < 75, 160, 90).astype(np.uint8)
+    path = tmp_path / "p.zarr"
+    nothing = np.zeros_like(mito)
+    write_volume(path, Volume(np.stack([mito, nothing]), em.grid, ("mito", "ld")))
+    return path
+
+
+def command(sample, prediction, *more):
+    return [
+        "validate", str(prediction), "--n5", str(sample), "--setup", "setup03",
+        "--ids", str(sample.parent / "ids.json"), *more,
+    ]  # fmt: skip
+
+
+def test_scores_are_kept_chosen_and_compared(cosem_sample, prediction, tmp_path, capsys):
+    store = tmp_path / "scores.db"
+    arguments = command(cosem_sample, prediction, "--iteration", "500000", "--store", str(store))
+    assert run_app([*arguments, "--json", str(tmp_path / "s.json")]) == 0
+    assert "84 scores kept" in capsys.readouterr().out  # 2 classes, 2 crops, 21 metrics
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["mito"]["3"]["dice"] == pytest.approx(dice(cosem_sample, prediction), abs=1e-6)
+    assert scores["LD"]["8"]["dice"] is None  # looked for, not there, not found
+    assert run_app(arguments) == 0
+    assert "0 scores kept" in capsys.readouterr().out
+    later = command(cosem_sample, prediction, "--iteration", "525000", "--store", str(store))
+    assert run_app([*later, "--label", "mito", "--threshold", "80", "--metric", "dice"]) == 0
+    lax, strict = (
+        [r.value for r in ResultStore(store).find(label="mito", metric="dice", iteration=n)]
+        for n in (525_000, 500_000)
+    )
+    assert len(lax) == len(strict) == 2
+    assert max(lax) < min(strict) - 0.1
+    out = tmp_path / "best.json"
+    assert run_app(["results", "best", str(store), "--mode", "test", "--json", str(out)]) == 0
+    rows = {r["label"]: r for r in json.loads(out.read_text())["rows"]}
+    assert rows["mito"]["iteration"] == 500_000
+    assert rows["mito"]["sample"] == "jrc_ball"
+    refined = command(cosem_sample, prediction, "--iteration", "500000", "--store", str(store))
+    assert run_app([*refined, "--refined", "--label", "mito", "--crop", "crop3"]) == 0
+    compare = ["results", "compare", str(store), "raw-vs-refined", "--mode", "validation"]
+    assert run_app([*compare, "--json", str(out)]) == 0
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["label"], row["crop"]) == ("mito", "3")
+    assert row["value_raw"] > row["value_refined"]
+
+
+def dice(sample, prediction):
+    """By SimpleITK, on the voxels of crop 3."""
+    labels = open_volume(sample / "volumes/groundtruth/0003/crop3/labels/all", frame="em").read()
+    truth = np.isin(labels, (3, 4, 5))[::2, ::2, ::2]
+    found = open_volume(prediction).read()[0, 4:44, 6:46, 2:46] >= 127
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(*(sitk.GetImageFromArray(a.astype(np.uint8)) for a in (found, truth)))
+    return overlap.GetDiceCoefficient()
+
+
+def test_mistakes_are_explained(cosem_sample, prediction, capsys):
+    plain = command(cosem_sample, prediction, "--iteration", "1")
+    assert run_app([*plain, "--label", "er"]) == 1
+    assert "no channel er" in capsys.readouterr().err
+    assert run_app([*plain, "--crop", "crop4"]) == 1
+    assert "crop3, crop8" in capsys.readouterr().err
+    assert run_app([*plain, "--unannotated", "inside"]) == 2
+    assert run_app([*plain[:-4], "--iteration", "1", "--label", "ld"]) == 1
+    assert "did anybody look" in capsys.readouterr().err
