@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from clemreg.space.grid import Box
 Side = Literal["a", "b"]
 CHOICES = ("left", "right", "neither")
 SCHEMA = 1
+_TRIES = 100
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,12 @@ def read_key(path: Path) -> Key:
 
 
 def draw_pairs(
-    shape: Sequence[int], *, count: int = 100, edge: int = 150, seed: int = 0
+    shape: Sequence[int],
+    *,
+    count: int = 100,
+    edge: int = 150,
+    seed: int = 0,
+    worth: Callable[[Box], bool] = lambda _box: True,
 ) -> tuple[Pair, ...]:
     """Draw places at random, and sides so that each prediction is on the left equally often.
 
@@ -105,6 +111,8 @@ def draw_pairs(
         Number of places.
     edge
         Voxels of a place along each axis, fewer where the volume is thinner.
+    worth
+        Whether there is anything to judge in a place; else it is drawn again, 100 times at most.
 
     Raises
     ------
@@ -115,12 +123,16 @@ def draw_pairs(
         raise ConfigError(f"{count} places of {edge} voxels cannot be drawn")
     rng = np.random.default_rng(seed)
     size = np.minimum(edge, shape)
-    starts = rng.integers(0, np.asarray(shape) - size + 1, (count, 3))
     sides = rng.permutation(np.arange(count) % 2)
-    return tuple(
-        Pair(i + 1, Box(tuple(start), tuple(start + size)), "b" if side else "a")
-        for i, (start, side) in enumerate(zip(starts, sides, strict=True))
-    )
+    pairs = []
+    for i, side in enumerate(sides):
+        for _ in range(_TRIES):
+            start = rng.integers(0, np.asarray(shape) - size + 1)
+            box = Box(tuple(start), tuple(start + size))
+            if worth(box):
+                break
+        pairs.append(Pair(i + 1, box, "b" if side else "a"))
+    return tuple(pairs)
 
 
 @dataclass(frozen=True)

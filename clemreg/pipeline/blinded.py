@@ -15,6 +15,7 @@ from clemreg.evaluate.masks import MaskView, foreground, mask_on
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.volumes import open_volume
 from clemreg.report.blinded import as_grey, render_pairs
+from clemreg.space.grid import Box
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
 
@@ -71,7 +72,13 @@ def start_comparison(
     volume = _plain(open_volume(em, spacing_nm=size), "")
     masks = [_mask(open_volume(p, spacing_nm=size), volume, options) for p in predictions]
     shape = volume.grid.shape
-    pairs = draw_pairs(shape, count=options.count, edge=options.edge, seed=options.seed)
+    pairs = draw_pairs(
+        shape,
+        count=options.count,
+        edge=options.edge,
+        seed=options.seed,
+        worth=lambda box: any(_shows(mask, box) for mask in masks),
+    )
     shown = []
     for done, pair in enumerate(pairs):
         block = volume.read(pair.box)
@@ -113,6 +120,13 @@ def _mask(found: Volume, em: Volume, options: BlindedOptions) -> MaskView:
             hint="give the level of the EM that the predictions were made on",
         )
     return mask_on(found, found.grid, foreground(found))
+
+
+def _shows(mask: MaskView, box: Box) -> bool:
+    """Whether one of the three planes that are shown of a place holds something."""
+    block = mask[box.slices]
+    z, y, x = (n // 2 for n in block.shape)
+    return bool(block[z].any() or block[:, y].any() or block[:, :, x].any())
 
 
 def _plain(volume: Volume, channel: str) -> Volume:

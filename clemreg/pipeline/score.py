@@ -114,7 +114,7 @@ def report_scores(
         The EM does not lie on the voxels of the prediction.
     """
     compared = _Compared.of(prediction, truth, request)
-    spacing = compared.grid.spacing_nm[::-1]
+    spacing = " x ".join(f"{s:g}" for s in compared.grid.spacing_nm[::-1])
     write_score_report(
         page,
         f"Scores of {compared.name}",

@@ -164,7 +164,7 @@ def _rows(
         level = [i - 0.4 + height * (k + 0.5) for i in range(len(labels))]
         axes.barh(level, values, height * 0.9, color=colours[k], label=words)
         for y, row, value in zip(level, labels, values, strict=True):
-            text = number(row.scores.get(name), 2 if name in BARS else 0)
+            text = number(row.scores.get(name), 2 if name in BARS else 1)
             axes.annotate(
                 text, (value, y), xytext=(3, 0), textcoords="offset points", va="center",
                 fontsize=7, color=INK,

@@ -164,3 +164,23 @@ def test_from_files_to_the_p_value(tmp_path):
     assert (tmp_path / "d.csv").read_text().count("b.zarr") == 6
     (tmp_path / "choices.csv").write_text("pair,choice\n")
     assert run_app(read) == 1
+
+
+def test_places_show_something_to_judge(tmp_path):
+    """Objects fill a hundredth of the volume; every place shows one, in a plane that is shown."""
+    shape = (20, 60, 64)
+    grid = Grid(shape, (5.24, 4.0, 4.0), (1.0, 2.0, 3.0), "em")
+    a, b = (np.zeros(shape, np.uint8) for _ in range(2))
+    a[4:9, 10:18, 50:60] = 1
+    b[12:17, 40:48, 5:12] = 1
+    for name, array in (("em", a + 3), ("a", a), ("b", b)):
+        write_volume(tmp_path / f"{name}.zarr", Volume(array, grid))
+    files = [str(tmp_path / f"{n}.zarr") for n in ("em", "a", "b")]
+    assert (
+        run_app(["ab", "start", *files, "--out", str(tmp_path), "--count", "8", "--edge", "9"]) == 0
+    )
+    for pair in read_key(tmp_path / "key.json").pairs:
+        either = (a | b)[pair.box.slices]
+        assert either[4].any() or either[:, 4].any() or either[:, :, 4].any()
+    plain = draw_pairs(shape, count=8, edge=9)
+    assert sum((a | b)[pair.box.slices].any() for pair in plain) < 6
