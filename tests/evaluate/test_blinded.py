@@ -151,7 +151,7 @@ def test_from_files_to_the_p_value(tmp_path):
     block = {n: v[first.box.slices] for n, v in values.items()}
     mask = block["a"] >= 127 if first.left == "a" else block["b"] != 0
     np.testing.assert_array_equal(pictures(html, "left prediction")[0], outlines(mask))
-    assert pictures(html, "EM")[0].max() == 255
+    assert pictures(html, "EM")[0].max() > 250
     chosen = ["left" if p.left == "b" else "right" for p in key.pairs]
     lines = [f"{p.number},{c}" for p, c in zip(key.pairs, chosen, strict=True)]
     (tmp_path / "choices.csv").write_text("pair,choice\n" + "\n".join(lines) + "\n")
