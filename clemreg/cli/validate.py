@@ -54,6 +54,9 @@ def validate(
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace scores that the store has already.")
     ] = False,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write a page with bars and slices, FILE.html.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Score a prediction on the crops where somebody looked for its classes.
@@ -61,7 +64,13 @@ def validate(
     Choose, compare and report from the store: clemreg results best, compare, converged, report.
     """
     from clemreg.evaluate.scores import METRICS, ScoreOptions
-    from clemreg.pipeline.crop_scores import CropRequest, keep_scores, rows_by_class, score_on_crops
+    from clemreg.pipeline.crop_scores import (
+        CropRequest,
+        keep_scores,
+        report_on_crops,
+        rows_by_class,
+        score_on_crops,
+    )
     from clemreg.pipeline.validation import Unannotated
     from clemreg.units import parse_length_nm
 
@@ -79,6 +88,9 @@ def validate(
     rows_table(rows_by_class(results, shown))
     if store is not None:
         result(f"{keep_scores(store, results, replace)} scores kept in {store}")
+    if report is not None:
+        report_on_crops(prediction, request, results, report)
+        result(f"wrote {report}")
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for r in results:
         scores.setdefault(r.label, {}).setdefault(r.crop, {})[r.metric] = r.value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,14 +10,23 @@ from typing import Any
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import MissingError
+from clemreg.evaluate.masks import at_least, mask_on, nonzero, sampled
 from clemreg.evaluate.results import Result, ResultStore
 from clemreg.evaluate.scores import ScoreOptions
 from clemreg.io.quantise import SURFACE
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.train_crops import read_ids
 from clemreg.pipeline.validation import Prediction, Unannotated, validate
-from clemreg.segment.classes import Annotation, category
-from clemreg.segment.groundtruth import FINE_RAW, CosemCrop, find_cosem_crops, open_cosem_crop
+from clemreg.report.scores import LabelScores, Slice, write_score_report
+from clemreg.segment.classes import CATEGORIES, Annotation, category
+from clemreg.segment.groundtruth import (
+    FINE_RAW,
+    CosemCrop,
+    find_cosem_crops,
+    open_cosem_crop,
+    open_cosem_raw,
+)
+from clemreg.space.grid import Box
 from clemreg.volume import Volume
 
 
@@ -79,12 +89,9 @@ def score_on_crops(
     MissingError
         A class is no channel, or in no crop did anybody look for any of them.
     """
-    ids = {} if request.ids is None else read_ids(request.ids)
-    names = request.crops or find_cosem_crops(request.n5)
-    crops = [open_cosem_crop(request.n5, name, ids.get(name)) for name in names]
-    volume = open_volume(path, frame="em")
+    crops = _crops(request)
     results: list[Result] = []
-    for label, part in _classes(volume, request.labels, path):
+    for label, part in _classes(open_volume(path, frame="em"), request.labels, path):
         prediction = Prediction(
             part,
             path,
@@ -113,6 +120,12 @@ def score_on_crops(
     return results
 
 
+def _crops(request: CropRequest) -> list[CosemCrop]:
+    ids = {} if request.ids is None else read_ids(request.ids)
+    names = request.crops or find_cosem_crops(request.n5)
+    return [open_cosem_crop(request.n5, name, ids.get(name)) for name in names]
+
+
 def _classes(volume: Volume, wanted: Sequence[str], path: str) -> list[tuple[str, Volume]]:
     """Classes of a prediction by clemreg's names."""
     if not volume.channels:
@@ -132,7 +145,6 @@ def _classes(volume: Volume, wanted: Sequence[str], path: str) -> list[tuple[str
 
 
 def _looked_for(crops: Sequence[CosemCrop]) -> str:
-    from clemreg.segment.classes import CATEGORIES
 
     found = [
         c.name
@@ -156,3 +168,50 @@ def rows_by_class(results: Sequence[Result], metric: str) -> list[dict[str, Any]
     return [
         {"label": r.label, "crop": r.crop, metric: r.value} for r in results if r.metric == metric
     ]
+
+
+def report_on_crops(path: str, request: CropRequest, results: Sequence[Result], page: Path) -> None:
+    """Write a page: bars for every class, dots for its crops, and an example slice.
+
+    Parameters
+    ----------
+    path, request
+        As for `score_on_crops`.
+    results
+        What it returned.
+    """
+    crops = {crop.name.removeprefix("crop"): crop for crop in _crops(request)}
+    rows, slices = [], []
+    for label, part in _classes(open_volume(path, frame="em"), request.labels, path):
+        mine = [r for r in results if r.label == label]
+        if mine:
+            rows.append(_label_scores(label, mine))
+            seen = [crops[name] for name in dict.fromkeys(r.crop for r in mine)]
+            slices.append(_example(label, part, seen, request))
+    summary = (
+        f"{path} by {request.setup} at {request.iteration}, on {len(crops)} crops of {request.n5}. "
+        f"Bars are means over crops."
+    )
+    write_score_report(page, f"Scores of {Path(path).name}", rows, slices, summary=summary)
+
+
+def _label_scores(label: str, results: Sequence[Result]) -> LabelScores:
+    means: dict[str, float | None] = {}
+    for metric in dict.fromkeys(r.metric for r in results):
+        values = [r.value for r in results if r.metric == metric and not math.isnan(r.value)]
+        means[metric] = math.fsum(values) / len(values) if values else None
+    dice = [r.value for r in results if r.metric == "dice" and not math.isnan(r.value)]
+    return LabelScores(label, means, f"{len({r.crop for r in results})} crops", tuple(dice))
+
+
+def _example(label: str, part: Volume, crops: Sequence[CosemCrop], request: CropRequest) -> Slice:
+    """Slice with most of the structure, of the crop that has most of it."""
+    truths = [(crop, *crop.truth(label)) for crop in crops]
+    crop, truth, known, grid = max(truths, key=lambda t: int((t[1] & t[2]).sum()))
+    test = nonzero if request.refined else at_least(request.threshold)
+    found = mask_on(part, grid, test)[grid.box.slices]
+    z = int((truth | found).sum(axis=(1, 2)).argmax())
+    plane = Box((z, 0, 0), (z + 1, *grid.shape[1:]))
+    em = sampled(open_cosem_raw(request.n5), grid)[plane.slices][0]
+    name = f"{label}, {crop.name}"
+    return Slice(name, grid.crop(plane), em, found[z], truth[z], known[z])

@@ -23,11 +23,12 @@ from clemreg.segment.data import TrainingVolume
 from clemreg.segment.exchange import write_safetensors
 from clemreg.segment.journal import Journal
 from clemreg.segment.models import ModelCard, save_model
+from clemreg.segment.options import TrainOptions
 from clemreg.segment.parallel import writes
 from clemreg.segment.sampling import Mixture, Sampler
 from clemreg.segment.setups import Setup, setup
 from clemreg.segment.targets import signed_distance_nm
-from clemreg.segment.training import Trained, TrainOptions, train, volume_patches
+from clemreg.segment.training import Trained, train, volume_patches
 from clemreg.segment.validation import Examiner, PatchValidation, Validation
 from clemreg.simulate.em import random_training_block
 from clemreg.simulate.phantom import ER_CLASSES

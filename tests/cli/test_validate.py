@@ -83,3 +83,14 @@ def test_mistakes_are_explained(cosem_sample, prediction, capsys):
     assert run_app([*plain, "--unannotated", "inside"]) == 2
     assert run_app([*plain[:-4], "--iteration", "1", "--label", "ld"]) == 1
     assert "did anybody look" in capsys.readouterr().err
+
+
+def test_a_page_shows_every_class(cosem_sample, prediction, tmp_path):
+    page = tmp_path / "r.html"
+    arguments = command(cosem_sample, prediction, "--iteration", "5", "--metric", "dice")
+    arguments += ["--metric", "precision", "--metric", "recall", "--report", str(page)]
+    assert run_app(arguments) == 0
+    html = page.read_text()
+    assert "setup03 at 5, on 2 crops" in html
+    assert all(f"{name}: one slice" in html for name in ("mito, crop3", "LD, crop3"))
+    assert html.count("data:image/png") == 3  # bars, two slices

@@ -1,0 +1,162 @@
+"""How to train: every option, and which of them fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clemreg.errors import ConfigError
+from clemreg.segment.classes import category
+from clemreg.segment.cosem import SMALLEST, STEP, CosemOptions
+from clemreg.segment.network import NetworkOptions
+from clemreg.segment.sampling import PatchShape
+from clemreg.segment.setups import OUTPUT_NM
+
+CHOICES = {
+    "architecture": ("compact", "cosem"),
+    "loss": ("entropy", "paper"),
+    "optimiser": ("adamw", "adam"),
+    "schedule": ("cosine", "constant"),
+    "precision": ("auto", "float32", "bfloat16"),
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes
+    ----------
+    spacing_nm
+        Voxel size that the network is made for (isotropic).
+    steps, batch
+        Optimiser steps and patches per step.
+    output, margin
+        Voxels of a patch along each axis that the loss looks at, and those around them that it
+        leaves out.
+    classes
+        What to predict, of `clemreg.segment.targets.CLASSES`.
+    learning_rate
+        Peak of the one-cycle cosine schedule.
+    widths, down, up, fold
+        Shape of the network, as in `NetworkOptions`.
+    balance
+        How far positives and negatives are made to count alike: 1 fully (the paper), 0 not at all.
+    scale
+        Range of random magnification.
+    average
+        Decay of the moving average of the weights.
+    seed
+        Seed of weights and patches.
+    threads
+        Threads of torch.
+    checkpoint_every
+        Steps between checkpoints.
+    start
+        Bundled name or file of a network whose weights to start from; empty: random weights.
+    freeze
+        Share of the steps after which the normalisation is frozen.
+    least_steps
+        Steps after which `converged` may end the training before `steps`; 0: it never does.
+    device
+        Where to compute; empty: on the first GPU, or the processor if there is none.
+    architecture
+        ``compact``, or ``cosem``: the network of the paper, with `widths` at its four levels
+        down and `up_widths` up (as in the paper, unless given).
+    loss
+        ``entropy``: cross entropy and Dice. ``paper``: balanced squared error of the tanh
+        distances.
+    optimiser
+        ``adamw``, or ``adam`` as in the paper.
+    betas
+        Decays of its averages.
+    schedule
+        ``cosine``: one cycle. ``constant``: `learning_rate` throughout.
+    precision
+        ``auto``: bfloat16 where it is fast. ``float32`` or ``bfloat16``: always.
+    elastic_nm, elastic_every_nm
+        Patches are bent: standard deviation of the displacement of control points along each
+        axis (0: not at all), and the distance between them.
+    revisit
+        Share of the steps that see the patches again which had the largest losses before the
+        last checkpoint: the hard negatives.
+    """
+
+    spacing_nm: float = 16.0
+    steps: int = 3000
+    batch: int = 2
+    output: int = 48
+    margin: int = 16
+    classes: tuple[str, ...] = ("mito", "mito_mem")
+    learning_rate: float = 2e-3
+    widths: tuple[int, ...] = (16, 32, 64)
+    down: tuple[int, ...] = (2, 2, 2)
+    up: tuple[int, ...] = (2, 2)
+    fold: int = 1
+    balance: float = 1.0
+    scale: tuple[float, float] = (0.8, 1.25)
+    average: float = 0.998
+    seed: int = 0
+    threads: int = 2
+    checkpoint_every: int = 250
+    start: str = ""
+    freeze: float = 0.65
+    least_steps: int = 0
+    device: str = ""
+    architecture: str = "compact"
+    up_widths: tuple[int, ...] = ()
+    loss: str = "entropy"
+    optimiser: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: str = "cosine"
+    precision: str = "auto"
+    elastic_nm: float = 0.0
+    elastic_every_nm: float = 400.0
+    revisit: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, known in CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} = {getattr(self, name)!r}", hint=f"choose one of {', '.join(known)}"
+                )
+        if self.architecture == "cosem" and self.loss != "paper":
+            raise ConfigError(
+                "a COSEM network predicts tanh distances as they are",
+                hint='set loss = "paper"',
+            )
+        if not 0 <= self.revisit < 1:
+            raise ConfigError(f"revisit = {self.revisit} is no share of the steps from 0 to 1")
+        for name in self.classes:
+            category(name)
+
+    def network(self) -> NetworkOptions:
+        """Return the shape of the compact network."""
+        return NetworkOptions(self.classes, self.widths, self.down, self.up, self.fold)
+
+    def cosem(self) -> CosemOptions:
+        """Return the shape of the network of the paper."""
+        plain = CosemOptions(self.classes, self.spacing_nm)
+        widths = self.widths if len(self.widths) == len(plain.widths) else plain.widths
+        up_widths = self.up_widths if self.up_widths else plain.up_widths
+        return CosemOptions(self.classes, self.spacing_nm, widths, up_widths)  # type: ignore[arg-type]
+
+    def patch(self) -> PatchShape:
+        """Return the size of the patches.
+
+        Raises
+        ------
+        ConfigError
+            A COSEM network has no output of that size.
+        """
+        if self.architecture == "compact":
+            inputs = self.output + 2 * self.margin
+            return PatchShape(inputs, self.output, self.spacing_nm, self.spacing_nm)
+        options = self.cosem()
+        size = options.input_size(self.output)
+        if options.output_size(size) != self.output:
+            fits = [options.output_size(SMALLEST + STEP * k) for k in range(4)]
+            raise ConfigError(
+                f"a COSEM network for {self.spacing_nm:g} nm has no output of {self.output} voxels",
+                hint=f"output may be {', '.join(map(str, fits))} and so on",
+            )
+        return PatchShape(size, self.output, self.spacing_nm, OUTPUT_NM)
