@@ -28,6 +28,8 @@ from clemreg.space.resample import pool_mean, pool_mode
 from clemreg.volume import Labels, Volume
 
 Format = Literal["zarr", "zarr2", "n5"]
+# Names under which zarr-python and tensorstore write a chunk before it is whole.
+_TORN = ("*.partial", "*.__lock")
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class VolumeWriter:
         self.grids = pyramid_grids(grid, options.levels)
         self.pooled = 0  # levels after this one are made at the end of the ``with`` block
         self.partial = partial_path(path)
+        self.goes_on = False  # with what an earlier, killed run left
         self._store: _ZarrStore | _N5Store = (
             _N5Store(self) if format_ == "n5" else _ZarrStore(self, format_)
         )
@@ -92,6 +95,7 @@ class VolumeWriter:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.options.resume:
                 remove(self.partial)
+            self.goes_on = self.partial.exists()
             self._store.create()
         return self
 
@@ -116,6 +120,8 @@ class VolumeWriter:
                         for box in self.grids[level].box.tiles(self.pooling_block):
                             self.pool(level, box)
                     self._store.finish()
+                    if self.goes_on:
+                        _remove_torn(self.partial)
                     put_in_place(self.partial, self.path)
             except BaseException:
                 self._abandon()
@@ -230,6 +236,13 @@ def _pool(array: NDArray[Any], factor: Sequence[int], labels: bool) -> NDArray[A
     return (
         np.rint(mean).astype(array.dtype) if array.dtype.kind in "iu" else mean.astype(array.dtype)
     )
+
+
+def _remove_torn(folder: Path) -> None:
+    """Remove what a killed run was writing: chunks are renamed when they are whole."""
+    for pattern in _TORN:
+        for path in folder.rglob(pattern):
+            path.unlink()
 
 
 class _ZarrStore:

@@ -87,16 +87,26 @@ def show_picture(axes: Any, picture: NDArray[Any], grid: Grid, axis: int, **opti
 
 
 def scale_bar(axes: Any, colour: str = "white") -> None:
-    """Draw a bar of a round length, about a fifth of the width, at the lower right."""
+    """Draw a bar of a round length, about a fifth of the width, at the lower right.
+
+    It has an edge of the opposite brightness, so that it shows on anything.
+    """
+    from matplotlib.patheffects import withStroke
+
+    opposite = "black" if colour == "white" else "white"
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
     length = round_length((right - left) / 5)
     end, level = right - 0.04 * (right - left), bottom + 0.06 * (top - bottom)
-    axes.plot([end - length, end], [level, level], color=colour, lw=3, solid_capstyle="butt")
+    axes.plot(
+        [end - length, end], [level, level], color=colour, lw=3, solid_capstyle="butt",
+        path_effects=[withStroke(linewidth=4.5, foreground=opposite)],
+    )  # fmt: skip
     words = f"{length:g} µm" if length >= 0.1 else f"{1e3 * length:g} nm"
     axes.annotate(
         words, (end - length / 2, level), xytext=(0, 4), textcoords="offset points",
         ha="center", va="bottom", color=colour, fontsize=8, fontweight="bold",
+        path_effects=[withStroke(linewidth=1.5, foreground=opposite)],
     )  # fmt: skip
 
 

@@ -165,8 +165,9 @@ def _rows(
         axes.barh(level, values, height * 0.9, color=colours[k], label=words)
         for y, row, value in zip(level, labels, values, strict=True):
             text = number(row.scores.get(name), 2 if name in BARS else 1)
+            beside = 8 if row.by_crop and not k else 3  # a dot may lie at the end of the bar
             axes.annotate(
-                text, (value, y), xytext=(3, 0), textcoords="offset points", va="center",
+                text, (value, y), xytext=(beside, 0), textcoords="offset points", va="center",
                 fontsize=7, color=INK,
             )  # fmt: skip
     axes.set_yticks(range(len(labels)), [canvas.plain_text(row.label) for row in labels])

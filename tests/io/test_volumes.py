@@ -140,6 +140,24 @@ def test_resume_goes_on_with_what_was_written(tmp_path):
     np.testing.assert_array_equal(back[8:], PIXELS[8:])
 
 
+@pytest.mark.parametrize("format_", ["zarr", "n5"])
+def test_resume_leaves_no_torn_chunk(tmp_path, format_):
+    """Killed while a chunk was written: it lies beside under another name."""
+    path, options = tmp_path / "v", WriteOptions((8, 8, 8), resume=True)
+    with (
+        pytest.raises(ZeroDivisionError),
+        create_volume(path, GRID, "u1", format=format_, options=options),
+    ):
+        1 / 0  # noqa: B018
+    torn = [tmp_path / ".v.partial" / "s0" / name for name in ("0.abc.partial", "1.__lock")]
+    for file in torn:
+        file.write_bytes(b"half")
+    with create_volume(path, GRID, "u1", format=format_, options=options) as w:
+        w[GRID.box] = PIXELS
+    assert [p.name for p in path.rglob("*") if p.suffix in (".partial", ".__lock")] == []
+    np.testing.assert_array_equal(open_volume(path).read(), PIXELS)
+
+
 def test_opening_never_writes(tmp_path):
     (tmp_path / "data.n5").mkdir()
     with pytest.raises(FormatError):

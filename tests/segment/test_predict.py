@@ -125,12 +125,66 @@ def test_a_killed_prediction_goes_on_and_gives_the_same_file(tmp_path, em, model
         tmp_path / "straight" / "p.zarr",
         options=PredictOptions(block=8, precise=True),
     )
-    files = [
-        {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
-        for root in (tmp_path / "straight" / "p.zarr", tmp_path / "killed" / "p.zarr")
-    ]
-    assert files[0] == files[1]
+    roots = (tmp_path / "straight" / "p.zarr", tmp_path / "killed" / "p.zarr")
+    assert file_contents(roots[0]) == file_contents(roots[1])
     assert len(np.unique(straight.read())) > 20
+
+
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+from clemreg.io.volumes import open_volume
+from clemreg.segment.models import load_model
+from clemreg.segment.predict import PredictOptions, predict
+folder = Path(sys.argv[1])
+em, model = open_volume(folder / "em.zarr", frame="em"), load_model(folder / "m.safetensors")
+options = PredictOptions(block=8, precise=True, threads=1)
+chance, kills = random.Random(int(sys.argv[2])), 0
+while True:
+    child = os.fork()
+    if not child:
+        predict(em, model, folder / "killed" / "p.zarr", options=options)
+        os._exit(0)
+    # From before anything is written to a few blocks on.
+    time.sleep(chance.choice([0.0, 0.01, 0.03, 0.1, 0.3]) * chance.random() * (1 + kills / 5))
+    os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFEXITED(status):
+        break
+    kills += 1
+print(kills, os.WEXITSTATUS(status))
+"""
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_at_any_moment(tmp_path, em, model):
+    """Dozens of kills, from before the first byte on: the file is that of one straight run."""
+    save_model(model.network, model.card, tmp_path / "m.safetensors")
+    write_volume(tmp_path / "em.zarr", em)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, str(tmp_path), "1"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=500,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    kills, status = (int(v) for v in done.stdout.split())
+    assert status == 0
+    assert kills > 5
+    predict(
+        open_volume(tmp_path / "em.zarr", frame="em"),
+        model,
+        tmp_path / "straight" / "p.zarr",
+        options=PredictOptions(block=8, precise=True),
+    )
+    killed, straight = (file_contents(tmp_path / name) for name in ("killed", "straight"))
+    assert sorted(killed) == sorted(straight)
+    assert killed == straight
+
+
+def file_contents(root):
+    return {p.relative_to(root): p.read_bytes() for p in root.rglob("*") if p.is_file()}
 
 
 def test_mirrored_views_are_averaged(tmp_path, em, model):
