@@ -119,6 +119,7 @@ def label_target(
     *,
     grown_nm: float = 0.0,
     stride: Sequence[int] = (2, 2, 2),
+    border_nm: FloatArray | None = None,
 ) -> Target:
     """Target of one class from its annotation, on every `stride`-th voxel.
 
@@ -135,6 +136,8 @@ def label_target(
         all inside or all outside.
     stride
         Annotations have 2 nm voxels, targets 4 nm: every second voxel counts.
+    border_nm
+        `border_distance_nm` of `annotated`, if it is at hand: many classes share one.
 
     Raises
     ------
@@ -146,7 +149,9 @@ def label_target(
     thin = tuple(slice(None, None, int(s)) for s in stride)
     low, high = np.float32(-LIMIT_NM - grown_nm), np.float32(LIMIT_NM - grown_nm)
     distance = np.clip(signed_distance_nm(mask, spacing_nm)[thin], low, high)
-    border = np.clip(border_distance_nm(annotated, spacing_nm)[thin], low, high)
+    if border_nm is None:
+        border_nm = border_distance_nm(annotated, spacing_nm)
+    border = np.clip(border_nm[thin], low, high)
     size = np.abs(distance)
     doubtful = np.where(
         distance >= 0,
@@ -205,10 +210,23 @@ def crop_targets(
         )
     names = [category(name).name for name in classes]
     needed = {name: _absorbed(name) for name in names}
-    own = {
-        name: _own_target(category(name), label_sets, ids, spacing_nm, stride)
-        for name in sorted(set().union(*needed.values()))
-    }
+    border = border_distance_nm(label_sets["all"] > 0, spacing_nm)
+
+    def target_of(kind: Category) -> Target:
+        if ids.of(kind) is Annotation.UNKNOWN:
+            return unknown_target(border.shape, stride)
+        every = label_sets["all"]
+        labels = label_sets.get(kind.separate, every) if kind.separate else every
+        return label_target(
+            np.isin(labels, kind.ids),
+            every > 0,
+            spacing_nm,
+            grown_nm=kind.grown_nm,
+            stride=stride,
+            border_nm=border,
+        )
+
+    own = {name: target_of(category(name)) for name in sorted(set().union(*needed.values()))}
     combined = [combine([own[part] for part in needed[name]]) for name in names]
     return np.stack([t.tanh for t in combined]), np.stack([t.known for t in combined])
 
@@ -225,18 +243,3 @@ def combine(parts: Sequence[Target]) -> Target:
 def _absorbed(name: str) -> tuple[str, ...]:
     """Return a class with all that is joined to it; a microtubule takes the centrosome alone."""
     return (name, *category(name).absorbs)
-
-
-def _own_target(
-    kind: Category,
-    label_sets: Mapping[str, NDArray[Any]],
-    ids: AnnotatedIds,
-    spacing_nm: Sequence[float],
-    stride: Sequence[int],
-) -> Target:
-    every = label_sets["all"]
-    if ids.of(kind) is Annotation.UNKNOWN:
-        return unknown_target(every.shape, stride)
-    labels = label_sets.get(kind.separate, every) if kind.separate else every
-    mask = np.isin(labels, kind.ids)
-    return label_target(mask, every > 0, spacing_nm, grown_nm=kind.grown_nm, stride=stride)
