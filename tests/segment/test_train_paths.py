@@ -223,3 +223,15 @@ def test_a_batch_must_be_shared_equally():
     assert list(Team(1, 2).share(4)) == [2, 3]
     with pytest.raises(ConfigError, match="cannot be shared by 2"):
         Team(0, 2).share(3)
+
+
+def test_bfloat16_is_close_to_float32():
+    exact, rough = (
+        train(
+            Balls(COMPACT.patch()),
+            dataclasses.replace(COMPACT, steps=2, precision=precision),
+        ).losses
+        for precision in ("float32", "bfloat16")
+    )
+    assert rough != exact
+    np.testing.assert_allclose(rough, exact, rtol=0.05)
