@@ -138,34 +138,71 @@ def start_from(network: UNet, other: UNet) -> None:
 
     A network that folds can start from one that does not: it then sees the mean of each cube of
     voxels and predicts the same for all of them. So one for fine EM starts from one for coarse EM.
+    A wider network can start from a narrower one: what is new has no say in what was there, so
+    that it begins with the same predictions (Chen, Goodfellow & Shlens, ICLR 2016, the idea).
 
     Raises
     ------
     FormatError
-        The bodies of the networks differ in shape.
+        The other network is not of the same depth, wider somewhere, or folds otherwise.
     """
-    state, theirs = network.state_dict(), other.state_dict()
-    if network.options.fold > 1 and other.options.fold == 1:
-        theirs = _folded(theirs, network.options.fold**3)
-    body = {k: v for k, v in theirs.items() if not k.startswith("head.")}
-    wrong = [k for k in state if not k.startswith("head.") and k not in body]
-    wrong += [k for k, v in body.items() if k not in state or state[k].shape != v.shape]
-    if wrong:
+    ours, options = network.options, other.options
+    theirs = other.state_dict()
+    if ours.fold > 1 and options.fold == 1:
+        theirs = _folded(theirs, ours.fold**3)
+    elif ours.fold != options.fold:
+        raise FormatError(_other_shape(options), hint=f"use its fold {options.fold}")
+    if (ours.down, ours.up) != (options.down, options.up) or any(
+        a < b for a, b in zip(ours.widths, options.widths, strict=True)
+    ):
         raise FormatError(
-            f"the network to start from has another shape: {', '.join(wrong[:3])} "
-            f"({len(wrong)} tensors)",
-            hint=f"use its widths {other.options.widths}, down {other.options.down}, up "
-            f"{other.options.up} and fold {other.options.fold}",
+            _other_shape(options), hint="use its down, up and fold, and widths no smaller than its"
         )
-    state.update(body)
-    rows = network.options.fold**3
-    named = {category(name).name: j for j, name in enumerate(other.options.classes)}
-    for i, name in enumerate(network.options.classes):
+    state = network.state_dict()
+    for key, weight in theirs.items():
+        if not key.startswith("head."):
+            state[key] = _widened(state[key], weight, _inputs(key, ours, options))
+    cube = ours.fold**3
+    named = {category(name).name: j for j, name in enumerate(options.classes)}
+    for i, name in enumerate(ours.classes):
         j = named.get(category(name).name)
-        if j is not None:
-            for key in ("head.weight", "head.bias"):
-                state[key][i * rows : (i + 1) * rows] = theirs[key][j * rows : (j + 1) * rows]
+        if j is None:
+            continue
+        for key in ("head.weight", "head.bias"):
+            rows = state[key][i * cube : (i + 1) * cube]
+            old = theirs[key][j * cube : (j + 1) * cube]
+            rows.copy_(_widened(rows, old, list(range(options.widths[0]))))
     network.load_state_dict(state)
+
+
+def _other_shape(options: NetworkOptions) -> str:
+    return (
+        f"the network to start from has another shape: widths {options.widths}, down "
+        f"{options.down}, up {options.up}, fold {options.fold}"
+    )
+
+
+def _inputs(key: str, ours: NetworkOptions, theirs: NetworkOptions) -> list[int]:
+    """Which of our input channels of a convolution are those of the other network, in order."""
+    kind, level, layer = key.split(".")[:3]
+    n = int(level)
+    if layer != "0":
+        return list(range(theirs.widths[n]))
+    if kind == "down":
+        return list(range(theirs.widths[n - 1] if n else ours.fold**3))
+    skip = list(range(theirs.widths[n]))
+    return skip + [ours.widths[n] + i for i in range(theirs.widths[n + 1])]
+
+
+def _widened(new: torch.Tensor, old: torch.Tensor, inputs: list[int]) -> torch.Tensor:
+    """Put `old` into the first outputs of `new`; other inputs do not reach these."""
+    result = new.clone()
+    result[: len(old)] = 0
+    if old.dim() == 1:
+        result[: len(old)] = old
+    else:
+        result[: len(old), inputs] = old
+    return result
 
 
 def _folded(state: dict[str, torch.Tensor], cube: int) -> dict[str, torch.Tensor]:

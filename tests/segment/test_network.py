@@ -121,8 +121,42 @@ def test_starting_from_another_network_moves_heads_by_name():
     torch.testing.assert_close(new.head.weight[2], old.head.weight[0])
     torch.testing.assert_close(new.head.weight[0], er)
     torch.testing.assert_close(new.down[0][0].weight, old.down[0][0].weight)
-    with pytest.raises(FormatError, match=r"widths \(4, 6\)"):
-        start_from(UNet(NetworkOptions(("mito",), (4, 8), (2, 2), (2,))), old)
+
+
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [
+        (NetworkOptions(("mito",), (4, 5), (2, 2), (2,)), "widths no smaller"),
+        (NetworkOptions(("mito",), (4, 6, 8)), "its down, up"),
+        (NetworkOptions(("mito",), (4, 6), (1, 2), (2,)), "its down, up"),
+    ],
+    ids=["narrower", "deeper", "fewer convolutions"],
+)
+def test_a_network_to_start_from_that_does_not_fit_is_refused(options, hint):
+    old = UNet(NetworkOptions(("mito", "mito_mem"), (4, 6), (2, 2), (2,)))
+    with pytest.raises(FormatError, match=r"another shape: widths \(4, 6\)") as error:
+        start_from(UNet(options), old)
+    assert hint in error.value.hint
+
+
+def test_a_network_that_does_not_fold_cannot_start_from_one_that_does():
+    old = UNet(NetworkOptions(("mito",), (4, 6), (2, 2), (2,), 2))
+    with pytest.raises(FormatError, match="fold 2"):
+        start_from(UNet(NetworkOptions(("mito",), (4, 6), (2, 2), (2,))), old)
+
+
+@pytest.mark.parametrize("fold", [1, 2])
+def test_a_wider_network_starts_with_the_predictions_of_the_narrow_one(fold):
+    torch.manual_seed(8)
+    narrow = UNet(NetworkOptions(("mito", "mito_mem"), (4, 6, 8), fold=fold)).double()
+    wide = UNet(NetworkOptions(("er", "mito_mem", "mito"), (5, 9, 16), fold=fold)).double()
+    start_from(wide, narrow)
+    n = wide.input_size(2 * wide.step)
+    x = torch.randn(1, 1, n, n, n, dtype=torch.double)
+    torch.testing.assert_close(wide(x)[:, [2, 1]], narrow(x))
+    wide(x)[:, 1:].sum().backward()
+    joint = wide.up[0][0].weight.grad
+    assert float(joint[:4, 4].abs().max()) > 0  # new channels can still win influence
 
 
 def test_starting_from_another_network_moves_all_rows_of_a_folded_head():
