@@ -11,7 +11,11 @@ torch = pytest.importorskip("torch")
 
 from clemreg.errors import FormatError  # noqa: E402
 from clemreg.segment.data import PatchOptions, PatchSampler, TrainingVolume  # noqa: E402
-from clemreg.segment.loss import balanced_loss  # noqa: E402
+from clemreg.segment.loss import (  # noqa: E402
+    balanced_loss,
+    balancing_weights,
+    weighted_entropy,
+)
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.targets import class_targets, signed_distance_nm  # noqa: E402
 from clemreg.segment.training import TrainOptions, converged, train  # noqa: E402
@@ -60,7 +64,10 @@ def test_balance_is_a_power_of_the_weights():
         torch.sigmoid(2 * logits[known]), (target[known] + 1) / 2
     )
     share = (target[known] > 0).double().mean()
-    found = [float(balanced_loss(logits, target, known, ("mito_mem",), b)) for b in (0.0, 0.5, 1.0)]
+    found = []
+    for balance in (0.0, 0.5, 1.0):
+        weights = balancing_weights(target > 0, known, balance)
+        found.append(float(weighted_entropy(logits, target, known, weights)))
     entropy = torch.nn.functional.binary_cross_entropy(
         torch.sigmoid(2 * logits[known]), (target[known] + 1) / 2, reduction="none"
     )
@@ -76,29 +83,52 @@ def logit(prediction):
 
 
 def test_loss_is_least_at_the_truth():
-    """The gradient vanishes where prediction and target are equal, up to the Dice term."""
+    """The gradient vanishes where prediction and target are equal; Dice adds at the surface."""
     target = torch.tanh(torch.linspace(-3, 3, 64).reshape(1, 1, 4, 4, 4))
-    target = torch.cat([target, target * 0.5], dim=1)
     known = torch.ones_like(target, dtype=torch.bool)
     logits = logit(target).requires_grad_()
-    balanced_loss(logits, target, known, ("mito", "mito_mem")).backward()
-    assert float(logits.grad[:, 1].abs().max()) < 1e-7  # a membrane has no Dice term
-    far = logits.grad[:, 0][target[:, 0].abs() > 0.9]
+    weights = balancing_weights(target > 0, known)
+    weighted_entropy(logits, target, known, weights).backward()
+    assert float(logits.grad.abs().max()) < 1e-7
+    logits.grad = None
+    balanced_loss(logits, target, known, ("mito",)).backward()
+    far = logits.grad[target.abs() > 0.9]
     assert float(far.abs().max()) < 1e-4
+    assert float(logits.grad.abs().max()) > 1e-3
+
+
+def test_a_membrane_of_low_target_values_is_worth_finding():
+    """Cross entropy hardly tells these two guesses apart; Dice does."""
+    target = torch.full((1, 10, 10, 40), -0.5)
+    target[..., 16:24] = 0.12
+    known = torch.ones_like(target, dtype=torch.bool)
+    weights = torch.ones_like(target)
+    entropies, losses = [], []
+    for guess in (0.1, -0.1):
+        logits = target.clone()
+        logits[..., 16:24] = guess
+        logits = logit(logits)
+        entropies.append(float(weighted_entropy(logits, target, known, weights)))
+        losses.append(
+            float(balanced_loss(logits[None], target[None], known[None], ("mito_mem",), 0.0))
+        )
+    assert losses[0] < losses[1]
+    assert losses[1] - losses[0] > 5 * (entropies[1] - entropies[0]) > 0
 
 
 def test_loss_counts_both_sides_alike():
-    """Without the Dice term: one wrong positive weighs as much as all negatives wrong alike."""
-    target = torch.full((1, 2, 1, 1, 10), -0.5)
+    """One wrong positive weighs as much as all negatives wrong alike."""
+    target = torch.full((1, 1, 1, 10), -0.5)
     target[..., :2] = 0.5
     known = torch.ones_like(target, dtype=torch.bool)
+    weights = balancing_weights(target > 0, known)
     right = logit(target)
     losses = []
-    for side in (target[0, 1] > 0, target[0, 1] < 0):
+    for side in (target > 0, target < 0):
         wrong = right.clone()
-        wrong[0, 1][side] *= -1
-        difference = balanced_loss(wrong, target, known, ("mito", "mito_mem"))
-        losses.append(float(difference - balanced_loss(right, target, known, ("mito", "mito_mem"))))
+        wrong[side] *= -1
+        difference = weighted_entropy(wrong, target, known, weights)
+        losses.append(float(difference - weighted_entropy(right, target, known, weights)))
     assert losses[0] == pytest.approx(losses[1])
     assert losses[0] > 0.05
 
