@@ -94,3 +94,29 @@ def test_a_page_shows_every_class(cosem_sample, prediction, tmp_path):
     assert "setup03 at 5, on 2 crops" in html
     assert all(f"{name}: one slice" in html for name in ("mito, crop3", "LD, crop3"))
     assert html.count("data:image/png") == 3  # bars, two slices
+
+
+def test_every_option_is_in_the_scores(cosem_sample, prediction, tmp_path, capsys):
+    """Options are part of the question: other lengths or another sample make another score."""
+    store = tmp_path / "scores.db"
+    plain = command(cosem_sample, prediction, "--iteration", "7", "--store", str(store))
+    plain += ["--label", "mito", "--crop", "crop8", "--metric", "recall_with_tolerance"]
+    mine = ["--sample", "ball", "--raw-dataset", "volumes/raw/s1", "--tolerance", "8 nm"]
+    assert run_app(plain) == 0
+    assert run_app([*plain, *mine, "--clip", "90 nm"]) == 0
+    rows = {r.parent_dataset_id: r for r in ResultStore(store).find()}
+    assert set(rows) == {"jrc_ball", "ball"}
+    assert rows["ball"].raw_dataset == "volumes/raw/s1"
+    assert json.loads(rows["ball"].metric_params) == {"tol_distance": 8}
+    assert json.loads(rows["jrc_ball"].metric_params) == {"tol_distance": 40}
+    assert rows["ball"].value <= rows["jrc_ball"].value
+    em = open_volume(prediction)
+    write_volume(prediction, Volume(em.read() * 0 + 200, em.grid, em.channels))
+    changed = [*plain[:-1], "precision"]
+    assert run_app(changed) == 0
+    write_volume(prediction, Volume(em.read() * 0 + 100, em.grid, em.channels))
+    assert run_app(changed) == 1
+    assert "replace the stored score" in capsys.readouterr().err
+    assert run_app([*changed, "--replace"]) == 0
+    (row,) = ResultStore(store).find(metric="precision")
+    assert np.isnan(row.value)
