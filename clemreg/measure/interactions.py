@@ -12,6 +12,8 @@ from clemreg.io.atomic import atomic_path
 from clemreg.measure.tables import Table
 
 _SUMMED = ("volume_nm3", "area_a_nm2", "area_b_nm2")
+# A table that was read back without rows does not say what its columns hold.
+_KINDS = {"organelle_a": np.str_, "a_id": np.uint64, "organelle_b": np.str_, "b_id": np.uint64}
 _TYPES = {"U": "string", "u": "long", "i": "long", "f": "double"}
 
 
@@ -29,15 +31,17 @@ def interactions(contacts: Sequence[Table]) -> Table:
     Table
         One row a pair: organelle and id of both, number of sites, volume and areas, smallest gap.
     """
-    names = ("organelle_a", "a_id", "organelle_b", "b_id")
-    columns = {n: np.concatenate([t[n] for t in contacts]) for n in (*names, *_SUMMED, "gap_nm")}
-    codes = [np.unique(columns[n], return_inverse=True)[1] for n in names]
+    columns = {
+        n: np.concatenate([t[n].astype(_KINDS.get(n, np.float64)) for t in contacts])
+        for n in (*_KINDS, *_SUMMED, "gap_nm")
+    }
+    codes = [np.unique(columns[n], return_inverse=True)[1] for n in _KINDS]
     _, lead, pair = np.unique(np.stack(codes, 1), axis=0, return_index=True, return_inverse=True)
     pair = pair.ravel()
     gap = np.full(len(lead), np.inf)
     np.minimum.at(gap, pair, columns["gap_nm"])
     return Table.of(
-        **{n: columns[n][lead] for n in names},
+        **{n: columns[n][lead] for n in _KINDS},
         sites=np.bincount(pair, minlength=len(lead)),
         **{n: np.bincount(pair, columns[n], len(lead)) for n in _SUMMED},
         gap_nm=gap,

@@ -269,17 +269,13 @@ class _Chain:
             self.folder / "contacts" / contact.title / "contacts.csv"
             for contact in self.config.contacts
         ]
-        # A table without rows does not say whether its columns hold numbers or names.
-        tables = [table for path in paths if len(table := read_table(path))]
+        pairs = interactions([read_table(path) for path in paths])
+        objects = partners(pairs)
         remove(folder)
-        found: dict[str, Any] = {"objects": 0}
-        if tables:
-            pairs = interactions(tables)
-            objects = partners(pairs)
-            write_table(folder / "pairs.csv", pairs)
-            write_table(folder / "partners.csv", objects)
-            write_graphml(folder / "graph.graphml", pairs)
-            found = {"pairs": len(pairs), **summary(objects, ["partners"])}
+        write_table(folder / "pairs.csv", pairs)
+        write_table(folder / "partners.csv", objects)
+        write_graphml(folder / "graph.graphml", pairs)
+        found = {"pairs": len(pairs), **summary(objects, ["partners"])}
         atomic_write_json(folder / SUMMARY, found)
 
     def _summary(self) -> None:

@@ -11,7 +11,7 @@ from clemreg.errors import ConfigError
 from clemreg.io.volumes import open_labels, write_volume
 from clemreg.measure.interactions import interactions, named, partners, write_graphml
 from clemreg.measure.recipes import contact_recipe, contact_recipes
-from clemreg.measure.tables import Table, read_table
+from clemreg.measure.tables import Table, read_table, write_table
 from clemreg.testing import hostile_grid
 from clemreg.volume import Labels
 
@@ -41,6 +41,20 @@ def test_sites_of_a_pair_add_up_and_a_microtubule_touches_two_organelles(pairs):
     assert seen["mt", 70_001]["partners"] == 2
     assert seen["er", 1]["touches"] == "mt"
     assert seen["er", 1]["partners"] == 2
+
+
+def test_tables_without_rows_change_no_id(tmp_path):
+    """Read back from CSV, an empty table has no types; a large id is no float, nor is a name."""
+    many, none = contacts([(2**60 + 1, 2**60 + 3, 5, 8)], "er", "mt"), tmp_path / "none.csv"
+    write_table(none, many.where(np.zeros(1, bool)))
+    for tables in ([many, read_table(none)], [read_table(none), many]):
+        pairs = interactions(tables)
+        assert pairs["a_id"].tolist() == [2**60 + 1]
+        assert partners(pairs)["object_id"].tolist() == [2**60 + 1, 2**60 + 3]
+    empty = interactions([read_table(none)])
+    assert [empty[n].dtype.kind for n in ("a_id", "organelle_b", "gap_nm")] == ["u", "U", "f"]
+    write_graphml(tmp_path / "g.graphml", empty)
+    assert len(nx.read_graphml(tmp_path / "g.graphml")) == 0
 
 
 def test_networkx_reads_the_graph(tmp_path, pairs):
