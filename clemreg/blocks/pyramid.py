@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 
 from clemreg.blocks.executors import Executor
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Ledger, Progress, run
-from clemreg.io.atomic import remove
+from clemreg.blocks.run import Ledger, Progress, remove_ledger, run
 from clemreg.io.writer import VolumeWriter
 
 
@@ -32,8 +32,9 @@ def write_pyramid(
 
 def remove_ledgers(ledger: Path) -> None:
     """Remove what `write_pyramid` has noted of its levels."""
-    for path in ledger.parent.glob(f"{ledger.stem}.level*"):
-        remove(path)
+    for path in ledger.parent.glob(f"{glob.escape(ledger.stem)}.level*"):
+        if path.suffix.removeprefix(".level").isdigit():
+            remove_ledger(path)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from clemreg.blocks.executors import Executor, Pool, Serial, Threads, Work
 from clemreg.blocks.plan import Block
-from clemreg.errors import ClemregError, FormatError
+from clemreg.errors import ClemregError, FormatError, StorageError
 from clemreg.io.atomic import storage_errors
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,13 @@ class Ledger:
         Ledger file.
     job
         Identifies job and block layout; a ledger of another job is refused.
+
+    Raises
+    ------
+    FormatError
+        The ledger belongs to another job.
+    StorageError
+        Something else has this name.
     """
 
     def __init__(self, path: Path, job: str) -> None:
@@ -38,7 +45,8 @@ class Ledger:
         self.done = self._read()
 
     def _read(self) -> set[int]:
-        if not self.path.exists():
+        check_ledger(self.path)
+        if not self.path.exists() or not self.path.stat().st_size:
             with storage_errors(self.path):
                 self.path.parent.mkdir(parents=True, exist_ok=True)
                 self.path.write_text(f"job {self.job}\n", encoding="utf-8")
@@ -57,6 +65,39 @@ class Ledger:
             stream.write(f"{number}\n")
             stream.flush()
         self.done.add(number)
+
+
+def remove_ledger(path: Path) -> None:
+    """Remove a ledger, if it is there.
+
+    Raises
+    ------
+    StorageError
+        Something else has this name.
+    """
+    check_ledger(path)
+    path.unlink(missing_ok=True)
+
+
+def check_ledger(path: Path) -> None:
+    """Check that a path is free, or a ledger.
+
+    Raises
+    ------
+    StorageError
+        Something else has this name.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_file():
+        with path.open("rb") as stream:
+            head = stream.read(4)
+        if head in (b"job ", b""):  # empty: killed before the first line was on disk
+            return
+    raise StorageError(
+        f"{path} is in the way: notes on finished blocks have this name, but it is none of these",
+        hint="rename or move it, or choose another output",
+    )
 
 
 def run(

@@ -15,9 +15,9 @@ from numpy.typing import DTypeLike, NDArray
 from clemreg.blocks.executors import Executor, Serial
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
-from clemreg.blocks.run import Ledger, Progress, run
+from clemreg.blocks.run import Ledger, Progress, check_ledger, remove_ledger, run
 from clemreg.errors import DataError
-from clemreg.io.atomic import atomic_path, partial_path, remove
+from clemreg.io.atomic import atomic_path, partial_path
 from clemreg.io.volumes import VolumeWriter, WriteOptions, create_volume, open_volume
 from clemreg.space.grid import Box, Grid, Shape, Triple
 from clemreg.volume import Volume
@@ -122,12 +122,18 @@ def map_volume(
     -------
     Volume
         What was written.
+
+    Raises
+    ------
+    StorageError
+        A file or folder that is not ours has the name of the ledger, ``.NAME.blocks``.
     """
     if not out.exists():
         options = replace(options or WriteOptions(levels=1), chunk=chunk_of(how.block), resume=True)
         ledger_path = partial_path(out).with_suffix(".blocks")
+        check_ledger(ledger_path)
         if not partial_path(out).exists():
-            remove(ledger_path)
+            remove_ledger(ledger_path)
             remove_ledgers(ledger_path)
         with create_volume(out, grid, dtype, options=options) as writer:
             run(
@@ -138,7 +144,7 @@ def map_volume(
                 progress=how.progress,
             )
             write_pyramid(writer, ledger_path, how.executor, how.progress)
-        remove(ledger_path)
+        remove_ledger(ledger_path)
         remove_ledgers(ledger_path)
     return open_volume(out, frame=grid.frame)
 

@@ -5,7 +5,7 @@ import pytest
 
 from clemreg.blocks.executors import Processes, Serial
 from clemreg.blocks.stages import Blockwise, VolumeFile, map_volume
-from clemreg.errors import DataError
+from clemreg.errors import DataError, StorageError
 from clemreg.io.volumes import WriteOptions, open_volume, write_volume
 from clemreg.space.grid import Grid
 from clemreg.space.resample import pool_mode
@@ -59,6 +59,34 @@ def test_a_stopped_pyramid_goes_on(tmp_path, monkeypatch):
     assert len(calls) == len(set(calls)) + 1  # only the block that was stopped is done again
     whole = pool_mode(ids, (2, 2, 2))
     assert (out.levels[1].read() == whole).all()
+
+
+@pytest.mark.parametrize("name", [".p.zarr.blocks", ".p.zarr.level1"])
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_not_ours_is_not_deleted(tmp_path, name, kind):
+    own = tmp_path / name
+    if kind == "folder":
+        own.mkdir()
+        own = own / "thesis.txt"
+    own.write_text("mine")
+    (tmp_path / ".p.zarr.levels").mkdir()
+    read, options = Volume(np.ones(GRID.shape, "u1"), GRID).read, WriteOptions(levels=2)
+    with pytest.raises(StorageError, match="is in the way") as error:
+        map_volume(read, tmp_path / "p.zarr", GRID, np.uint8, Blockwise(), options)
+    assert str(tmp_path / name) in str(error.value)
+    assert own.read_text() == "mine"
+    assert not (tmp_path / "p.zarr").exists()
+    own.unlink()
+    if kind == "folder":
+        own.parent.rmdir()
+    map_volume(read, tmp_path / "p.zarr", GRID, np.uint8, Blockwise(), options)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".p.zarr.levels", "p.zarr"]
+
+
+def test_a_ledger_that_was_just_begun_is_no_obstacle(tmp_path):
+    (tmp_path / ".p.zarr.blocks").touch()
+    read = Volume(np.ones(GRID.shape, "u1"), GRID).read
+    assert map_volume(read, tmp_path / "p.zarr", GRID, np.uint8, Blockwise()).read().all()
 
 
 def test_a_file_that_changes_is_opened_again(tmp_path):
