@@ -47,16 +47,28 @@ def nearest_distances(
             continue
         box = _bounding(inside).shift(block.start)
         inside = inside[box.shift(tuple(-s for s in block.start)).slices]
-        yield _block_distances(inside, box, target, shape, spacing_nm)
+        yield box_distances(inside, box, target, shape, spacing_nm)
 
 
-def _block_distances(
+def box_distances(
     inside: BoolArray,
     box: Box,
     target: ReadMask,
     shape: Sequence[int],
     spacing_nm: Sequence[float],
 ) -> FloatArray:
+    """Distances in nm from some voxels of a box to the nearest voxel of `target`.
+
+    Parameters
+    ----------
+    inside
+        Which voxels (z, y, x) of the box.
+
+    Returns
+    -------
+    FloatArray
+        (N,) distances, in the order of the voxels; infinite where `target` is empty.
+    """
     halo = FIRST_HALO
     while True:
         window = box.grow(halo).clip(shape)

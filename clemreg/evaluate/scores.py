@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.blocks.nearest import nearest_distances
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, DataError, GridError
-from clemreg.evaluate.nearest import nearest_distances
 from clemreg.space.grid import Box
 from clemreg.volume import LazyArray
 

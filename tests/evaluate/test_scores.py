@@ -7,8 +7,9 @@ import pytest
 import SimpleITK as sitk
 from scipy.ndimage import distance_transform_edt, gaussian_filter
 
+from clemreg.blocks import nearest
 from clemreg.errors import ConfigError, DataError, GridError
-from clemreg.evaluate import nearest, scores
+from clemreg.evaluate import scores
 from clemreg.evaluate.scores import METRICS, ScoreOptions, higher_is_better, score_masks
 
 SHAPE, SPACING = (11, 17, 23), (5.24, 4.0, 4.0)
