@@ -72,6 +72,7 @@ class SkeletonConfig(Section):
 
     organelles: Names
     shortest_branch: Length = "80 nm"
+    memory_gb: Annotated[float, Field(gt=0)] = 4.0
 
 
 class ContactConfig(Section):
@@ -118,6 +119,7 @@ class MeshConfig(Section):
     format: Literal["ply", "obj", "neuroglancer"] = "ply"
     smoothing: Annotated[int, Field(ge=0)] = 20
     keep: Annotated[float, Field(gt=0, le=1)] = 0.2
+    memory_gb: Annotated[float, Field(gt=0)] = 4.0
 
 
 class ComputeConfig(Section):

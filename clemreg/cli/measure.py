@@ -61,7 +61,7 @@ def measure(
     mask = open_mask(cell, spacing) if cell else None
     with (
         progress_bar("measure") as progress,
-        working_folder((csv, parquet, report, json)) as scratch,
+        working_folder((csv, parquet, report, json), (labels, cell)) as scratch,
     ):
         how = blockwise(block, workers, executor, progress)
         objects = measure_objects(ids, cell=mask, how=how, scratch=scratch)
@@ -121,7 +121,7 @@ def contacts(
     second = open_ids(b, spacing) if b else None
     with (
         progress_bar("contacts") as progress,
-        working_folder((out, csv, parquet, graph, json)) as scratch,
+        working_folder((out, csv, parquet, graph, json), (a, b)) as scratch,
     ):
         how = blockwise(block, workers, executor, progress)
         found = find_contacts(first, second, options, how=how, scratch=scratch, out=out)

@@ -8,6 +8,10 @@ from typing import Annotated
 import typer
 
 from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.measure import ExecutorOption, SpacingOption, WorkersOption
+
+# Edge of the blocks that candidates are looked for in; --block is that of the program's cubes.
+VOXELS = 128
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -32,15 +36,16 @@ def microtubules(
     end: Annotated[float, typer.Option(help="Cost of an end.")] = 200,
     selection: Annotated[float, typer.Option(help="Cost (a reward) of every point.")] = -200,
     time_limit: Annotated[float, typer.Option(help="Seconds per cube.")] = 120,
-    spacing: Annotated[
-        str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
-    ] = None,
+    spacing: SpacingOption = None,
     json: JsonOption = None,
+    workers: WorkersOption = 1,
+    executor: ExecutorOption = "threads",
 ) -> None:
     """Trace microtubules: tracks as SWC and NML, hollow tubes as volumes, a score with --truth."""
     from clemreg.measure.microtubules.candidates import CandidateOptions
     from clemreg.measure.microtubules.program import Costs
     from clemreg.measure.microtubules.trace import TraceOptions
+    from clemreg.pipeline.measure import blockwise
     from clemreg.pipeline.microtubules import MicrotubuleCommand, microtubules_in_file
 
     costs = Costs(evidence, angle, end, selection)
@@ -53,7 +58,7 @@ def microtubules(
         TraceOptions(block, context, reach, time_limit, costs),
     )
     with progress_bar("microtubules") as progress:
-        report = microtubules_in_file(command, progress)
+        report = microtubules_in_file(command, blockwise(VOXELS, workers, executor, progress))
     table(report)
     write_json(json, report)
     result(f"wrote {out / 'tracks.swc'}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.measure import BlockOption, ExecutorOption, SpacingOption, WorkersOption
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -30,14 +31,16 @@ def ribosomes(
     min_fraction: Annotated[float, typer.Option(help="Least filled share of the sphere.")] = 0.3,
     contact: Annotated[float, typer.Option(help="Largest distance to the ER, nm.")] = 10,
     sheet: Annotated[float, typer.Option(help="Planarity from which the ER is a sheet.")] = 0.6,
-    spacing: Annotated[
-        str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
-    ] = None,
+    spacing: SpacingOption = None,
     json: JsonOption = None,
+    block: BlockOption = 128,
+    workers: WorkersOption = 1,
+    executor: ExecutorOption = "threads",
 ) -> None:
     """Find ribosomes, draw them as spheres, and class them by the membrane they sit on."""
     from clemreg.measure.binding import BindingOptions
     from clemreg.measure.ribosomes import RibosomeOptions
+    from clemreg.pipeline.measure import blockwise
     from clemreg.pipeline.ribosomes import RibosomeCommand, ribosomes_in_file
 
     command = RibosomeCommand(
@@ -50,7 +53,7 @@ def ribosomes(
         BindingOptions(radius, contact, sheet),
     )
     with progress_bar("ribosomes") as progress:
-        report = ribosomes_in_file(command, progress)
+        report = ribosomes_in_file(command, blockwise(block, workers, executor, progress))
     table(report)
     write_json(json, report)
     result(f"wrote {out / 'ribosomes.csv'}")

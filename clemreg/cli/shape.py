@@ -34,6 +34,9 @@ def skeletonize(
     swc: Annotated[
         Path | None, typer.Option(help="Folder for one SWC file (nm) for each object.")
     ] = None,
+    memory_gb: Annotated[
+        float, typer.Option(help="Of one object and worker; larger objects go block by block.")
+    ] = 4.0,
     csv: CsvOption = None,
     parquet: ParquetOption = None,
     json: JsonOption = None,
@@ -42,22 +45,22 @@ def skeletonize(
     executor: ExecutorOption = "threads",
 ) -> None:
     """Centre line of every object: length, radius, branches."""
-    from clemreg.measure.skeleton import SkeletonOptions, skeleton_table
+    from clemreg.measure.skeleton import skeleton_table
     from clemreg.pipeline.measure import (
         blockwise,
         open_ids,
+        skeleton_options,
         skeletons_of,
         summary,
         working_folder,
         write_tables,
     )
-    from clemreg.units import parse_length_nm
 
     ids = open_ids(labels, spacing)
-    options = SkeletonOptions(parse_length_nm(shortest_branch))
+    options = skeleton_options(shortest_branch, memory_gb)
     with (
         progress_bar("skeletonize") as progress,
-        working_folder((csv, parquet, json, swc)) as scratch,
+        working_folder((csv, parquet, json, swc), (labels,)) as scratch,
     ):
         how = blockwise(block, workers, executor, progress)
         rows = skeletons_of(ids, options, how, scratch, swc)
@@ -135,6 +138,9 @@ def mesh(
     format: Annotated[str, typer.Option(help="ply, obj or neuroglancer.")] = "ply",  # noqa: A002
     smoothing: Annotated[int, typer.Option(help="Rounds of Taubin smoothing.")] = 20,
     keep: Annotated[float, typer.Option(help="Part of the triangles to keep.")] = 0.2,
+    memory_gb: Annotated[
+        float, typer.Option(help="Of one object and worker; larger objects are refused.")
+    ] = 4.0,
     spacing: SpacingOption = None,
     csv: CsvOption = None,
     parquet: ParquetOption = None,
@@ -144,9 +150,9 @@ def mesh(
     executor: ExecutorOption = "threads",
 ) -> None:
     """Surface mesh of every object, in nm, x, y, z."""
-    from clemreg.measure.mesh import MeshOptions
     from clemreg.pipeline.measure import (
         blockwise,
+        mesh_options,
         meshes_of,
         open_ids,
         summary,
@@ -155,8 +161,8 @@ def mesh(
     )
 
     ids = open_ids(labels, spacing)
-    options = MeshOptions(smoothing, keep)
-    with progress_bar("mesh") as progress, working_folder((out,)) as scratch:
+    options = mesh_options(smoothing, keep, memory_gb)
+    with progress_bar("mesh") as progress, working_folder((out,), (labels,)) as scratch:
         how = blockwise(block, workers, executor, progress)
         found = meshes_of(ids, out, format, options, how, scratch)
     report = summary(found, ["triangles", "volume_nm3", "area_nm2"])

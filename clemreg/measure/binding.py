@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Progress
+from clemreg.blocks.stages import Blockwise, Part
 from clemreg.errors import GridError
-from clemreg.measure.lines import ball_offsets
-from clemreg.measure.pieces import Arrays, collect, read_padded
-from clemreg.measure.ribosomes import BLOCK, Ribosomes
+from clemreg.measure.gather import gather, read_padded
+from clemreg.measure.lines import IntArray, ball_offsets
+from clemreg.measure.ribosomes import Ribosomes
 from clemreg.volume import Volume
 
 FloatArray = NDArray[np.float64]
@@ -75,8 +75,8 @@ def classify_ribosomes(
     nuclear_envelope: Volume | None = None,
     options: BindingOptions | None = None,
     *,
-    block: Sequence[int] = BLOCK,
-    progress: Progress | None = None,
+    how: Blockwise | None = None,
+    scratch: Path | None = None,
 ) -> Bindings:
     """Tell what each ribosome sits on (Heinrich et al. 2021).
 
@@ -91,13 +91,17 @@ def classify_ribosomes(
         values are the planarity p itself.
     nuclear_envelope
         Mask on the same grid; not 0 is nuclear envelope. None: there is none in the volume.
+    how
+        Blocks, executor and progress; no choice here changes a digit.
+    scratch
+        Folder from which a killed classification goes on.
 
     Raises
     ------
     GridError
         The two volumes are on different grids.
     """
-    options = options or BindingOptions()
+    options, how = options or BindingOptions(), how or Blockwise()
     grid = planarity.grid
     if nuclear_envelope is not None and nuclear_envelope.grid != grid:
         raise GridError(
@@ -108,23 +112,37 @@ def classify_ribosomes(
     voxel = np.floor(grid.to_index(ribosomes.centre_nm) + 0.5).astype(np.intp)
     near = np.clip(voxel, 0, np.asarray(grid.shape) - 1)
     halo = tuple(int(m) for m in np.abs(offsets).max(axis=0))
-
-    def work(part: Block) -> Arrays:
-        here = np.flatnonzero(((near >= part.core.start) & (near < part.core.stop)).all(axis=1))
-        if not len(here):
-            return {"which": here, "code": np.zeros(0, np.uint8), "planarity": np.zeros(0)}
-        value = read_padded(planarity, part.read)
-        nuclear = np.zeros(value.shape, dtype=bool)
-        if nuclear_envelope is not None:
-            nuclear = read_padded(nuclear_envelope, part.read) != 0
-        index = near[here, None] - np.asarray(part.read.start) + offsets
-        at = tuple(np.moveaxis(index, -1, 0))
-        code, mean = _decide(value[at], nuclear[at], options.sheet)
-        return {"which": here, "code": code, "planarity": mean}
-
-    found = collect(work, plan_blocks(grid.shape, block, halo), progress=progress)
+    work = _Decide(near, offsets, planarity, nuclear_envelope, options.sheet)
+    blocks = plan_blocks(grid.shape, how.block, halo)
+    job = f"binding {planarity.name} {grid} {options} {len(near)}"
+    found = gather(work, blocks, how.named("classes"), job=job, scratch=scratch)
     order = np.argsort(found["which"])
     return Bindings(found["code"][order], found["planarity"][order])
+
+
+@dataclass(frozen=True, eq=False)
+class _Decide:
+    """Classes of the ribosomes whose voxel lies in a block."""
+
+    near: IntArray
+    offsets: IntArray
+    planarity: Volume
+    nuclear_envelope: Volume | None
+    sheet: float
+
+    def __call__(self, block: Block) -> Part:
+        core = block.core
+        here = np.flatnonzero(((self.near >= core.start) & (self.near < core.stop)).all(axis=1))
+        if not len(here):
+            return {"which": here, "code": np.zeros(0, np.uint8), "planarity": np.zeros(0)}
+        value = read_padded(self.planarity, block.read)
+        nuclear = np.zeros(value.shape, dtype=bool)
+        if self.nuclear_envelope is not None:
+            nuclear = read_padded(self.nuclear_envelope, block.read) != 0
+        index = self.near[here, None] - np.asarray(block.read.start) + self.offsets
+        at = tuple(np.moveaxis(index, -1, 0))
+        code, mean = _decide(value[at], nuclear[at], self.sheet)
+        return {"which": here, "code": code, "planarity": mean}
 
 
 def _decide(

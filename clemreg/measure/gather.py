@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Part, Parts, collect
 from clemreg.errors import GridError
+from clemreg.space.grid import Box
 from clemreg.volume import Volume
 
 
@@ -34,14 +37,44 @@ def gathered(
     scratch
         Folder from which a killed job goes on; None: a temporary one.
     """
-    with _folder(scratch) as folder:
+    with working(scratch) as folder:
         words = f"{job} {how.block} {len(blocks)}"
         name = hashlib.sha256(words.encode()).hexdigest()[:16]
         yield collect(function, folder / name, list(blocks), how)
 
 
+def gather(
+    function: Callable[[Block], Part],
+    blocks: Sequence[Block],
+    how: Blockwise,
+    *,
+    job: str,
+    scratch: Path | None,
+) -> dict[str, NDArray[Any]]:
+    """As `gathered`, for arrays that are few: each name's arrays of all blocks, joined in order.
+
+    Parameters
+    ----------
+    function
+        Returns the same names for every block.
+    """
+    with gathered(function, blocks, how, job=job, scratch=scratch) as parts:
+        pieces = list(parts)
+    return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def read_padded(volume: Volume, box: Box) -> NDArray[Any]:
+    """Pixels (z, y, x) of a box that may reach outside the volume; 0 there."""
+    inside = box.clip(volume.shape)
+    result = np.zeros(box.shape, volume.dtype)
+    if inside.size:
+        result[inside.shift(tuple(-s for s in box.start)).slices] = volume.read(inside)
+    return result
+
+
 @contextmanager
-def _folder(scratch: Path | None) -> Iterator[Path]:
+def working(scratch: Path | None) -> Iterator[Path]:
+    """Yield the scratch folder that is given, else a temporary one."""
     if scratch is not None:
         yield scratch
         return

@@ -19,6 +19,9 @@ from clemreg.measure.tables import Table
 from clemreg.space.grid import Grid
 from clemreg.volume import Labels
 
+BYTES_PER_VOXEL = 40
+"""Of an object's box, in memory, while it is meshed."""
+
 _LAMBDA, _MU = 0.5, -0.53
 
 
@@ -39,7 +42,8 @@ class MeshOptions:
     keep
         Part of the triangles to keep, above 0 to 1 (all).
     largest_box_voxels
-        An object is meshed as a whole, in memory: about 10 bytes for each voxel of its box.
+        An object is meshed as a whole, in memory: about `BYTES_PER_VOXEL` for each voxel of its
+        box and each worker. Larger ones are refused.
 
     Raises
     ------
@@ -49,7 +53,7 @@ class MeshOptions:
 
     smoothing: int = 20
     keep: float = 0.2
-    largest_box_voxels: int = 1_000_000_000
+    largest_box_voxels: int = 100_000_000
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -84,7 +88,7 @@ def mesh_objects(
     """
     options, how = options or MeshOptions(), how or Blockwise()
     ids, boxes = object_boxes(labels, how=how.named("boxes"), scratch=scratch)
-    check_boxes(labels.name, ids, boxes, options.largest_box_voxels)
+    check_boxes(labels.name, ids, boxes, options.largest_box_voxels, BYTES_PER_VOXEL)
     blocks = [Block(i, box, box.grow(1)) for i, box in enumerate(boxes)]
     work = _MeshOne(labels, ids, options, save)
     job = f"meshes {labels.name} {labels.grid} {options}"

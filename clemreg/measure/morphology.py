@@ -114,21 +114,28 @@ def object_boxes(
 
 
 def check_boxes(
-    name: str, ids: NDArray[np.uint64], boxes: Sequence[Box], largest_voxels: int
+    name: str,
+    ids: NDArray[np.uint64],
+    boxes: Sequence[Box],
+    largest_voxels: int,
+    bytes_per_voxel: int,
 ) -> None:
     """Check that every object can be worked on as a whole.
 
     Raises
     ------
     DataError
-        An object's box has more voxels than `largest_voxels`; the text names it.
+        An object's box has more voxels than `largest_voxels`; the text names it, and says how much
+        memory it would take.
     """
     for number, box in zip(ids.tolist(), boxes, strict=True):
         if box.size > largest_voxels:
+            needed, allowed = (n * bytes_per_voxel / 1e9 for n in (box.size, largest_voxels))
             raise DataError(
                 f"object {number} of {name or 'the labels'} lies in a box of {box.shape} voxels "
-                f"(z, y, x), more than {largest_voxels} in all",
-                hint="take a coarser level of the volume, or allow more memory",
+                f"(z, y, x); as a whole it takes about {needed:.2g} GB of memory, more than the "
+                f"{allowed:.2g} GB allowed",
+                hint="allow more (--memory-gb), or take a coarser level of the volume",
             )
 
 

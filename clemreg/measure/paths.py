@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.measure.surface import DIRECTIONS, neighbour_pairs
-from clemreg.space.grid import Box, Triple
+from clemreg.measure.surface import DIRECTIONS
+from clemreg.space.grid import Triple
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -38,17 +38,21 @@ class VoxelGraph:
     @classmethod
     def of_mask(cls, mask: NDArray[np.bool_], spacing_nm: Triple) -> VoxelGraph:
         """Join the voxels of a mask (z, y, x) to their 26 neighbours."""
-        index = np.argwhere(mask)
-        number = np.full(mask.shape, -1, np.int64)
-        number[tuple(index.T)] = np.arange(len(index))
-        box = Box.of_shape(mask.shape)
+        return cls.of_voxels(np.argwhere(mask), spacing_nm)
+
+    @classmethod
+    def of_voxels(cls, index: IntArray, spacing_nm: Triple) -> VoxelGraph:
+        """Join voxels (N, 3), given in scan order, to their 26 neighbours."""
+        size = index.max(axis=0, initial=0) + 2  # with a border, so that no step wraps round
+        code = (index[:, 0] * size[1] + index[:, 1]) * size[2] + index[:, 2]
         edges, lengths = [], []
         for direction in DIRECTIONS:
-            one, other = neighbour_pairs(box, box, direction)
-            both = (number[one] >= 0) & (number[other] >= 0)
-            edges.append(np.stack([number[one][both], number[other][both]], 1))
+            ahead = (direction[0] * size[1] + direction[1]) * size[2] + direction[2]
+            place = np.minimum(np.searchsorted(code, code + ahead), len(code) - 1)
+            found = np.flatnonzero(code[place] == code + ahead)
+            edges.append(np.stack([found, place[found]], 1))
             length = float(np.linalg.norm(np.multiply(direction, spacing_nm)))
-            lengths.append(np.full(len(edges[-1]), length))
+            lengths.append(np.full(len(found), length))
         return cls(index, np.concatenate(edges), np.concatenate(lengths))
 
     def keep(self, nodes: NDArray[np.bool_]) -> VoxelGraph:

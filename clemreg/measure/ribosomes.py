@@ -9,7 +9,6 @@ does not depend on the blocks; and a sphere must be filled to `min_fraction`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,17 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Progress, run
+from clemreg.blocks.stages import Blockwise, Part, map_volume
 from clemreg.errors import ConfigError, GridError
-from clemreg.io.volumes import WriteOptions, create_volume, open_labels
+from clemreg.io.volumes import WriteOptions, open_labels
+from clemreg.measure.gather import gather, read_padded
 from clemreg.measure.lines import IntArray, ball_offsets, line_offsets
-from clemreg.measure.pieces import Arrays, Store, collect, read_padded
-from clemreg.space.grid import Box, Grid, Shape
+from clemreg.space.grid import Box, Grid
 from clemreg.volume import Labels, Volume
 
 FloatArray = NDArray[np.float64]
-
-BLOCK: Shape = (128, 128, 128)
 
 
 @dataclass(frozen=True)
@@ -88,25 +85,26 @@ def find_ribosomes(
     prediction: Volume,
     options: RibosomeOptions | None = None,
     *,
-    block: Sequence[int] = BLOCK,
-    store: Path | None = None,
-    progress: Progress | None = None,
+    how: Blockwise | None = None,
+    scratch: Path | None = None,
 ) -> Ribosomes:
-    """Find ribosomes in a prediction (z, y, x), block by block; the same for any block shape.
+    """Find ribosomes in a prediction (z, y, x), block by block.
 
     Parameters
     ----------
     prediction
         Signed distance (uint8), probability, or mask; see `RibosomeOptions.threshold`.
-    store
-        Folder for the centres of finished blocks, to go on after a kill.
+    how
+        Blocks, executor and progress; no choice here changes a digit.
+    scratch
+        Folder from which a killed search goes on.
 
     Raises
     ------
     GridError
         The voxels are so coarse that the sphere holds only one.
     """
-    options = options or RibosomeOptions()
+    options, how = options or RibosomeOptions(), how or Blockwise()
     grid = prediction.grid
     offsets = ball_offsets(options.radius_nm, grid.spacing_nm)
     if len(offsets) < 7:
@@ -116,14 +114,10 @@ def find_ribosomes(
             hint="ribosomes need voxels of at most half their radius",
         )
     halo = np.abs(offsets).max(axis=0) + np.abs(_rounded_ball(options, grid)).max(axis=0)
-
-    def work(part: Block) -> Arrays:
-        foreground = read_padded(prediction, part.read) >= options.threshold
-        return _maxima(foreground, part, grid, options)
-
-    kept = None if store is None else Store(store, f"ribosomes {prediction.name} {grid} {options}")
-    blocks = plan_blocks(grid.shape, block, tuple(int(h) for h in halo))
-    found = collect(work, blocks, store=kept, progress=progress)
+    blocks = plan_blocks(grid.shape, how.block, tuple(int(h) for h in halo))
+    work = _Maxima(prediction, options)
+    job = f"ribosomes {prediction.name} {grid} {options}"
+    found = gather(work, blocks, how.named("ribosomes"), job=job, scratch=scratch)
     linear = np.ravel_multi_index(tuple(found["voxel"].T), grid.shape)
     order = np.argsort(linear, kind="stable")
     voxel, score = found["voxel"][order], found["score"][order]
@@ -166,7 +160,7 @@ def write_spheres(
     *,
     radius_nm: float = 10.0,
     values: NDArray[Any] | None = None,
-    progress: Progress | None = None,
+    how: Blockwise | None = None,
 ) -> Labels:
     """Draw every ribosome as a ball, block by block; a voxel in two belongs to the nearer centre.
 
@@ -174,25 +168,28 @@ def write_spheres(
     ----------
     grid
         Where to draw: usually that of the prediction.
+    out
+        OME-Zarr to write; resumable.
     values
         (N,) what to write in each ball; default its id. Their type is that of the volume.
     """
-    from scipy.spatial import cKDTree
-
     values = np.arange(1, len(ribosomes) + 1, dtype=np.uint32) if values is None else values
-    tree = cKDTree(ribosomes.centre_nm)
-    options = WriteOptions(labels=True)
-    with create_volume(out, grid, values.dtype, options=options) as writer:
-
-        def work(part: Block) -> None:
-            here = grid.crop(part.core)
-            reach = float(np.linalg.norm(here.extent_nm)) / 2 + radius_nm
-            near = np.sort(tree.query_ball_point(here.centre_nm, reach)).astype(np.intp)
-            ball = _Balls(ribosomes.centre_nm[near], values[near], radius_nm)
-            writer[part.core] = ball.draw(grid, part.core)
-
-        run(work, plan_blocks(grid.shape, BLOCK), progress=progress)
+    balls = _Balls(ribosomes.centre_nm, values, radius_nm)
+    how = (how or Blockwise()).named("spheres")
+    work = _Spheres(balls, grid)
+    map_volume(work, out, grid, values.dtype, how, WriteOptions(labels=True))
     return open_labels(out, frame=grid.frame)
+
+
+@dataclass(frozen=True, eq=False)
+class _Spheres:
+    """The balls in a box."""
+
+    balls: _Balls
+    grid: Grid
+
+    def __call__(self, box: Box) -> NDArray[Any]:
+        return self.balls.near(self.grid.crop(box)).draw(self.grid, box)
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +199,13 @@ class _Balls:
     centre_nm: FloatArray
     value: NDArray[Any]
     radius_nm: float
+
+    def near(self, grid: Grid) -> _Balls:
+        """Those that may reach into a grid, in order."""
+        low = grid.to_world((0, 0, 0)) - self.radius_nm
+        high = grid.to_world(np.asarray(grid.shape) - 1) + self.radius_nm
+        here = ((self.centre_nm >= low) & (self.centre_nm <= high)).all(axis=1)
+        return _Balls(self.centre_nm[here], self.value[here], self.radius_nm)
 
     def draw(self, grid: Grid, box: Box) -> NDArray[Any]:
         """Voxels of `box`: the value of the nearest centre, the first of those that tie."""
@@ -230,9 +234,21 @@ def _rounded_ball(options: RibosomeOptions, grid: Grid) -> IntArray:
     return np.asarray(offsets[inside], dtype=np.intp)
 
 
+@dataclass(frozen=True)
+class _Maxima:
+    """Local maxima of the score in the core of a block."""
+
+    prediction: Volume
+    options: RibosomeOptions
+
+    def __call__(self, block: Block) -> Part:
+        foreground = read_padded(self.prediction, block.read) >= self.options.threshold
+        return _maxima(foreground, block, self.prediction.grid, self.options)
+
+
 def _maxima(
     foreground: NDArray[np.bool_], part: Block, grid: Grid, options: RibosomeOptions
-) -> Arrays:
+) -> Part:
     """Local maxima of the score in the core of a block."""
     ball = ball_offsets(options.radius_nm, grid.spacing_nm)
     count, moment = _filled(foreground, ball)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.blocks.nearest import box_distances
 from clemreg.blocks.plan import Block
-from clemreg.blocks.stages import Blockwise, Part
+from clemreg.blocks.stages import Blockwise, Part, Read
 from clemreg.errors import ConfigError
+from clemreg.io.atomic import remove
 from clemreg.io.skeletons import Skeleton
-from clemreg.measure.gather import gathered
-from clemreg.measure.morphology import check_boxes, object_boxes
+from clemreg.measure.gather import gather, gathered, working
+from clemreg.measure.morphology import object_boxes
 from clemreg.measure.paths import (
     VoxelGraph,
     longest_path,
@@ -24,8 +27,12 @@ from clemreg.measure.paths import (
     smooth_path,
 )
 from clemreg.measure.tables import Table
-from clemreg.space.grid import Grid
+from clemreg.measure.thin import thin_volume
+from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import Labels
+
+BYTES_PER_VOXEL = 10
+"""Of an object's box that is thinned as a whole, ids of 8 bytes while they are read included."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,8 @@ class SkeletonOptions:
         Only objects whose longest path is longer than this many times `shortest_branch_nm` are
         pruned, so that small ones keep their shape (3 in the paper).
     largest_box_voxels
-        An object is thinned as a whole, in memory: about 10 bytes for each voxel of its box.
+        Up to this, an object is thinned as a whole, in memory: about `BYTES_PER_VOXEL` for each
+        voxel of its box and each worker. Larger ones are thinned block by block.
 
     Raises
     ------
@@ -50,7 +58,7 @@ class SkeletonOptions:
 
     shortest_branch_nm: float = 80.0
     prune_above: float = 3.0
-    largest_box_voxels: int = 1_000_000_000
+    largest_box_voxels: int = 400_000_000
 
     def __post_init__(self) -> None:
         if not (self.shortest_branch_nm >= 0 and self.prune_above >= 0):
@@ -81,6 +89,7 @@ def skeletonize(
     labels: Labels,
     options: SkeletonOptions | None = None,
     *,
+    only: Collection[int] | None = None,
     how: Blockwise | None = None,
     scratch: Path | None = None,
 ) -> Iterator[ObjectSkeleton]:
@@ -88,14 +97,19 @@ def skeletonize(
 
     Lee thinning (Lee, Kashyap and Chu 1994, scikit-image) of each object by itself, then pruning
     of branches as in Heinrich et al. 2021. The order in which Lee's method looks at voxels matters,
-    so an object is thinned as a whole within its own box; blocks are used to find the boxes.
+    so an object is thinned as a whole within its own box; blocks are used to find the boxes. An
+    object whose box is too large for that is thinned in subfields (see `thin_volume`), block by
+    block: the same for any blocks, with memory for a block and for the line. Its line lies within
+    a voxel or two of Lee's.
 
     Parameters
     ----------
     labels
         Ids zyx.
+    only
+        Ids of the objects to thin; None: all.
     how
-        Executor and progress; blocks for finding the boxes. No choice here changes a result.
+        Executor, progress, and blocks. No choice here changes a result.
     scratch
         Folder from which a killed job goes on.
 
@@ -103,24 +117,32 @@ def skeletonize(
     ------
     ObjectSkeleton
         One an object, by rising id.
-
-    Raises
-    ------
-    DataError
-        An object's box has more voxels than allowed; the text names it.
     """
     options, how = options or SkeletonOptions(), how or Blockwise()
     ids, boxes = object_boxes(labels, how=how.named("boxes"), scratch=scratch)
-    check_boxes(labels.name, ids, boxes, options.largest_box_voxels)
-    blocks = [Block(i, box, box.grow(1)) for i, box in enumerate(boxes)]
-    work = _Thin(labels, ids, options)
-    job = f"skeletons {labels.name} {labels.grid} {options}"
+    if only is not None:
+        chosen = np.flatnonzero(np.isin(ids, np.array(sorted(only), np.uint64)))
+        ids, boxes = ids[chosen], [boxes[k] for k in chosen]
+    small = np.array([box.size <= options.largest_box_voxels for box in boxes], bool)
+    chosen = np.flatnonzero(small)
+    blocks = [Block(i, boxes[k], boxes[k].grow(1)) for i, k in enumerate(chosen)]
+    work = _Thin(labels, ids[chosen], options)
+    job = f"skeletons {labels.name} {labels.grid} {options} {ids[chosen].tolist()}"
     with gathered(work, blocks, how.named("objects"), job=job, scratch=scratch) as parts:
-        for number, part in zip(ids.tolist(), parts, strict=True):
-            skeleton = Skeleton(
-                labels.grid.to_world(part["index"]), part["edges"], part["radius_nm"]
-            )
-            yield ObjectSkeleton(number, skeleton, part["longest"])
+        of_small = iter(parts)
+        for number, box, fits in zip(ids.tolist(), boxes, small, strict=True):
+            if fits:
+                part = next(of_small)
+            else:
+                part = _in_blocks(labels, number, box, options, how, scratch)
+            yield _skeleton(labels, number, part)
+
+
+def _skeleton(labels: Labels, number: int, part: Mapping[str, NDArray[Any]]) -> ObjectSkeleton:
+    nodes_nm = labels.grid.to_world(part["index"])
+    return ObjectSkeleton(
+        number, Skeleton(nodes_nm, part["edges"], part["radius_nm"]), part["longest"]
+    )
 
 
 def measure_skeleton(item: ObjectSkeleton) -> dict[str, Any]:
@@ -213,36 +235,115 @@ def thin_mask(
     """
     from skimage.morphology import skeletonize as lee
 
-    radius = _inscribed_radius_nm(mask, grid)
-    thin = np.asarray(lee(mask, method="lee") > 0)
-    if not thin.any():
-        thin[np.unravel_index(int(radius.argmax()), radius.shape)] = True
-    graph = VoxelGraph.of_mask(thin, grid.spacing_nm)
+    index = np.argwhere(lee(mask, method="lee"))
+    away = _depth_nm(mask, grid)
+    if not len(index):
+        index = np.array([np.unravel_index(int(away.argmax()), away.shape)])
+    return pruned(index, _around(away, index), grid, options)
+
+
+def pruned(
+    index: NDArray[np.int64], radius_nm: NDArray[np.float32], grid: Grid, options: SkeletonOptions
+) -> dict[str, NDArray[Any]]:
+    """Prune a thinned object, given as voxels (N, 3) in scan order; see `thin_mask`."""
+    graph = VoxelGraph.of_voxels(index, grid.spacing_nm)
     slim = graph.slim()
     longest = longest_path(graph, slim)
     length = path_length_nm(grid.to_world(graph.index[longest]))
     if length > options.prune_above * options.shortest_branch_nm:
-        graph = graph.keep(prune(slim, options.shortest_branch_nm))
+        stays = prune(slim, options.shortest_branch_nm)
+        graph, radius_nm = graph.keep(stays), radius_nm[stays]
         slim = graph.slim()
         longest = longest_path(graph, slim)
     return {
         "index": graph.index,
         "edges": slim.edges,
-        "radius_nm": radius[tuple(graph.index.T)].astype(float),
+        "radius_nm": radius_nm.astype(float),
         "longest": longest,
     }
 
 
-def _inscribed_radius_nm(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.float32]:
-    """Radius of the largest ball in the object whose centre is within one voxel, in nm.
-
-    A voxel of the centre line may lie one voxel beside the axis, where the distance to the nearest
-    background voxel is smaller than the radius. The volume's border is no background.
-    """
+def _depth_nm(mask: NDArray[np.bool_], grid: Grid) -> NDArray[np.float32]:
+    """Distance in nm to the background, which the volume's border is not; NaN without any."""
     import edt
-    from scipy.ndimage import maximum_filter
 
     if mask.all():
         return np.full(mask.shape, np.nan, np.float32)
-    inside = edt.edt(np.ascontiguousarray(mask), anisotropy=grid.spacing_nm, parallel=1)
-    return np.asarray(maximum_filter(inside, 3), dtype=np.float32)
+    away = edt.edt(np.ascontiguousarray(mask), anisotropy=grid.spacing_nm, parallel=1)
+    return np.asarray(away, dtype=np.float32)
+
+
+def _around(away: NDArray[np.float32], index: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Radius of the largest ball in the object whose centre is within one voxel, in nm.
+
+    A voxel of the centre line may lie one voxel beside the axis, where the distance to the nearest
+    background voxel is smaller than the radius.
+    """
+    last = np.asarray(away.shape) - 1
+    steps = itertools.product((-1, 0, 1), repeat=3)
+    near = (away[tuple(np.clip(index + step, 0, last).T)] for step in steps)
+    return np.asarray(np.maximum.reduce(list(near)), dtype=np.float32)
+
+
+# -- block by block -------------------------------------------------------------------------------
+
+
+def _in_blocks(
+    labels: Labels,
+    number: int,
+    box: Box,
+    options: SkeletonOptions,
+    how: Blockwise,
+    scratch: Path | None,
+) -> dict[str, NDArray[Any]]:
+    """As `thin_mask`, with memory for a block and the line; indices are those of the volume."""
+    window = box.grow(1).clip(labels.shape)
+    grid = labels.grid.crop(window)
+    read = _Object(labels, number, window.start)
+    with working(scratch) as folder:
+        thin = thin_volume(read, grid, folder / f"thin-{number}", how, "line")
+        work = _Nodes(read, thin.read, grid)
+        job = f"nodes {labels.name} {labels.grid} {number}"
+        found = gather(work, how.blocks(grid), how.named("radius"), job=job, scratch=folder)
+        remove(folder / f"thin-{number}")
+    order = np.lexsort(found["index"].T[::-1])
+    result = pruned(found["index"][order], found["radius_nm"][order], grid, options)
+    return {**result, "index": result["index"] + np.asarray(window.start)}
+
+
+@dataclass(frozen=True)
+class _Object:
+    """Reads whether voxels belong to one object, counted from `start`."""
+
+    labels: Labels
+    number: int
+    start: Shape
+
+    def __call__(self, box: Box) -> NDArray[np.bool_]:
+        return np.asarray(self.labels.read(box.shift(self.start)) == self.number)
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Voxels of the thinned object in a block, and their radius."""
+
+    read: Read
+    thin: Read
+    grid: Grid
+
+    def __call__(self, block: Block) -> Part:
+        index = np.argwhere(self.thin(block.core))
+        box = block.core.grow(1).clip(self.grid.shape)
+        away = np.zeros(box.shape, np.float32)
+        local = index + np.asarray(block.core.start) - np.asarray(box.start)
+        for step in itertools.product((-1, 0, 1), repeat=3):
+            away[tuple(np.clip(local + step, 0, np.asarray(box.shape) - 1).T)] = 1
+        wanted = away > 0
+        if len(index):
+            spacing_nm = self.grid.spacing_nm
+            found = box_distances(wanted, box, self._outside, self.grid.shape, spacing_nm)
+            away[wanted] = np.where(np.isfinite(found), found, np.nan)
+        return {"index": index + np.asarray(block.core.start), "radius_nm": _around(away, local)}
+
+    def _outside(self, box: Box) -> NDArray[np.bool_]:
+        return np.asarray(self.read(box) == 0)

@@ -1,4 +1,4 @@
-"""Medial surfaces: thinning that keeps sheets, the same for any blocks."""
+"""Thinning to medial surfaces or to centre lines, the same for any blocks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from clemreg.volume import Volume
 _AROUND = tuple(d for d in itertools.product((-1, 0, 1), repeat=3) if d != (0, 0, 0))
 _DIRECTIONS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
 _SUBFIELDS = 8
+Kept = Literal["surface", "line"]
+"""What is not peeled away: parts of surfaces, or ends of lines."""
 REACH = len(_DIRECTIONS) * _SUBFIELDS
 """Voxels from which one round can hear: each of its passes looks one voxel far."""
 
@@ -42,7 +44,9 @@ def medial_surface(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
         state = left
 
 
-def thin_once(state: NDArray[np.uint8], start: tuple[int, int, int]) -> NDArray[np.uint8]:
+def thin_once(
+    state: NDArray[np.uint8], start: tuple[int, int, int], kept: Kept = "surface"
+) -> NDArray[np.uint8]:
     """One round of peeling from all six directions.
 
     Parameters
@@ -51,6 +55,8 @@ def thin_once(state: NDArray[np.uint8], start: tuple[int, int, int]) -> NDArray[
         1 in the object (z, y, x); what is outside the array counts as background.
     start
         Index of its first voxel in the volume, on which the parity depends.
+    kept
+        With ``"line"``, a voxel with one neighbour stays, as an end; what is left is thin lines.
     """
     padded = np.pad(state, 1)
     flat = padded.ravel()
@@ -65,12 +71,14 @@ def thin_once(state: NDArray[np.uint8], start: tuple[int, int, int]) -> NDArray[
             codes = np.zeros(len(here), np.int64)
             for bit, step in enumerate(steps):
                 codes |= flat[here + step].astype(np.int64) << bit
-            flat[here[_deletable(codes)]] = 0
+            flat[here[_deletable(codes, kept)]] = 0
     result: NDArray[np.uint8] = padded[1:-1, 1:-1, 1:-1]
     return result
 
 
-def thin_volume(read: Read, grid: Grid, folder: Path, how: Blockwise) -> Volume:
+def thin_volume(
+    read: Read, grid: Grid, folder: Path, how: Blockwise, kept: Kept = "surface"
+) -> Volume:
     """Thin a volume block by block; exactly `medial_surface` of the whole, for any blocks.
 
     Every round reads `REACH` voxels around each block, which is as far as a round can hear, and
@@ -83,6 +91,8 @@ def thin_volume(read: Read, grid: Grid, folder: Path, how: Blockwise) -> Volume:
         Gives the mask (not 0: object) of any box.
     folder
         Where the states are kept; a killed job goes on from the last.
+    kept
+        See `thin_once`.
     """
     done = sorted((int(p.stem.removeprefix("round")), p) for p in folder.glob("round*.zarr"))
     number, last = done[-1] if done else (-1, None)
@@ -92,7 +102,7 @@ def thin_volume(read: Read, grid: Grid, folder: Path, how: Blockwise) -> Volume:
         number += 1
         out = folder / f"round{number}.zarr"
         stage = how.named(f"round {number + 1} of thinning")
-        volume = map_volume(_Round(state, grid), out, grid, np.uint8, stage)
+        volume = map_volume(_Round(state, grid, kept), out, grid, np.uint8, stage)
         left = _count(volume.read, grid, folder / f"count{number}", how)
         if left == count:
             return volume
@@ -113,6 +123,7 @@ class _Binary:
 class _Round:
     read: Read
     grid: Grid
+    kept: Kept
 
     def __call__(self, box: Box) -> NDArray[np.uint8]:
         window = box.grow(REACH).clip(self.grid.shape)
@@ -120,7 +131,7 @@ class _Round:
         inner = box.shift([-s for s in window.start]).slices
         if not state[inner].any():
             return np.zeros(box.shape, np.uint8)
-        return thin_once(state, window.start)[inner]
+        return thin_once(state, window.start, self.kept)[inner]
 
 
 @dataclass(frozen=True)
@@ -148,26 +159,27 @@ def _subfield(
     return np.asarray(4 * z + 2 * y + x, dtype=np.int64)
 
 
-def _deletable(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _deletable(codes: NDArray[np.int64], kept: Kept) -> NDArray[np.bool_]:
     """Look up which neighbourhoods (26 bits in the order of `_AROUND`) may lose their centre."""
-    table = _table()
+    table = _table(kept)
     new = np.unique(codes[table[codes] == 0])
     if len(new):
-        table[new] = 1 + _judge(new)
+        table[new] = 1 + _judge(new, kept)
     answer: NDArray[np.bool_] = table[codes] == 2
     return answer
 
 
 @cache
-def _table() -> NDArray[np.uint8]:
+def _table(_kept: Kept) -> NDArray[np.uint8]:
     """Memory of `_judge`: 0 not asked yet, 1 must stay, 2 may go."""
     return np.zeros(1 << len(_AROUND), np.uint8)
 
 
-def _judge(codes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Decide for neighbourhoods: simple, and not part of a surface."""
+def _judge(codes: NDArray[np.int64], kept: Kept) -> NDArray[np.bool_]:
+    """Decide for neighbourhoods: simple, and not part of what is kept."""
     here = (codes[:, None] >> np.arange(len(_AROUND)) & 1).astype(bool)
-    return is_simple(here) & ~is_surface(here)
+    part = is_surface(here) if kept == "surface" else here.sum(1) <= 1
+    return is_simple(here) & ~part
 
 
 def is_simple(here: NDArray[np.bool_]) -> NDArray[np.bool_]:

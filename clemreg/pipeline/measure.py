@@ -13,12 +13,13 @@ import numpy as np
 from clemreg.blocks.executors import executor_named
 from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
-from clemreg.errors import ConfigError
-from clemreg.io.atomic import remove
+from clemreg.errors import ConfigError, StorageError
+from clemreg.io.atomic import atomic_write_text, remove
 from clemreg.io.meshes import Mesh, write_mesh
 from clemreg.io.precomputed import write_neuroglancer_info, write_neuroglancer_mesh
 from clemreg.io.skeletons import write_skeleton
 from clemreg.io.volumes import open_labels, open_volume
+from clemreg.measure import mesh, skeleton
 from clemreg.measure.contacts import ContactOptions, Method, Overlap
 from clemreg.measure.mesh import MeshOptions, mesh_objects
 from clemreg.measure.planarity import PlanarityOptions
@@ -26,10 +27,12 @@ from clemreg.measure.recipes import contact_recipe
 from clemreg.measure.sheetness import ScaleRule, SheetnessOptions
 from clemreg.measure.skeleton import SkeletonOptions, measure_skeleton, skeletonize
 from clemreg.measure.tables import Table, write_table
+from clemreg.pipeline.steps import input_fingerprint
 from clemreg.units import parse_length_nm, parse_xyz_nm
 from clemreg.volume import Labels, Volume
 
 MESH_FORMATS = ("obj", "ply", "neuroglancer")
+WORK_MARK = ".clemreg"
 
 
 def open_ids(uri: str, spacing: str | None = None) -> Labels:
@@ -61,16 +64,47 @@ class _FileArray:
 
 
 @contextmanager
-def working_folder(outputs: Sequence[Path | None]) -> Iterator[Path | None]:
+def working_folder(
+    outputs: Sequence[Path | None], inputs: Sequence[str | None] = (), job: object = ""
+) -> Iterator[Path | None]:
     """Yield a folder beside the first output for finished blocks; it goes when all is done.
 
     A killed run leaves it, and the same command goes on from there.
+
+    Parameters
+    ----------
+    outputs
+        Files or folders that will be written; None: not asked for.
+    inputs, job
+        What is read, and how it is worked on; other unfinished work is thrown away.
+
+    Raises
+    ------
+    StorageError
+        Something that is not ours has the name of the folder.
     """
     given = [path for path in outputs if path is not None]
-    scratch = given[0].with_name(f".{given[0].name}.work") if given else None
-    yield scratch
-    if scratch is not None:
+    if not given:
+        yield None
+        return
+    scratch = given[0].with_name(f".{given[0].name}.work")
+    mark = scratch / WORK_MARK
+    text = repr((job, [input_fingerprint(path) for path in inputs]))
+    if scratch.exists() and not mark.is_file():
+        raise StorageError(
+            f"{scratch} is in the way: unfinished work has this name, but it is none",
+            hint="rename or move it, or choose another output",
+        )
+    if not mark.is_file() or mark.read_text(encoding="utf-8") != text:
         remove(scratch)
+        atomic_write_text(mark, text)
+    try:
+        yield scratch
+    except BaseException:
+        if [path.name for path in scratch.iterdir()] == [WORK_MARK]:
+            remove(scratch)  # nothing to go on from
+        raise
+    remove(scratch)
 
 
 def blockwise(block: int, workers: int, executor: str, progress: Progress | None) -> Blockwise:
@@ -202,6 +236,18 @@ def planarity_options(
     """Return options as a user types them."""
     sheetness = SheetnessOptions(scales=scales, scale_rule=cast("ScaleRule", scale_rule))
     return PlanarityOptions(sheetness, cut, parse_length_nm(largest_radius))
+
+
+def skeleton_options(shortest_branch: str, memory_gb: float) -> SkeletonOptions:
+    """Return options as a user types them."""
+    shortest_nm = parse_length_nm(shortest_branch)
+    largest = int(memory_gb * 1e9 / skeleton.BYTES_PER_VOXEL)
+    return SkeletonOptions(shortest_nm, largest_box_voxels=largest)
+
+
+def mesh_options(smoothing: int, keep: float, memory_gb: float) -> MeshOptions:
+    """Return options as a user types them."""
+    return MeshOptions(smoothing, keep, int(memory_gb * 1e9 / mesh.BYTES_PER_VOXEL))
 
 
 def named_masks(entries: Sequence[str], spacing: str | None) -> dict[str, Volume]:

@@ -9,18 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from clemreg.blocks.run import Progress
-from clemreg.io.atomic import remove
+from clemreg.blocks.stages import Blockwise
+from clemreg.io.atomic import put_in_place
 from clemreg.io.skeletons import Skeleton, read_skeleton, write_skeleton
-from clemreg.io.volumes import open_volume
 from clemreg.measure.microtubules.baseline import skeleton_tracks
 from clemreg.measure.microtubules.candidates import CandidateOptions, find_candidates
 from clemreg.measure.microtubules.graph import build_graph
 from clemreg.measure.microtubules.score import score_tracks
 from clemreg.measure.microtubules.trace import TraceOptions, Tracks, trace
 from clemreg.measure.microtubules.tubes import Tube, write_tubes
+from clemreg.pipeline.measure import open_mask, working_folder
 from clemreg.space.transform import FloatArray
-from clemreg.units import parse_xyz_nm
 
 
 @dataclass(frozen=True)
@@ -51,24 +50,25 @@ class MicrotubuleCommand:
 
 
 def microtubules_in_file(
-    command: MicrotubuleCommand, progress: Progress | None = None
+    command: MicrotubuleCommand, how: Blockwise | None = None
 ) -> dict[str, Any]:
-    """Trace, draw and score; return the figures of the report."""
-    spacing = parse_xyz_nm(command.spacing) if command.spacing else None
-    prediction = open_volume(command.prediction, spacing_nm=spacing)
-    store = command.out / ".microtubules.partial"
-    points = find_candidates(
-        prediction, command.candidates, store=store / "candidates", progress=progress
-    )
-    graph = build_graph(
-        points, prediction, command.tracing.reach_nm, store=store / "graph", progress=progress
-    )
-    tracks = trace(graph, command.tracing, progress=progress)
-    skeleton = Skeleton.of_lines(tracks.lines_nm, command.tube.outer_nm)
-    for name in ("tracks.swc", "tracks.nml"):
-        write_skeleton(skeleton, command.out / name, unit="nm")
-    write_tubes(tracks.lines_nm, prediction.grid, command.out, command.tube, progress=progress)
-    remove(store)
+    """Trace, draw and score; return the figures of the report. A killed run goes on."""
+    how = how or Blockwise()
+    prediction = open_mask(command.prediction, command.spacing)
+    out = command.out
+    parts = (command.candidates, command.tracing, command.tube, how.block)
+    with working_folder((out / "tracks.swc",), (command.prediction,), parts) as given:
+        scratch = given or out
+        points = find_candidates(prediction, command.candidates, how=how, scratch=scratch)
+        reach_nm = command.tracing.reach_nm
+        graph = build_graph(points, prediction, reach_nm, how=how, scratch=scratch)
+        tracks = trace(graph, command.tracing, how=how, scratch=scratch)
+        made = write_tubes(tracks.lines_nm, prediction.grid, scratch, command.tube, how=how)
+        for path in made:
+            put_in_place(path, out / path.name)
+        skeleton = Skeleton.of_lines(tracks.lines_nm, command.tube.outer_nm)
+        for name in ("tracks.nml", "tracks.swc"):
+            write_skeleton(skeleton, out / name, unit="nm")
     report = _summary(tracks, len(points), len(graph.edges))
     if command.truth is not None:
         truth = read_skeleton(command.truth).lines()

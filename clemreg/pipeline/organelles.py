@@ -29,18 +29,19 @@ from clemreg.config_organelles import (
 from clemreg.io.atomic import atomic_write_json, atomic_write_text, remove
 from clemreg.measure.contacts import ContactOptions, find_contacts
 from clemreg.measure.interactions import interactions, named, partners, write_graphml
-from clemreg.measure.mesh import MeshOptions
 from clemreg.measure.morphology import measure_objects
 from clemreg.measure.planarity import split
-from clemreg.measure.skeleton import SkeletonOptions, skeleton_table
+from clemreg.measure.skeleton import skeleton_table
 from clemreg.measure.tables import read_table, write_table
 from clemreg.pipeline.context import this_command, versions
 from clemreg.pipeline.measure import (
     contact_options,
+    mesh_options,
     meshes_of,
     open_ids,
     open_mask,
     planarity_options,
+    skeleton_options,
     skeletons_of,
     summary,
     working_folder,
@@ -51,7 +52,6 @@ from clemreg.pipeline.refine import RefineOptions, find_predictions, refine_cell
 from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
 from clemreg.refine.recipe import load_recipe
 from clemreg.report.organelles import write_organelles_page
-from clemreg.units import parse_length_nm
 
 Work = Callable[[Path, Blockwise], Mapping[str, Any]]
 """Writes its files into a folder and returns their summary."""
@@ -339,7 +339,7 @@ def _workplace(folder: Path, key: str) -> Iterator[None]:
 def _skeletons(
     labels: str, config: SkeletonConfig, folder: Path, how: Blockwise
 ) -> Mapping[str, Any]:
-    options = SkeletonOptions(parse_length_nm(config.shortest_branch))
+    options = skeleton_options(config.shortest_branch, config.memory_gb)
     out = folder / "skeletons.csv"
     with working_folder((out,)) as scratch:
         rows = skeletons_of(open_ids(labels), options, how, scratch, folder / "swc")
@@ -365,7 +365,7 @@ def _sheets(
 
 
 def _meshes(labels: str, config: MeshConfig, folder: Path, how: Blockwise) -> Mapping[str, Any]:
-    options = MeshOptions(config.smoothing, config.keep)
+    options = mesh_options(config.smoothing, config.keep, config.memory_gb)
     out = folder / "meshes"
     with working_folder((out,)) as scratch:
         found = meshes_of(open_ids(labels), out, config.format, options, how, scratch)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from clemreg.blocks.stages import Blockwise
+from clemreg.io.atomic import put_in_place
 from clemreg.io.volumes import WriteOptions, write_volume
 from clemreg.measure.curvature import curvature_histogram
 from clemreg.measure.planarity import PlanarityOptions, measure_planarity, site_planarity
@@ -58,9 +59,10 @@ def planarity_of(
     """Measure and write; a killed run goes on where it stopped."""
     mask = open_mask(files.mask, files.spacing)
     curvature = sites = None
-    with working_folder((files.out,)) as scratch:
+    with working_folder((files.out,), (files.mask,), (options, how.block)) as scratch:
         folder = scratch or files.out.parent
-        found = measure_planarity(mask, files.out, folder, options, how=how)
+        made = folder / "planarity.zarr"
+        found = measure_planarity(mask, made, folder, options, how=how)
         if files.medial is not None:
             write_volume(files.medial, found.medial, options=WriteOptions(labels=True))
         if files.curvature:
@@ -72,4 +74,5 @@ def planarity_of(
         if files.contacts is not None:
             contacts = open_ids(files.contacts, files.spacing)
             sites = site_planarity(contacts, found.volume, how=how, scratch=folder)
+        put_in_place(made, files.out)
     return PlanarityTables(found.histogram, found.thickness, curvature, sites)

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from clemreg.blocks.run import Progress
+from clemreg.blocks.stages import Blockwise
 from clemreg.errors import GridError
-from clemreg.io.atomic import atomic_write_text, remove
-from clemreg.io.volumes import open_volume
+from clemreg.io.atomic import atomic_write_text, put_in_place
 from clemreg.io.xyz import flip
 from clemreg.measure.binding import Binding, BindingOptions, Bindings, classify_ribosomes
 from clemreg.measure.ribosomes import (
@@ -22,8 +21,8 @@ from clemreg.measure.ribosomes import (
     find_ribosomes,
     write_spheres,
 )
+from clemreg.pipeline.measure import open_mask, working_folder
 from clemreg.space.grid import Grid
-from clemreg.units import parse_xyz_nm
 
 
 @dataclass(frozen=True)
@@ -53,28 +52,31 @@ class RibosomeCommand:
     binding: BindingOptions = field(default_factory=BindingOptions)
 
 
-def ribosomes_in_file(command: RibosomeCommand, progress: Progress | None = None) -> dict[str, Any]:
+def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) -> dict[str, Any]:
     """Find, draw and classify the ribosomes of a file; return the figures of the report.
+
+    A killed run goes on where it stopped.
 
     Raises
     ------
     GridError
         The planarity is on another grid than the prediction.
     """
-    spacing = parse_xyz_nm(command.spacing) if command.spacing else None
-    prediction = open_volume(command.prediction, spacing_nm=spacing)
-    store = command.out / ".ribosomes.partial"
-    found = find_ribosomes(prediction, command.options, store=store, progress=progress)
-    radius = command.options.radius_nm
-    grid = prediction.grid
-    write_spheres(found, grid, command.out / "spheres.zarr", radius_nm=radius, progress=progress)
-    bound = _classify(command, found, grid, progress)
-    if bound is not None:
-        classes = command.out / "classes.zarr"
-        write_spheres(found, grid, classes, radius_nm=radius, values=bound.code, progress=progress)
-    write_ribosomes(found, bound, command.out / "ribosomes.csv")
-    remove(store)
-    volume_um3 = float(np.prod(grid.extent_nm)) * 1e-9
+    how = how or Blockwise()
+    prediction = open_mask(command.prediction, command.spacing)
+    inputs = (command.prediction, command.planarity, command.nuclear_envelope)
+    parts = (command.options, command.binding, how.block)
+    with working_folder((command.out / "ribosomes.csv",), inputs, parts) as given:
+        scratch = given or command.out
+        found = find_ribosomes(prediction, command.options, how=how, scratch=scratch)
+        bound = _classify(command, found, prediction.grid, how, scratch)
+        drawn = {"spheres": None} if bound is None else {"spheres": None, "classes": bound.code}
+        for name, values in drawn.items():
+            made, radius = scratch / f"{name}.zarr", command.options.radius_nm
+            write_spheres(found, prediction.grid, made, radius_nm=radius, values=values, how=how)
+            put_in_place(made, command.out / made.name)
+        write_ribosomes(found, bound, command.out / "ribosomes.csv")
+    volume_um3 = float(np.prod(prediction.grid.extent_nm)) * 1e-9
     report: dict[str, Any] = {"count": len(found), "per_um3": len(found) / volume_um3}
     if bound is not None:
         report["classes"] = bound.counts()
@@ -100,21 +102,16 @@ def write_ribosomes(found: Ribosomes, bound: Bindings | None, path: Path) -> Non
 
 
 def _classify(
-    command: RibosomeCommand, found: Ribosomes, grid: Grid, progress: Progress | None
+    command: RibosomeCommand, found: Ribosomes, grid: Grid, how: Blockwise, scratch: Path
 ) -> Bindings | None:
     if command.planarity is None:
         return None
-    planarity = open_volume(command.planarity)
+    planarity = open_mask(command.planarity)
     if planarity.grid != grid:
         raise GridError(
             f"{command.planarity} is on {planarity.grid}, the prediction on {grid}",
             hint="make the planarity from the ER of the same volume",
         )
-    nuclear = command.nuclear_envelope
-    return classify_ribosomes(
-        found,
-        planarity,
-        None if nuclear is None else open_volume(nuclear),
-        command.binding,
-        progress=progress,
-    )
+    nuclear = None if command.nuclear_envelope is None else open_mask(command.nuclear_envelope)
+    options = command.binding
+    return classify_ribosomes(found, planarity, nuclear, options, how=how, scratch=scratch)

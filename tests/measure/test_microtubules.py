@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from scipy.spatial import cKDTree
 
+from clemreg.blocks.executors import Threads
+from clemreg.blocks.stages import Blockwise
 from clemreg.cli.app import run_app
 from clemreg.errors import ConfigError, DataError
 from clemreg.io.skeletons import Skeleton, read_skeleton, write_skeleton
@@ -16,7 +18,14 @@ from clemreg.measure.microtubules.candidates import find_candidates
 from clemreg.measure.microtubules.graph import Graph, build_graph
 from clemreg.measure.microtubules.program import Costs, cost_of, solve
 from clemreg.measure.microtubules.score import MatchOptions, score_tracks
-from clemreg.measure.microtubules.trace import TraceOptions, trace
+from clemreg.measure.microtubules.trace import (
+    TraceOptions,
+    _cubes,
+    _neighbours,
+    _waves,
+    assemble,
+    trace,
+)
 from clemreg.measure.microtubules.tubes import Tube, write_tubes
 from clemreg.space.grid import Grid
 from clemreg.volume import Volume
@@ -81,14 +90,14 @@ def test_crossing_parallel_and_bending_microtubules_are_traced(grid):
 
 def test_blocks_of_any_size_give_the_same_candidates_and_evidence():
     prediction = predict(ANISOTROPIC, microtubules(ANISOTROPIC), noise=0.3, seed=1)
-    whole = find_candidates(prediction, cells=(99, 99, 99))
+    whole = find_candidates(prediction, how=Blockwise((999, 999, 999)))
     assert len(whole) > 60
-    graph = build_graph(whole, prediction, block=(999, 999, 999))
-    for cells, block in [((1, 2, 3), (17, 64, 50)), ((3, 1, 1), (64, 9, 160))]:
-        parts = find_candidates(prediction, cells=cells)
+    graph = build_graph(whole, prediction, how=Blockwise((999, 999, 999)))
+    for cells, block in [((15, 40, 60), (17, 64, 50)), ((50, 3, 39), (64, 9, 160))]:
+        parts = find_candidates(prediction, how=Blockwise(cells))
         np.testing.assert_array_equal(parts.voxel, whole.voxel)
         np.testing.assert_array_equal(parts.points_nm, whole.points_nm)
-        again = build_graph(parts, prediction, block=block)
+        again = build_graph(parts, prediction, how=Blockwise(block))
         np.testing.assert_array_equal(again.edges, graph.edges)
         np.testing.assert_array_equal(again.evidence, graph.evidence)
 
@@ -199,6 +208,39 @@ def test_small_blocks_reach_the_cost_of_the_whole():
     assert smaller.cost >= blocks.cost - 1e-6 >= whole.cost - 2e-6
     edges = [sum(len(line) - 1 for line in t.lines_nm) for t in (whole, blocks)]
     assert edges[0] == pytest.approx(edges[1], abs=2)
+
+
+def test_cubes_solved_at_once_are_cubes_solved_in_order(tmp_path):
+    """Each wave is solved backwards, and every cube is known to all that depend on it."""
+    prediction = predict(ANISOTROPIC, microtubules(ANISOTROPIC), noise=0.3, seed=1)
+    graph = build_graph(find_candidates(prediction), prediction)
+    options = TraceOptions(block_nm=70, context_nm=130, reach_nm=130)
+    keep = np.linalg.norm(np.diff(graph.points_nm[graph.edges], axis=1)[:, 0], axis=1) <= 130
+    graph = Graph(graph.points_nm, graph.edges[keep], graph.evidence[keep])
+    cubes = _cubes(graph, options)
+    places = np.array([cube.box.start for cube in cubes])
+    waves = _waves(places, 4)
+    assert len(cubes) > waves.max() + 1  # some are solved at once
+    for i, cube in enumerate(cubes):
+        near = {p for e in graph.edges if set(e) & set(cube.around) for p in e}
+        for j, other in enumerate(cubes[:i]):
+            if near & set(other.own):
+                assert waves[j] < waves[i]
+    decided = {}
+    for cube in cubes:
+        known = _neighbours(graph, cube.around, decided)
+        joins = solve(graph, options.costs, cube.around, known, 60).joins
+        decided |= {p: joins.get(p) for p in cube.own}
+    joins = {p: j for p, j in decided.items() if j is not None}
+    seen = []
+    how = Blockwise(executor=Threads(2), progress=lambda *a: seen.append(a[:2]))
+    together = trace(graph, options, how=how, scratch=tmp_path)
+    assert together.cost == pytest.approx(cost_of(graph, joins, options.costs), rel=1e-12)
+    expected = assemble(graph, joins)
+    assert len(together.lines_nm) == len(expected) > 1
+    for ours, theirs in zip(together.lines_nm, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert seen == [(n + 1, len(cubes)) for n in range(len(cubes))]
 
 
 def test_empty_prediction_gives_no_tracks():
@@ -326,5 +368,5 @@ def test_command_traces_draws_scores_and_writes_json(tmp_path):
     assert max(distance_to(fine(one), truth).max() for one in lines) < 10
     assert len(read_skeleton(out / "tracks.nml").lines()) == 5
     assert sorted(np.unique(open_labels(out / "wall.zarr").read())) == [0, 1, 2, 3, 4, 5]
-    assert not (out / ".microtubules.partial").exists()
+    assert not list(out.glob(".*"))
     assert run_app([*arguments[:4], "--context", "20"]) == 1

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from clemreg.blocks.stages import Blockwise
 from clemreg.cli.app import run_app
 from clemreg.errors import ConfigError, GridError
 from clemreg.io.volumes import open_labels, write_volume
@@ -79,7 +80,7 @@ def test_blocks_of_any_shape_give_the_same():
     whole = find_ribosomes(volume)
     assert len(whole) > 40
     for block in [(9, 16, 11), (34, 5, 53)]:
-        parts = find_ribosomes(volume, block=block)
+        parts = find_ribosomes(volume, how=Blockwise(block))
         np.testing.assert_array_equal(parts.centre_nm, whole.centre_nm)
         np.testing.assert_array_equal(parts.score, whole.score)
 
@@ -167,7 +168,7 @@ def test_classes_at_sheet_tube_envelope_and_in_the_open():
     voxel = np.array([[17, 14, 6], [17, 14, 46], [17, 36, 6], [17, 25, 30], [17, 16, 6]])
     ribosomes = Ribosomes(grid.to_world(voxel), np.ones(5), np.ones(5))
     found = classify_ribosomes(
-        ribosomes, Volume(planarity, grid), Volume(envelope, grid), block=(9, 20, 31)
+        ribosomes, Volume(planarity, grid), Volume(envelope, grid), how=Blockwise((9, 20, 31))
     )
     assert found.code.tolist() == [
         Binding.SHEET, Binding.TUBE, Binding.NUCLEAR, Binding.CYTOSOLIC, Binding.CYTOSOLIC
@@ -199,7 +200,7 @@ def test_command_writes_table_volumes_and_json(tmp_path):
     spheres, classes = (open_labels(out / f"{name}.zarr") for name in ("spheres", "classes"))
     assert spheres.read()[17, 25, 30] == 2
     assert classes.read()[17, 25, 30] == Binding.CYTOSOLIC
-    assert not (out / ".ribosomes.partial").exists()
+    assert not list(out.glob(".*"))
     write_volume(tmp_path / "wrong.zarr", Volume(planarity, ISOTROPIC))
     assert run_app([*arguments, "--planarity", str(tmp_path / "wrong.zarr")]) == 1
 
@@ -229,11 +230,10 @@ def test_a_killed_search_goes_on(tmp_path):
         if done == 3:
             raise KeyboardInterrupt
 
-    arguments = {"block": (12, 24, 30), "store": tmp_path / "store"}
+    block, scratch = (12, 24, 30), tmp_path / "store"
     with pytest.raises(KeyboardInterrupt):
-        find_ribosomes(volume, progress=stop, **arguments)
-    again = find_ribosomes(
-        volume, progress=lambda done, _total, _text: seen.append(done), **arguments
-    )
+        find_ribosomes(volume, how=Blockwise(block, progress=stop), scratch=scratch)
+    how = Blockwise(block, progress=lambda done, _total, _text: seen.append(done))
+    again = find_ribosomes(volume, how=how, scratch=scratch)
     np.testing.assert_array_equal(again.centre_nm, whole.centre_nm)
     assert seen == list(range(1, 13))

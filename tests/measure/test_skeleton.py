@@ -8,7 +8,7 @@ import pytest
 from clemreg.blocks.executors import Threads
 from clemreg.blocks.stages import Blockwise
 from clemreg.cli.app import run_app
-from clemreg.errors import ConfigError, DataError
+from clemreg.errors import ConfigError
 from clemreg.io.skeletons import read_skeleton
 from clemreg.io.volumes import write_volume
 from clemreg.measure.paths import VoxelGraph, longest_path, path_length_nm, prune, smooth_path
@@ -184,9 +184,6 @@ def test_neither_blocks_nor_workers_change_a_skeleton(tmp_path):
 
 
 def test_limits_and_nothing():
-    labels = several()
-    with pytest.raises(DataError, match=r"object 70001 .* more than 5000"):
-        list(skeletonize(labels, SkeletonOptions(largest_box_voxels=5000)))
     with pytest.raises(ConfigError, match="0 or more"):
         SkeletonOptions(shortest_branch_nm=-1)
     none = Labels(np.zeros((1, 5, 6), "u1"), Grid((1, 5, 6), (5.24, 4.0, 4.0)))
@@ -197,10 +194,71 @@ def test_limits_and_nothing():
     assert np.isnan(row["radius_mean_nm"])  # no surface in sight
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_large_tube_has_its_length_and_radius_block_by_block(seed):
+    points, rotation = turned(seed)
+    line, radius = arc(100.0, -1.8, 1.8), 20.0
+    labels = Labels(tube(points, line, radius).astype("u4") * 70_001, GRID)
+    item, row = only(labels, largest_box_voxels=1000)
+    assert row["smooth_length_nm"] == pytest.approx(360, abs=radius)
+    assert row["radius_mean_nm"] == pytest.approx(radius, rel=0.05)
+    assert (row["branches"], row["branch_points"], row["ends"], row["rings"]) == (1, 0, 2, 0)
+    local = (item.skeleton.nodes_nm - GRID.centre_nm) @ rotation
+    beside = np.hypot(local[:, 0], np.hypot(local[:, 1], local[:, 2]) - 100)
+    assert beside.max() < 12
+
+
+def test_large_objects_are_the_same_for_any_blocks_and_go_on(tmp_path):
+    """A torus, a tube, and a speck; large are those with a box above 3000 voxels."""
+    points, _ = turned(0)
+    ids = several().read()
+    ids[np.hypot(points[..., 0], np.hypot(points[..., 1], points[..., 2]) - 60) <= 16] = 2**41
+    labels, options = Labels(ids, GRID), SkeletonOptions(largest_box_voxels=3000)
+    whole = list(skeletonize(labels, options))
+    assert [i.object_id for i in whole] == [9, 12, 70_001, 2**40 + 1, 2**41]
+    assert measure_skeleton(whole[-1])["rings"] == 1
+
+    def stop(_done, _total, message):
+        if message == "round 2 of thinning":
+            raise KeyboardInterrupt
+
+    block = (21, 40, 34)
+    with pytest.raises(KeyboardInterrupt):
+        list(skeletonize(labels, options, how=Blockwise(block, progress=stop), scratch=tmp_path))
+    how = Blockwise(block, Threads(2))
+    for one, other in zip(
+        whole, skeletonize(labels, options, how=how, scratch=tmp_path), strict=True
+    ):
+        np.testing.assert_array_equal(one.skeleton.nodes_nm, other.skeleton.nodes_nm)
+        np.testing.assert_array_equal(one.skeleton.radius_nm, other.skeleton.radius_nm)
+        np.testing.assert_array_equal(one.longest, other.longest)
+    (picked,) = skeletonize(labels, options, only=[2**41])
+    np.testing.assert_array_equal(picked.skeleton.nodes_nm, whole[-1].skeleton.nodes_nm)
+
+
+def test_radii_do_not_depend_on_where_they_are_computed():
+    """An object that is thin already, so that both ways keep the same voxels."""
+    ids = np.zeros(GRID.shape, "u1")
+    ids[30, 10:70, 12] = 1
+    ids[30, 40, 12:80] = 1
+    ids[28:33, 60:64, 8:17] = 1
+    labels = Labels(ids, GRID)
+    (small,), (large,) = (
+        skeletonize(labels, SkeletonOptions(largest_box_voxels=n)) for n in (10**9, 10)
+    )
+    of = [
+        dict(zip(map(tuple, i.skeleton.nodes_nm), i.skeleton.radius_nm, strict=True))
+        for i in (small, large)
+    ]
+    common = of[0].keys() & of[1].keys()
+    assert len(common) > 100
+    assert all(of[0][n] == pytest.approx(of[1][n], rel=1e-6) for n in common)
+
+
 def test_skeletonize_from_the_command_line(tmp_path):
     write_volume(tmp_path / "l.zarr", several())
     words = ["skeletonize", str(tmp_path / "l.zarr"), "--csv", str(tmp_path / "s.csv")]
-    words += ["--swc", str(tmp_path / "swc"), "--shortest-branch", "60 nm"]
+    words += ["--swc", str(tmp_path / "swc"), "--shortest-branch", "60 nm", "--memory-gb", "1"]
     assert run_app([*words, "--json", str(tmp_path / "s.json")]) == 0
     table = read_table(tmp_path / "s.csv")
     assert table["object_id"].tolist() == [9, 12, 70_001, 2**40 + 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Progress
+from clemreg.blocks.stages import Blockwise, Part
 from clemreg.errors import ConfigError
+from clemreg.measure.gather import gather, read_padded
 from clemreg.measure.lines import ball_offsets
-from clemreg.measure.pieces import Arrays, Store, collect, read_padded
 from clemreg.space.grid import Grid, Shape
 from clemreg.volume import Volume
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.intp]
-
-CELLS: Shape = (6, 6, 6)
-"""Cells per block."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +84,10 @@ def find_candidates(
     prediction: Volume,
     options: CandidateOptions | None = None,
     *,
-    cells: Sequence[int] = CELLS,
-    store: Path | None = None,
-    progress: Progress | None = None,
+    how: Blockwise | None = None,
+    scratch: Path | None = None,
 ) -> Candidates:
-    """Find candidate points, block by block; the same for any block shape.
+    """Find candidate points, block by block.
 
     Cells are counted from voxel 0. Of equal voxels the first in scan order wins (the published
     program adds noise).
@@ -101,32 +96,43 @@ def find_candidates(
     ----------
     prediction
         (z, y, x), uint8 signed distance or 0..1.
-    cells
-        Cells per block, zyx.
-    store
-        Folder for what is finished, to go on after a kill.
+    how
+        Blocks, executor and progress; blocks are cut to whole cells. No choice changes a digit.
+    scratch
+        Folder from which a killed search goes on.
     """
-    options = options or CandidateOptions()
+    options, how = options or CandidateOptions(), how or Blockwise()
     grid, cell = prediction.grid, cell_shape(options, prediction.grid)
     ball = ball_offsets(options.radius_nm, grid.spacing_nm)
     halo = tuple(int(h) for h in np.abs(ball).max(axis=0))
-
-    def work(part: Block) -> Arrays:
-        values = as_probability(read_padded(prediction, part.read))
-        inner = part.core.shift(tuple(-s for s in part.read.start))
-        local, value = _strongest(values[inner.slices], cell, options.threshold)
-        shift = _centroid(values, local + np.asarray(inner.start), ball, options.threshold)
-        return {"voxel": local + np.asarray(part.core.start), "value": value, "shift": shift}
-
-    kept = None if store is None else Store(store, f"candidates {prediction.name} {grid} {options}")
-    block = tuple(c * k for c, k in zip(cell, cells, strict=True))
-    found = collect(work, plan_blocks(grid.shape, block, halo), store=kept, progress=progress)
+    block = tuple(max(1, b // c) * c for b, c in zip(how.block, cell, strict=True))
+    blocks = plan_blocks(grid.shape, block, halo)
+    work = _Strongest(prediction, cell, ball, options.threshold)
+    job = f"candidates {prediction.name} {grid} {options}"
+    found = gather(work, blocks, how.named("candidates"), job=job, scratch=scratch)
     voxel, value, shift = found["voxel"], found["value"], found["shift"]
     order = np.argsort(np.ravel_multi_index(tuple(voxel.T), grid.shape), kind="stable")
     voxel, value, shift = voxel[order], value[order], shift[order]
     keep = _strongest_in_window(voxel, value, cell)
     points = grid.to_world(voxel) + shift * np.asarray(grid.spacing_nm)
     return Candidates(voxel[keep], points[keep])
+
+
+@dataclass(frozen=True, eq=False)
+class _Strongest:
+    """Strongest voxel of each cell of a block."""
+
+    prediction: Volume
+    cell: Shape
+    ball: IntArray
+    threshold: float
+
+    def __call__(self, block: Block) -> Part:
+        values = as_probability(read_padded(self.prediction, block.read))
+        inner = block.core.shift(tuple(-s for s in block.read.start))
+        local, value = _strongest(values[inner.slices], self.cell, self.threshold)
+        shift = _centroid(values, local + np.asarray(inner.start), self.ball, self.threshold)
+        return {"voxel": local + np.asarray(block.core.start), "value": value, "shift": shift}
 
 
 def _strongest(values: FloatArray, cell: Shape, threshold: float) -> tuple[IntArray, FloatArray]:

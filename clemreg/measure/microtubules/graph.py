@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Progress
+from clemreg.blocks.stages import Blockwise, Part
+from clemreg.measure.gather import gather, read_padded
 from clemreg.measure.microtubules.candidates import Candidates, FloatArray, IntArray, as_probability
-from clemreg.measure.pieces import Arrays, Store, collect, read_padded
-from clemreg.space.grid import Shape
 from clemreg.volume import Volume
 
-BLOCK: Shape = (128, 128, 128)
 REACH_NM = 180.0
 
 
@@ -53,9 +50,8 @@ def build_graph(
     prediction: Volume,
     reach_nm: float = REACH_NM,
     *,
-    block: Sequence[int] = BLOCK,
-    store: Path | None = None,
-    progress: Progress | None = None,
+    how: Blockwise | None = None,
+    scratch: Path | None = None,
 ) -> Graph:
     """Join candidates at most `reach_nm` apart; measure every edge along the voxel line.
 
@@ -63,13 +59,14 @@ def build_graph(
     ----------
     candidates
         Of `prediction`.
-    block
-        Voxels per block, zyx; the result does not depend on it.
-    store
-        Folder for what is finished, to go on after a kill.
+    how
+        Blocks, executor and progress; no choice here changes a digit.
+    scratch
+        Folder from which a killed run goes on.
     """
     from scipy.spatial import cKDTree
 
+    how = how or Blockwise()
     tree = cKDTree(candidates.points_nm)
     pairs = np.sort(tree.query_pairs(reach_nm, output_type="ndarray"), axis=1).astype(np.intp)
     edges = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
@@ -77,22 +74,31 @@ def build_graph(
     # Points are moved off their voxels by up to a radius, so lines may be longer than the reach.
     span = np.abs(candidates.voxel[edges[:, 1]] - start)
     halo = tuple(int(h) for h in span.max(axis=0, initial=0))
-
-    def work(part: Block) -> Arrays:
-        here = np.flatnonzero(((start >= part.core.start) & (start < part.core.stop)).all(axis=1))
-        if not len(here):
-            return {"which": here, "evidence": np.zeros(0)}
-        values = as_probability(read_padded(prediction, part.read))
-        ends = candidates.voxel[edges[here]] - np.asarray(part.read.start)
-        return {"which": here, "evidence": _evidence(values, ends)}
-
-    kept = None
-    if store is not None:
-        kept = Store(store, f"graph {prediction.name} {prediction.grid} {reach_nm} {len(edges)}")
-    blocks = plan_blocks(prediction.shape, block, halo)
-    found = collect(work, blocks, store=kept, progress=progress)
+    work = _Evidence(prediction, candidates.voxel[edges])
+    job = f"graph {prediction.name} {prediction.grid} {reach_nm} {len(edges)}"
+    blocks = plan_blocks(prediction.shape, how.block, halo)
+    found = gather(work, blocks, how.named("graph"), job=job, scratch=scratch)
     evidence = found["evidence"][np.argsort(found["which"])]
     return Graph(candidates.points_nm, edges, evidence)
+
+
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """Evidence of the edges (E, 2, 3 voxels) that start in a block."""
+
+    prediction: Volume
+    ends: IntArray
+
+    def __call__(self, block: Block) -> Part:
+        start, core = self.ends[:, 0], block.core
+        here = np.flatnonzero(((start >= core.start) & (start < core.stop)).all(axis=1))
+        if not len(here):
+            return {"which": here, "evidence": np.zeros(0)}
+        values = as_probability(read_padded(self.prediction, block.read))
+        return {
+            "which": here,
+            "evidence": _evidence(values, self.ends[here] - np.asarray(block.read.start)),
+        }
 
 
 def _evidence(values: FloatArray, ends: IntArray, at_once: int = 20_000) -> FloatArray:

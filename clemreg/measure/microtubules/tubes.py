@@ -9,14 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.run import Progress, run
+from clemreg.blocks.stages import Blockwise, map_volume
 from clemreg.errors import ConfigError
-from clemreg.io.volumes import WriteOptions, create_volume
+from clemreg.io.volumes import WriteOptions
 from clemreg.measure.microtubules.candidates import FloatArray
-from clemreg.space.grid import Box, Grid, Shape
-
-BLOCK: Shape = (128, 128, 128)
+from clemreg.space.grid import Box, Grid
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def write_tubes(
     out: Path,
     tube: Tube | None = None,
     *,
-    progress: Progress | None = None,
+    how: Blockwise | None = None,
 ) -> tuple[Path, Path]:
     """Write ``wall.zarr`` and ``lumen.zarr`` in a folder: the number of the line, from 1.
 
@@ -57,30 +54,50 @@ def write_tubes(
         (n, 3) zyx nm each.
     grid
         Grid of the volumes.
+    how
+        Blocks, executor and progress; resumable.
 
     Returns
     -------
     tuple
         Paths of wall and lumen.
     """
-    tube = tube or Tube()
+    how, tube = how or Blockwise(), tube or Tube()
+    segments = _Segments.of(lines_nm)
     wall, lumen = out / "wall.zarr", out / "lumen.zarr"
-    options = WriteOptions(labels=True)
-    ids = np.uint32
-    with (
-        create_volume(wall, grid, ids, options=options) as walls,
-        create_volume(lumen, grid, ids, options=options) as lumens,
+    for work, path in (
+        (_Wall(segments, grid, tube), wall),
+        (_Lumen(segments, grid, tube), lumen),
     ):
-        segments = _Segments.of(lines_nm)
-
-        def work(part: Block) -> None:
-            line, distance = segments.nearest(grid, part.core, tube.outer_nm)
-            inside = distance <= tube.inner_nm**2
-            walls[part.core] = np.where(inside, 0, line)
-            lumens[part.core] = np.where(inside, line, 0)
-
-        run(work, plan_blocks(grid.shape, BLOCK), progress=progress)
+        options = WriteOptions(labels=True)
+        map_volume(work, path, grid, np.uint32, how.named(path.stem), options)
     return wall, lumen
+
+
+@dataclass(frozen=True, eq=False)
+class _Wall:
+    """Number of the line where a voxel is in a tube and not in its lumen."""
+
+    segments: _Segments
+    grid: Grid
+    tube: Tube
+
+    def __call__(self, box: Box) -> NDArray[np.uint32]:
+        line, squared = self.segments.nearest(self.grid, box, self.tube.outer_nm)
+        return np.where(squared <= self.tube.inner_nm**2, np.uint32(0), line)
+
+
+@dataclass(frozen=True, eq=False)
+class _Lumen:
+    """Number of the line where a voxel is in a lumen."""
+
+    segments: _Segments
+    grid: Grid
+    tube: Tube
+
+    def __call__(self, box: Box) -> NDArray[np.uint32]:
+        line, squared = self.segments.nearest(self.grid, box, self.tube.outer_nm)
+        return np.where(squared <= self.tube.inner_nm**2, line, np.uint32(0))
 
 
 @dataclass(frozen=True, eq=False)
