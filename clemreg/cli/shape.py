@@ -186,12 +186,19 @@ def holdout(
 ) -> None:
     """Volume and surface against the truth, in the whole block and its six halves."""
     from clemreg.measure.holdout import holdout_deviations
-    from clemreg.pipeline.measure import blockwise, named_masks, open_mask, write_tables
+    from clemreg.pipeline.measure import (
+        blockwise,
+        named_masks,
+        open_mask,
+        working_folder,
+        write_tables,
+    )
 
     volumes = named_masks(predictions, spacing)
-    with progress_bar("holdout") as progress:
+    inputs = (truth, *(entry.partition("=")[2] for entry in predictions))
+    with progress_bar("holdout") as progress, working_folder((csv, json), inputs) as scratch:
         how = blockwise(block, workers, executor, progress)
-        found = holdout_deviations(open_mask(truth, spacing), volumes, how=how)
+        found = holdout_deviations(open_mask(truth, spacing), volumes, how=how, scratch=scratch)
     for row in found.rows():
         shown = {k: v for k, v in row.items() if k.endswith("_deviation")}
         table({f"{row['prediction']}, {row['region']}": shown})

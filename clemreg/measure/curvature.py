@@ -21,6 +21,10 @@ FloatArray = NDArray[np.float64]
 _STENCIL = 2
 
 
+# Sums are of whole numbers, in steps of 2^-20 and of 2^-45, so that they are the same in any order.
+_COARSE, _FINE = 2.0**20, 2.0**25
+
+
 def surface_curvature(
     read: Read, grid: Grid, points: NDArray[np.int64], sigma_nm: float
 ) -> tuple[FloatArray, FloatArray]:
@@ -84,10 +88,10 @@ def curvature_histogram(
     work = _Curvature(mask, sigma_nm, edges)
     job = f"curvature {mask.name} {mask.grid} {sigma_nm} {edges.tolist()}"
     with gathered(work, how.blocks(mask.grid), how, job=job, scratch=scratch) as parts:
-        count = sum(part["count"] for part in parts)
-        gauss = sum(part["gauss"] for part in parts)
+        count = np.sum([part["count"] for part in parts], axis=0)
+        coarse, fine = (np.sum([part[n] for part in parts], axis=0) for n in ("coarse", "fine"))
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean = gauss / count
+        mean = (coarse + fine / _FINE) / _COARSE / count
     return Table.of(
         curvature_from_per_nm=edges[:-1],
         curvature_to_per_nm=edges[1:],
@@ -118,7 +122,11 @@ class _Curvature:
         known = np.isfinite(mean)
         bins = len(self.edges) - 1
         place = np.clip(np.searchsorted(self.edges, mean[known], side="right") - 1, 0, bins - 1)
+        coarse = np.floor(gauss[known] * _COARSE)
+        fine = np.rint((gauss[known] * _COARSE - coarse) * _FINE)
+        sums = [np.bincount(place, part, bins).astype(np.int64) for part in (coarse, fine)]
         return {
             "count": np.bincount(place, minlength=bins),
-            "gauss": np.bincount(place, gauss[known], bins),
+            "coarse": sums[0],
+            "fine": sums[1],
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,11 @@ def _at(corner: Shape, axis: int, value: int) -> Shape:
 
 
 def holdout_deviations(
-    truth: Volume, predictions: Mapping[str, Volume], *, how: Blockwise | None = None
+    truth: Volume,
+    predictions: Mapping[str, Volume],
+    *,
+    how: Blockwise | None = None,
+    scratch: Path | None = None,
 ) -> Table:
     """Compare total volume and surface area with the truth.
 
@@ -56,6 +61,10 @@ def holdout_deviations(
         Mask or labels (not 0: organelle).
     predictions
         The same of each kind of prediction on the same voxels: ``{"raw": ..., "refined": ...}``.
+    how
+        Blocks, executor and progress; no choice here changes a digit.
+    scratch
+        Folder from which a killed measurement goes on.
 
     Returns
     -------
@@ -73,11 +82,13 @@ def holdout_deviations(
     for volume in predictions.values():
         same_grid(truth, volume)
     regions = {"whole": truth.grid.box, **half_regions(truth.grid.box)}
-    true = {region: _totals(truth, box, how) for region, box in regions.items()}
+    folder = scratch and scratch / "truth"
+    true = {region: _totals(truth, box, how, folder) for region, box in regions.items()}
     rows = []
-    for name, volume in predictions.items():
+    for number, (name, volume) in enumerate(predictions.items()):
+        folder = scratch and scratch / str(number)
         for region, box in regions.items():
-            own = _totals(volume, box, how)
+            own = _totals(volume, box, how, folder)
             row: dict[str, Any] = {"prediction": name, "region": region}
             for quantity in QUANTITIES:
                 expected = true[region][quantity]
@@ -90,9 +101,9 @@ def holdout_deviations(
     return Table({key: np.array([row[key] for row in rows]) for key in rows[0]})
 
 
-def _totals(volume: Volume, box: Box, how: Blockwise) -> dict[str, float]:
+def _totals(volume: Volume, box: Box, how: Blockwise, scratch: Path | None) -> dict[str, float]:
     view = Labels(_Inside(volume, box), volume.grid.crop(box), name=volume.name)
-    table = measure_objects(view, how=how)
+    table = measure_objects(view, how=how, scratch=scratch)
     return {name: float(table[name].sum()) for name in QUANTITIES}
 
 

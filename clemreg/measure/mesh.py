@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ BYTES_PER_VOXEL = 40
 """Of an object's box, in memory, while it is meshed."""
 
 _LAMBDA, _MU = 0.5, -0.53
+
+# fast-simplification keeps its mesh in variables of the process: two threads would mix theirs.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def area_nm2(mesh: Mesh) -> float:
@@ -178,5 +182,6 @@ def simplify(mesh: Mesh, keep: float) -> Mesh:
         ) from error
     middle = mesh.vertices_nm.mean(axis=0)  # float32 holds fine detail near 0 only
     points = (mesh.vertices_nm - middle).astype(np.float32)
-    points, faces = fast_simplification.simplify(points, mesh.faces.astype(np.int32), 1 - keep)
+    with _ONE_AT_A_TIME:
+        points, faces = fast_simplification.simplify(points, mesh.faces.astype(np.int32), 1 - keep)
     return Mesh(points.astype(np.float64) + middle, np.asarray(faces, np.intp))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -131,6 +132,26 @@ def read_neuroglancer(folder, number):
     count = int(np.frombuffer(body, "<u4", 1)[0])
     points = np.frombuffer(body, "<f4", 3 * count, 4).reshape(-1, 3)
     return points, np.frombuffer(body, "<u4", offset=4 + points.nbytes).reshape(-1, 3)
+
+
+def test_two_threads_do_not_simplify_at_once(labels, monkeypatch):
+    """The library keeps its mesh in variables of the process; one object took another's mesh."""
+    import fast_simplification
+
+    simplify, inside, most = fast_simplification.simplify, [], []
+
+    def watched(*arguments):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.05)
+        found = simplify(*arguments)
+        inside.pop()
+        return found
+
+    monkeypatch.setattr(fast_simplification, "simplify", watched)
+    mesh_objects(labels, lambda *_: None, how=Blockwise(executor=Threads(3)))
+    assert len(most) >= 3
+    assert max(most) == 1
 
 
 @pytest.mark.parametrize("kind", ["ply", "obj", "neuroglancer"])
