@@ -122,6 +122,59 @@ class MeshConfig(Section):
     memory_gb: Annotated[float, Field(gt=0)] = 4.0
 
 
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class MicrotubulesConfig(Section):
+    """Traced microtubules; as the options of `clemreg microtubules`.
+
+    Attributes
+    ----------
+    prediction
+        Name of the prediction, beside those of the organelles.
+    name
+        By which other sections name the tubes.
+    """
+
+    prediction: Name = "mt"
+    name: Name = "mt"
+    threshold: Share = 0.4
+    reach: Length = "180 nm"
+    block: Length = "400 nm"
+    context: Length = "400 nm"
+    evidence: float = 200.0
+    angle: float = 22.0
+    end: float = 200.0
+    selection: float = -200.0
+    time_limit_s: Positive = 120.0
+
+
+class RibosomesConfig(Section):
+    """Ribosomes as spheres; as the options of `clemreg ribosomes`.
+
+    Attributes
+    ----------
+    prediction, name
+        As for microtubules.
+    planarity
+        Organelle whose planarity is measured, and that ribosomes sit on; None: no classes.
+    nuclear_envelope
+        Organelle that is the nuclear envelope.
+    """
+
+    prediction: Name = "ribo"
+    name: Name = "ribo"
+    planarity: Name | None = None
+    nuclear_envelope: Name | None = None
+    threshold: Annotated[float, Field(ge=0)] = 127.0
+    radius: Length = "10 nm"
+    separation: Length = "16 nm"
+    min_fraction: Share = 0.3
+    contact: Length = "10 nm"
+    sheet: Share = 0.6
+
+
 class ComputeConfig(Section):
     """Who does the work; results do not depend on it.
 
@@ -151,6 +204,8 @@ class OrganellesConfig(Section):
     """Everything that `clemreg organelles` needs; a part without a section is not done."""
 
     input: PredictionInput
+    microtubules: MicrotubulesConfig | None = None
+    ribosomes: RibosomesConfig | None = None
     measure: MeasureConfig = MeasureConfig()
     skeletonize: SkeletonConfig | None = None
     contacts: tuple[ContactConfig, ...] = ()
@@ -161,6 +216,8 @@ class OrganellesConfig(Section):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
+        if twice := _twice(self.known):
+            raise ValueError(f"input.organelles names {twice} twice")
         parts = {
             "measure": self.measure.organelles or (),
             "skeletonize": self.skeletonize.organelles if self.skeletonize else (),
@@ -168,20 +225,34 @@ class OrganellesConfig(Section):
             "planarity": self.planarity.organelles if self.planarity else (),
             "mesh": self.mesh.organelles if self.mesh else (),
         }
-        known = self.input.organelles
         for part, names in parts.items():
-            if unknown := [name for name in names if name not in known]:
-                raise ValueError(
-                    f"{part} names {', '.join(unknown)}, but input.organelles has only "
-                    f"{', '.join(known)}"
-                )
+            _require(part, names, self.known, "input.organelles has only")
             if part != "contacts" and (twice := _twice(names)):
                 raise ValueError(f"{part} names {twice} twice")
-        if twice := _twice(known):
-            raise ValueError(f"input.organelles names {twice} twice")
         if twice := _twice(contact.title for contact in self.contacts):
             raise ValueError(f"two contacts are called {twice}; give one of them a name")
         return self
+
+    @model_validator(mode="after")
+    def _ribosomes_sit_on_something_known(self) -> Self:
+        if self.ribosomes is None:
+            return self
+        on, nuclear = self.ribosomes.planarity, self.ribosomes.nuclear_envelope
+        planar = self.planarity.organelles if self.planarity else ()
+        _require("ribosomes.planarity", [on] if on else [], planar, "planarity has only")
+        _require(
+            "ribosomes.nuclear_envelope",
+            [nuclear] if nuclear else [],
+            self.input.organelles,
+            "input.organelles has only",
+        )
+        return self
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Everything that can be named: organelles, microtubules, ribosomes."""
+        made = [part.name for part in (self.microtubules, self.ribosomes) if part is not None]
+        return (*self.input.organelles, *made)
 
     @property
     def measured(self) -> tuple[str, ...]:
@@ -208,6 +279,13 @@ def load_organelles_config(path: Path, overrides: Sequence[str] = ()) -> Organel
         absent=f"{page} shows one to start from",
         invalid=f"{page} lists every key with its default",
     )
+
+
+def _require(part: str, names: Iterable[str], known: Sequence[str], source: str) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(
+            f"{part} names {', '.join(unknown)}, but {source} {', '.join(known) or 'nothing'}"
+        )
 
 
 def _twice(names: Iterable[str]) -> str | None:

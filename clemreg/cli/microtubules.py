@@ -45,15 +45,14 @@ def microtubules(
     from clemreg.measure.microtubules.candidates import CandidateOptions
     from clemreg.measure.microtubules.program import Costs
     from clemreg.measure.microtubules.trace import TraceOptions
-    from clemreg.pipeline.measure import blockwise
+    from clemreg.pipeline.measure import blockwise, volume_file
     from clemreg.pipeline.microtubules import MicrotubuleCommand, microtubules_in_file
 
     costs = Costs(evidence, angle, end, selection)
     command = MicrotubuleCommand(
-        prediction,
+        volume_file(prediction, spacing),
         out,
         truth,
-        spacing,
         CandidateOptions(threshold=threshold),
         TraceOptions(block, context, reach, time_limit, costs),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,9 +32,15 @@ def organelles(
         progress=progress_bar,
         announce=lambda step, state: say(f"{step}: {state}"),
     )
-    table({name: found["refine"] for name, found in report["organelles"].items()})
+    table({name: _made(found) for name, found in report["organelles"].items()})
     if report["contacts"]:
         sites = {name: f"{found['objects']} sites" for name, found in report["contacts"].items()}
         table({"contacts": sites})
     result(f"report:  {page}")
     write_json(json, report)
+
+
+def _made(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what was made: objects and volume, or tracks, or spheres."""
+    part = next(found[verb] for verb in ("refine", "microtubules", "ribosomes") if verb in found)
+    return {name: value for name, value in part.items() if name != "files"}

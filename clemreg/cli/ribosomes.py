@@ -40,15 +40,14 @@ def ribosomes(
     """Find ribosomes, draw them as spheres, and class them by the membrane they sit on."""
     from clemreg.measure.binding import BindingOptions
     from clemreg.measure.ribosomes import RibosomeOptions
-    from clemreg.pipeline.measure import blockwise
+    from clemreg.pipeline.measure import blockwise, volume_file
     from clemreg.pipeline.ribosomes import RibosomeCommand, ribosomes_in_file
 
     command = RibosomeCommand(
-        prediction,
+        volume_file(prediction, spacing),
         out,
         planarity,
         nuclear_envelope,
-        spacing,
         RibosomeOptions(radius, separation, threshold, min_fraction),
         BindingOptions(radius, contact, sheet),
     )

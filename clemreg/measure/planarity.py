@@ -349,6 +349,46 @@ def site_planarity(
     return Table.of(contact_id=ids, planarity=mean, planarity_volume_nm3=count * voxel)
 
 
+def planar_sites(contacts: Table, found: Table) -> Table:
+    """Put planarity beside every contact site.
+
+    Parameters
+    ----------
+    contacts
+        Table of `find_contacts`.
+    found
+        Table of `site_planarity` for the volume that goes with it.
+
+    Returns
+    -------
+    Table
+        ``contact_id``, ``a_id``, ``b_id``, ``area_a_nm2``, ``area_b_nm2``, ``planarity`` (NaN
+        where no voxel of the site is in the organelle), ``planarity_volume_nm3``.
+    """
+    ids = contacts["contact_id"].astype(np.uint64)
+    mean, volume = np.full(len(ids), np.nan), np.zeros(len(ids))
+    # A site whose voxels all belong to earlier sites, too, is not in the volume.
+    _, row, other = np.intersect1d(ids, found["contact_id"], return_indices=True)
+    mean[row], volume[row] = found["planarity"][other], found["planarity_volume_nm3"][other]
+    return Table.of(
+        contact_id=ids,
+        **{n: contacts[n].astype(np.uint64) for n in ("a_id", "b_id")},
+        **{n: contacts[n] for n in ("area_a_nm2", "area_b_nm2")},
+        planarity=mean,
+        planarity_volume_nm3=volume,
+    )
+
+
+def planar_areas(sites: Table, area: str, cut: float) -> dict[str, dict[str, float]]:
+    """Count sites on sheets (planarity `cut` or more) and on tubes, and sum up their area."""
+    planar = sites["planarity"] >= cut
+    parts = {"planar": planar, "tubular": sites["planarity"] < cut}
+    return {
+        name: {"sites": int(rows.sum()), "area_nm2": float(sites[area][rows].sum())}
+        for name, rows in parts.items()
+    }
+
+
 @dataclass(frozen=True)
 class _SiteMeans:
     contacts: Labels

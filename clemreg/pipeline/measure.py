@@ -18,7 +18,7 @@ from clemreg.io.atomic import atomic_write_text, remove
 from clemreg.io.meshes import Mesh, write_mesh
 from clemreg.io.precomputed import write_neuroglancer_info, write_neuroglancer_mesh
 from clemreg.io.skeletons import write_skeleton
-from clemreg.io.volumes import open_labels, open_volume
+from clemreg.io.volumes import open_labels
 from clemreg.measure import mesh, skeleton
 from clemreg.measure.contacts import ContactOptions, Method, Overlap
 from clemreg.measure.mesh import MeshOptions, mesh_objects
@@ -43,12 +43,20 @@ def open_ids(uri: str, spacing: str | None = None) -> Labels:
     )
 
 
-def open_mask(uri: str, spacing: str | None = None) -> Volume:
+def open_mask(uri: str, spacing: str | None = None, channel: str | None = None) -> Volume:
     """Open a mask or a map of values on the EM's voxels."""
-    volume = open_volume(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
-    return replace(
-        volume, data=_FileArray(VolumeFile(uri, volume.grid.spacing_nm), volume), coarser=()
-    )
+    return from_file(volume_file(uri, spacing, channel))
+
+
+def volume_file(uri: str, spacing: str | None = None, channel: str | None = None) -> VolumeFile:
+    """Name a volume; `spacing` is ``"x, y, z unit"`` where the file has none."""
+    return VolumeFile(uri, parse_xyz_nm(spacing) if spacing else None, channel)
+
+
+def from_file(file: VolumeFile) -> Volume:
+    """Open a volume that each process can open for itself."""
+    volume = file.open()
+    return replace(volume, data=_FileArray(file, volume), coarser=())
 
 
 class _FileArray:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clemreg.blocks.stages import Blockwise
+from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.io.atomic import put_in_place
 from clemreg.io.skeletons import Skeleton, read_skeleton, write_skeleton
 from clemreg.measure.microtubules.baseline import skeleton_tracks
@@ -18,7 +18,7 @@ from clemreg.measure.microtubules.graph import build_graph
 from clemreg.measure.microtubules.score import score_tracks
 from clemreg.measure.microtubules.trace import TraceOptions, Tracks, trace
 from clemreg.measure.microtubules.tubes import Tube, write_tubes
-from clemreg.pipeline.measure import open_mask, working_folder
+from clemreg.pipeline.measure import from_file, working_folder
 from clemreg.space.transform import FloatArray
 
 
@@ -34,16 +34,13 @@ class MicrotubuleCommand:
         Folder for ``tracks.swc``, ``tracks.nml``, ``wall.zarr`` and ``lumen.zarr``.
     truth
         SWC or NML file to score against; the baseline is scored beside.
-    spacing
-        Voxel size "x, y, z unit" of a file that has none.
     candidates, tracing, tube
         Options of the three parts.
     """
 
-    prediction: str
+    prediction: VolumeFile
     out: Path
     truth: Path | None = None
-    spacing: str | None = None
     candidates: CandidateOptions = field(default_factory=CandidateOptions)
     tracing: TraceOptions = field(default_factory=TraceOptions)
     tube: Tube = field(default_factory=Tube)
@@ -54,10 +51,10 @@ def microtubules_in_file(
 ) -> dict[str, Any]:
     """Trace, draw and score; return the figures of the report. A killed run goes on."""
     how = how or Blockwise()
-    prediction = open_mask(command.prediction, command.spacing)
+    prediction = from_file(command.prediction)
     out = command.out
     parts = (command.candidates, command.tracing, command.tube, how.block)
-    with working_folder((out / "tracks.swc",), (command.prediction,), parts) as given:
+    with working_folder((out / "tracks.swc",), (command.prediction.uri,), parts) as given:
         scratch = given or out
         points = find_candidates(prediction, command.candidates, how=how, scratch=scratch)
         reach_nm = command.tracing.reach_nm

@@ -1,4 +1,4 @@
-"""``clemreg organelles``: refine, measure, skeletonize, contacts, planarity, mesh, summary.
+"""``clemreg organelles``: from predictions to every table, as one chain of steps.
 
 Every analysis of every organelle is a step of its own, in a folder of its own, and depends on what
 that organelle is made of; so a changed key redoes its step and what reads from it, nothing else.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,20 +17,22 @@ from typing import Any
 
 from clemreg.blocks.executors import executor_named, started
 from clemreg.blocks.run import Progress
-from clemreg.blocks.stages import Blockwise
+from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.config import resolve
 from clemreg.config_organelles import (
     ContactConfig,
     MeshConfig,
+    MicrotubulesConfig,
     OrganellesConfig,
     PlanarityConfig,
+    RibosomesConfig,
     SkeletonConfig,
 )
 from clemreg.io.atomic import atomic_write_json, atomic_write_text, remove
 from clemreg.measure.contacts import ContactOptions, find_contacts
 from clemreg.measure.interactions import interactions, named, partners, write_graphml
 from clemreg.measure.morphology import measure_objects
-from clemreg.measure.planarity import split
+from clemreg.measure.planarity import planar_areas, planar_sites, site_planarity, split
 from clemreg.measure.skeleton import skeleton_table
 from clemreg.measure.tables import read_table, write_table
 from clemreg.pipeline.context import this_command, versions
@@ -46,16 +48,20 @@ from clemreg.pipeline.measure import (
     summary,
     working_folder,
 )
+from clemreg.pipeline.microtubules import MicrotubuleCommand
 from clemreg.pipeline.objects import report_objects
 from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
-from clemreg.pipeline.refine import RefineOptions, find_predictions, refine_cell
+from clemreg.pipeline.refine import RefineOptions, find_prediction, find_predictions, refine_cell
+from clemreg.pipeline.ribosomes import RibosomeCommand
 from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
+from clemreg.pipeline.traced import labels_of, ribosome_step, trace_step
 from clemreg.refine.recipe import load_recipe
 from clemreg.report.organelles import write_organelles_page
 
 Work = Callable[[Path, Blockwise], Mapping[str, Any]]
 """Writes its files into a folder and returns their summary."""
 _Part = SkeletonConfig | PlanarityConfig | MeshConfig
+_Traced = MicrotubulesConfig | RibosomesConfig
 
 LABELS, SUMMARY, REPORT, PAGE = "labels.zarr", "summary.json", "organelles.json", "index.html"
 
@@ -128,8 +134,19 @@ class _Chain:
         cell = self.config.input.cell
         return None if cell is None else resolve(cell, self.base)
 
-    def labels(self, organelle: str) -> str:
-        return str(self.folder / LABELS / organelle)
+    def labels(self, name: str) -> str:
+        """Where the ids of an organelle, of microtubules or of ribosomes are."""
+        for verb in ("microtubules", "ribosomes"):
+            part: _Traced | None = getattr(self.config, verb)
+            if part is not None and part.name == name:
+                return str(labels_of(part, self.folder / verb / name))
+        return str(self.folder / LABELS / name)
+
+    def planarity(self, name: str) -> Path:
+        return self.folder / "planarity" / name / "planarity.zarr"
+
+    def prediction(self, name: str) -> VolumeFile:
+        return find_prediction(self.predictions, name, self.config.input.voxel_size)
 
     def refuse_impossible(self) -> None:
         """Say now what would otherwise be found after hours of work."""
@@ -137,6 +154,7 @@ class _Chain:
         executor_named(compute.executor, compute.workers)
         if self.cell is not None:
             open_mask(self.cell, self.config.input.voxel_size)
+        _ = self.identities  # every prediction is there
         for contact in self.config.contacts:
             _contact_options(contact)
 
@@ -147,7 +165,7 @@ class _Chain:
         recipe = load_recipe(self.recipe)
         options = RefineOptions(given.organelles, given.voxel_size)
         files = find_predictions(self.predictions, recipe, options)
-        return {
+        found: dict[str, Any] = {
             name: {
                 part: [
                     organelle.model_dump(mode="json"),
@@ -158,6 +176,11 @@ class _Chain:
             }
             for name in given.organelles
         }
+        for made in (self.config.microtubules, self.config.ribosomes):
+            if made is not None:
+                file = self.prediction(made.prediction)
+                found[made.name] = [made.model_dump(), repr(file), input_fingerprint(file.uri)]
+        return found
 
     # -- steps ------------------------------------------------------------------------------------
 
@@ -165,11 +188,13 @@ class _Chain:
         """All steps, each after what it reads from."""
         labels = self.folder / LABELS
         made = (*(labels / name for name in self.config.input.organelles), labels / "clemreg.json")
-        steps = [Step("refine", self._refine, self.identities, (), made)]
         config = self.config
-        steps += [*self._morphology(), *self._each("skeletonize", config.skeletonize, _skeletons)]
-        steps += self._contacts()
+        of_recipe = {name: self.identities[name] for name in config.input.organelles}
+        steps = [Step("refine", self._refine, of_recipe, (), made)]
         steps += self._each("planarity", config.planarity, _sheets)
+        steps += self._traced()
+        steps += [*self._morphology(), *self._each("skeletonize", config.skeletonize, _skeletons)]
+        steps += [*self._contacts(), *self._contact_planarity()]
         steps += self._each("mesh", config.mesh, _meshes)
         inputs = {"title": self.config.output.title, "version": versions()["clemreg"]}
         pages = (self.folder / REPORT, self.folder / PAGE)
@@ -189,6 +214,31 @@ class _Chain:
                 yield self._step(
                     verb, name, (name,), settings, partial(work, self.labels(name), config)
                 )
+
+    def _traced(self) -> Iterator[Step]:
+        """Microtubules and ribosomes, which have programs of their own."""
+        if (tubes := self.config.microtubules) is not None:
+            yield self._step(
+                "microtubules", tubes.name, (tubes.name,), {}, partial(self._microtubules, tubes)
+            )
+        if (ribosomes := self.config.ribosomes) is not None:
+            on = [n for n in (ribosomes.planarity, ribosomes.nuclear_envelope) if n]
+            work = partial(self._ribosomes, ribosomes)
+            planarity = self.config.planarity if ribosomes.planarity else None
+            settings = {"planarity": planarity.model_dump() if planarity else None}
+            yield self._step("ribosomes", ribosomes.name, (ribosomes.name, *on), settings, work)
+
+    def _contact_planarity(self) -> Iterator[Step]:
+        """Planarity of each contact site, on each side that is a planar organelle."""
+        if (config := self.config.planarity) is None:
+            return
+        for contact in self.config.contacts:
+            of = (contact.a, contact.b or contact.a)
+            settings = {"contact": contact.model_dump(), "planarity": config.model_dump()}
+            for name in dict.fromkeys(n for n in of if n in config.organelles):
+                work = partial(self._planar_sites, contact, name)
+                title = f"{contact.title}-{name}"
+                yield self._step("contact_planarity", title, of, settings, work)
 
     def _contacts(self) -> Iterator[Step]:
         names = []
@@ -263,6 +313,48 @@ class _Chain:
         write_table(folder / "contacts.csv", sites)
         return summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
 
+    def _planar_sites(
+        self, contact: ContactConfig, name: str, folder: Path, how: Blockwise
+    ) -> Mapping[str, Any]:
+        """Mean planarity of an organelle over each contact site, as in the paper."""
+        of_contact = self.folder / "contacts" / contact.title
+        sites = read_table(of_contact / "contacts.csv")
+        out = folder / "planarity.csv"
+        with working_folder((out,)) as scratch:
+            found = site_planarity(
+                open_ids(str(of_contact / "sites.zarr")),
+                open_mask(str(self.planarity(name))),
+                how=how,
+                scratch=scratch,
+            )
+        table = planar_sites(sites, found)
+        write_table(out, table)
+        cut = self.config.planarity.cut if self.config.planarity else 0.0
+        side = "a" if name == contact.a else "b"
+        return {
+            "cut": cut,
+            **summary(table, ["planarity"]),
+            **planar_areas(table, f"area_{side}_nm2", cut),
+        }
+
+    def _microtubules(
+        self, config: MicrotubulesConfig, folder: Path, how: Blockwise
+    ) -> Mapping[str, Any]:
+        command = MicrotubuleCommand(self.prediction(config.prediction), folder)
+        return trace_step(config, command, how)
+
+    def _ribosomes(
+        self, config: RibosomesConfig, folder: Path, how: Blockwise
+    ) -> Mapping[str, Any]:
+        on, nuclear = config.planarity, config.nuclear_envelope
+        command = RibosomeCommand(
+            self.prediction(config.prediction),
+            folder,
+            str(self.planarity(on)) if on else None,
+            self.labels(nuclear) if nuclear else None,
+        )
+        return ribosome_step(config, command, how)
+
     def _interactions(self) -> None:
         folder = self.folder / "interactions"
         paths = [
@@ -281,16 +373,19 @@ class _Chain:
     def _summary(self) -> None:
         config = self.config
         counts = _read_json(self.folder / LABELS / "clemreg.json")["organelles"]
-        measured = {"measure": config.measured}
-        for verb in ("skeletonize", "planarity", "mesh"):
-            part: _Part | None = getattr(config, verb)
-            measured[verb] = part.organelles if part else ()
-        organelles = {
+        organelles: dict[str, dict[str, Any]] = {
             name: {"refine": {k: v for k, v in counts[name].items() if k != "seconds"}}
-            | {verb: self._found(verb, name) for verb, names in measured.items() if name in names}
             for name in config.input.organelles
         }
+        for verb, names in self._measured().items():
+            for name in names:
+                organelles.setdefault(name, {})[verb] = self._found(verb, name)
         contacts = {c.title: self._found("contacts", c.title) for c in config.contacts}
+        for step in self._contact_planarity():
+            title = step.name.removeprefix("contact_planarity-")
+            contact, _, name = title.rpartition("-")
+            found = self._found("contact_planarity", title)
+            contacts[contact].setdefault("planarity", {})[name] = found
         report = {
             "title": config.output.title,
             "organelles": organelles,
@@ -300,6 +395,19 @@ class _Chain:
         }
         atomic_write_json(self.folder / REPORT, report)
         write_organelles_page(self.folder / PAGE, _read_json(self.folder / REPORT))
+
+    def _measured(self) -> dict[str, Sequence[str]]:
+        """Name the organelles of every verb."""
+        config = self.config
+        names: dict[str, Sequence[str]] = {}
+        for verb in ("microtubules", "ribosomes"):
+            made: _Traced | None = getattr(config, verb)
+            names[verb] = (made.name,) if made else ()
+        names["measure"] = config.measured
+        for verb in ("skeletonize", "planarity", "mesh"):
+            part: _Part | None = getattr(config, verb)
+            names[verb] = part.organelles if part else ()
+        return names
 
     def _found(self, verb: str, name: str) -> dict[str, Any]:
         """Summary of a step, and its files."""

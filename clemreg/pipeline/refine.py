@@ -145,6 +145,29 @@ def find_predictions(source: str, recipe: Recipe, options: RefineOptions) -> dic
     }
 
 
+def find_prediction(source: str, name: str, spacing: str | None) -> VolumeFile:
+    """Where one prediction is, by its name.
+
+    Raises
+    ------
+    MissingError
+        It is not there.
+    """
+    size = parse_xyz_nm(spacing) if spacing else None
+    if Path(source).is_dir() and (path := _inside(Path(source), (name,))) is not None:
+        return VolumeFile(str(path), size)
+    try:
+        channels = open_volume(source, spacing_nm=size, frame="em").channels
+    except FormatError:  # a folder of volumes
+        channels = ()
+    if name in channels:
+        return VolumeFile(source, size, name)
+    raise MissingError(
+        f"{source} holds no prediction called {name}",
+        hint=f"a channel, folder or file of that name{f': {list(channels)}' if channels else ''}",
+    )
+
+
 def _inside(folder: Path, names: tuple[str, ...]) -> Path | None:
     paths = (folder / f"{name}{ending}" for name in names for ending in ENDINGS)
     return next((path for path in paths if path.exists()), None)

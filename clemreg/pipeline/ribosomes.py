@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clemreg.blocks.stages import Blockwise
+from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import GridError
 from clemreg.io.atomic import atomic_write_text, put_in_place
 from clemreg.io.xyz import flip
@@ -21,7 +21,7 @@ from clemreg.measure.ribosomes import (
     find_ribosomes,
     write_spheres,
 )
-from clemreg.pipeline.measure import open_mask, working_folder
+from clemreg.pipeline.measure import from_file, open_mask, working_folder
 from clemreg.space.grid import Grid
 
 
@@ -37,17 +37,14 @@ class RibosomeCommand:
         Folder for ``ribosomes.csv``, ``spheres.zarr`` and ``classes.zarr``.
     planarity, nuclear_envelope
         Volumes that say what the ribosomes sit on; no classes without the first.
-    spacing
-        Voxel size "x, y, z unit" of a file that has none.
     options, binding
         What counts as a ribosome, and as bound.
     """
 
-    prediction: str
+    prediction: VolumeFile
     out: Path
     planarity: str | None = None
     nuclear_envelope: str | None = None
-    spacing: str | None = None
     options: RibosomeOptions = field(default_factory=RibosomeOptions)
     binding: BindingOptions = field(default_factory=BindingOptions)
 
@@ -63,8 +60,8 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
         The planarity is on another grid than the prediction.
     """
     how = how or Blockwise()
-    prediction = open_mask(command.prediction, command.spacing)
-    inputs = (command.prediction, command.planarity, command.nuclear_envelope)
+    prediction = from_file(command.prediction)
+    inputs = (command.prediction.uri, command.planarity, command.nuclear_envelope)
     parts = (command.options, command.binding, how.block)
     with working_folder((command.out / "ribosomes.csv",), inputs, parts) as given:
         scratch = given or command.out

@@ -83,13 +83,22 @@ def test_a_slab_thins_to_its_middle_and_a_tube_to_its_axis():
     assert np.hypot(*local[tube & middle][:, :2].T).mean() < 5.24
 
 
+@pytest.mark.parametrize("kept", ["surface", "line"])
 @pytest.mark.parametrize("block", [(9, 13, 41), (23, 7, 15)])
-def test_any_blocks_give_the_very_same_surface(tmp_path, block):
+def test_any_blocks_give_the_very_same_voxels(tmp_path, block, kept):
+    from skimage.measure import euler_number
+
     mask = blobs(3)
     grid = Grid(mask.shape, (5.24, 4.0, 4.0), (300.0, -200.0, 70.0))
     volume = Volume(mask.astype("u1") * 255, grid)
-    found = thin_volume(volume.read, grid, tmp_path, Blockwise(block, Threads(2)))
-    np.testing.assert_array_equal(found.read(), medial_surface(mask))
+    found = thin_volume(volume.read, grid, tmp_path, Blockwise(block, Threads(2)), kept).read()
+    before, state = None, mask.astype("u1")
+    while not np.array_equal(before, state):
+        before, state = state, thin.thin_once(state, (0, 0, 0), kept)
+    np.testing.assert_array_equal(found, state)
+    if kept == "line":
+        assert euler_number(found, 3) == euler_number(mask, 3)
+        assert found.sum() < 0.5 * medial_surface(mask).sum()
 
 
 def test_too_small_a_halo_would_be_noticed():

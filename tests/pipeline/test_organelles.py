@@ -1,4 +1,8 @@
-"""`clemreg organelles` on two spheres over a sheet, whose sizes are known, killed and changed."""
+"""`clemreg organelles` on a drawn cell whose sizes are known, killed and changed.
+
+Two spheres (mito) over a sheet (er); a microtubule that goes between the spheres and through the
+sheet; a ribosome on the sheet and one in the open.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +36,8 @@ GRID = Grid((42, 44, 80), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), "em")
 RADIUS_NM = 64.0
 CENTRES = (22.0, 20.0, 19.0), (22.0, 22.0, 57.0)  # voxels; more than a diameter apart
 SHEET = 3, 8  # slices; an odd number, so that the middle is a voxel
+TUBE = 21.0, 38.0  # y, x in voxels; from end to end of the volume along z
+BALLS = (10.0, 22.0, 38.0), (36.0, 38.0, 8.0)
 SCALES = 7
 CONFIG = """
 [input]
@@ -40,8 +46,23 @@ organelles = ["mito", "er"]
 recipe = "recipe.toml"
 cell = "cell.zarr"
 
+[microtubules]
+
+[ribosomes]
+planarity = "er"
+
 [skeletonize]
 organelles = ["mito"]
+
+[[contacts]]
+a = "er"
+b = "mt"
+recipe = "er_mt"
+
+[[contacts]]
+a = "mito"
+b = "mt"
+recipe = "mito_mt"
 
 [[contacts]]
 a = "er"
@@ -79,8 +100,10 @@ steps = [{ do = "threshold" }, { do = "components", min_volume_nm3 = 1000.0 }]
 steps = [{ do = "threshold" }]
 """
 STEPS = (
-    "refine", "measure-mito", "measure-er", "skeletonize-mito", "contacts-er_mito",
-    "contacts-between", "interactions", "planarity-er", "mesh-mito", "summary",
+    "refine", "planarity-er", "microtubules-mt", "ribosomes-ribo", "measure-mito", "measure-er",
+    "skeletonize-mito", "contacts-er_mt", "contacts-mito_mt", "contacts-er_mito",
+    "contacts-between", "interactions", "contact_planarity-er_mt-er",
+    "contact_planarity-er_mito-er", "mesh-mito", "summary",
 )  # fmt: skip
 
 
@@ -94,7 +117,12 @@ def write_cell(folder: Path) -> None:
     z = points[..., 0] - GRID.origin_nm[0]
     low, high = ((edge - 0.5) * spacing[0] for edge in SHEET)
     sheet = np.minimum(z - low, high - z)
-    for name, inside in (("mito", np.maximum(*spheres)), ("er", sheet)):
+    y, x = (points[..., a] - GRID.origin_nm[a] - 4.0 * c for a, c in zip((1, 2), TUBE, strict=True))
+    tube = 12.5 - np.hypot(y, x)
+    balls = [10.0 - np.linalg.norm(points - (GRID.origin_nm + spacing * c), axis=-1) for c in BALLS]
+    drawn = {"mito": spheres, "er": [sheet], "mt": [tube], "ribo": balls}
+    for name, shapes in drawn.items():
+        inside = np.max(shapes, axis=0)
         prediction = quantise(np.tanh(inside / 50.0))
         write_volume(folder / "predictions" / f"{name}.zarr", Volume(prediction, GRID))
     write_volume(folder / "cell.zarr", Volume(np.ones(GRID.shape, "u1"), GRID))
@@ -196,9 +224,45 @@ def test_each_sphere_touches_the_sheet_and_the_other(cell):
     assert set(sites["organelle_a"]) == {"er"}
     gap = GRID.spacing_nm[0] * (CENTRES[0][0] - SHEET[1] + 0.5) - RADIUS_NM
     np.testing.assert_allclose(sites["gap_nm"], gap, atol=GRID.spacing_nm[0])
-    pairs = read_table(cell / "run" / "interactions" / "pairs.csv")
-    assert len(pairs) == 3
     assert report(cell)["contacts"]["between"]["objects"] == 1
+
+
+def test_a_microtubule_touches_the_sheet_and_both_spheres(cell):
+    mt = report(cell)["organelles"]["mt"]["microtubules"]
+    assert (mt["objects"], mt["unproven_blocks"]) == (1, 0)
+    assert 120 < 1000 * mt["length_um"] < GRID.extent_nm[0]
+    pairs = read_table(cell / "run" / "interactions" / "pairs.csv")
+    kinds = sorted(zip(pairs["organelle_a"].tolist(), pairs["organelle_b"].tolist(), strict=True))
+    expected = [("er", "mito")] * 2 + [("er", "mt")] + [("mito", "mito")] + [("mito", "mt")] * 2
+    assert kinds == expected
+    partners = read_table(cell / "run" / "interactions" / "partners.csv")
+    (row,) = [r for r in partners.rows() if r["organelle"] == "mt"]
+    assert (row["object_id"], row["partners"], row["touches"]) == (1, 3, "er+mito")
+
+
+def test_each_site_knows_the_planarity_of_its_place(cell):
+    """The mean of the planarity volume over the sheet's voxels of each site."""
+    run = cell / "run"
+    sites = open_volume(run / "contacts" / "er_mito" / "sites.zarr").read()
+    level = open_volume(run / "planarity" / "er" / "planarity.zarr").read()
+    table = read_table(run / "contact_planarity" / "er_mito-er" / "planarity.csv")
+    assert table["b_id"].tolist() == [1, 2]
+    for row in table.rows():
+        values = level[(sites == row["contact_id"]) & (level > 0)].astype(float)
+        assert row["planarity"] == pytest.approx((values.mean() - 1) / 254, rel=1e-9)
+    assert table["planarity"].min() > 0.6  # both are under the middle of a sphere
+    found = report(cell)["contacts"]["er_mito"]["planarity"]["er"]
+    assert (found["planar"]["sites"], found["tubular"]["sites"]) == (2, 0)
+    assert found["planar"]["area_nm2"] == pytest.approx(table["area_a_nm2"].sum(), rel=1e-9)
+
+
+def test_ribosomes_are_on_the_sheet_and_in_the_open(cell):
+    found = report(cell)["organelles"]["ribo"]["ribosomes"]
+    assert found["classes"] == {"cytosolic": 1, "nuclear": 0, "sheet": 1, "tube": 0}
+    rows = list(read_table(cell / "run" / "ribosomes" / "ribo" / "ribosomes.csv").rows())
+    for row, ball in zip(rows, BALLS, strict=True):
+        centre = [row[f"{axis}_nm"] for axis in "zyx"]
+        np.testing.assert_allclose(centre, GRID.to_world(ball), atol=1.5)
 
 
 def test_every_table_is_that_of_the_single_command(cell, tmp_path):
@@ -221,6 +285,11 @@ def test_every_table_is_that_of_the_single_command(cell, tmp_path):
             "mesh", mito, "--out", str(single / "meshes"), "--format", "obj",
             "--csv", str(single / "meshes.csv"),
         ],
+        ["microtubules", str(cell / "predictions" / "mt.zarr"), "--out", str(single / "mt")],
+        [
+            "ribosomes", str(cell / "predictions" / "ribo.zarr"), "--out", str(single / "ribo"),
+            "--planarity", str(single / "p.zarr"),
+        ],
     ):  # fmt: skip
         assert run_app(command) == 0
     run = cell / "run"
@@ -230,6 +299,8 @@ def test_every_table_is_that_of_the_single_command(cell, tmp_path):
         ("contacts/er_mito/contacts.csv", "sites.csv"),
         ("planarity/er/planarity.csv", "planarity.csv"),
         ("mesh/mito/meshes.csv", "meshes.csv"),
+        ("microtubules/mt/tracks.swc", "mt/tracks.swc"),
+        ("ribosomes/ribo/ribosomes.csv", "ribo/ribosomes.csv"),
     ):
         text = (run / ours).read_text()
         assert text.count("\n") > 1
@@ -247,7 +318,7 @@ def test_the_page_links_what_is_there(cell):
 def test_it_says_how_it_was_made(cell):
     made = report(cell)["provenance"]
     assert made["command"] == this_command()
-    assert made["config"]["contacts"][0]["distance"] == "20 nm"
+    assert made["config"]["contacts"][2]["distance"] == "20 nm"
     assert set(made["recipe"]["organelles"]) == {"mito", "er", "nucleus"}
     assert {"clemreg", "numpy"} <= set(made["versions"])
     assert made["inputs"]["predictions"]
@@ -271,16 +342,18 @@ def test_workers_and_blocks_change_nothing(cell, capsys):
 def test_a_changed_key_redoes_its_step_and_what_follows(copy, capsys):
     run = copy / "run"
     states(copy, capsys)
-    assert done_again(copy, capsys, "--set", "planarity.cut=0.7") == {"planarity-er", "summary"}
+    of_sheet = {step for step in STEPS if "planarity" in step} | {"ribosomes-ribo"}
+    assert done_again(copy, capsys, "--set", "planarity.cut=0.7") == {*of_sheet, "summary"}
     assert report(copy)["organelles"]["er"]["planarity"]["cut"] == 0.7
     before = (run / "contacts" / "er_mito" / "contacts.csv").read_text()
     text = QUICK.replace("20 nm", "30 nm").replace("largest", "cut = 0.7\nlargest")
     (copy / "config.toml").write_text(text)
-    changed = {"contacts-er_mito", "interactions", "summary"}
+    changed = {"contacts-er_mito", "contact_planarity-er_mito-er", "interactions", "summary"}
     assert done_again(copy, capsys) == changed
     assert (run / "contacts" / "er_mito" / "contacts.csv").read_text() != before
     (copy / "recipe.toml").write_text(RECIPE.replace("1000.0", "2000.0", 1))
-    of_mito = {step for step in STEPS if step not in ("measure-er", "planarity-er")}
+    others = {step for step in STEPS if "mito" not in step and "between" not in step}
+    of_mito = set(STEPS) - others | {"refine", "interactions", "summary"}
     assert done_again(copy, capsys) == of_mito
     (run / "measure" / "er" / "summary.json").unlink()
     assert done_again(copy, capsys) == {"measure-er"}
@@ -368,6 +441,10 @@ def test_an_organelle_without_objects(copy, capsys):
         ('input.organelles=["mito","er","nucleus"]', "nucleus cannot be refined: no prediction"),
         ('input.organelles=["mito"]', "contacts names er"),
         ('mesh.organelles=["golgi"]', "mesh names golgi"),
+        ('microtubules.prediction="tubes"', "holds no prediction called tubes"),
+        ('microtubules.name="er"', "input.organelles names er twice"),
+        ('ribosomes.planarity="mito"', "ribosomes.planarity names mito, but planarity has only er"),
+        ('ribosomes.nuclear_envelope="ne"', "ribosomes.nuclear_envelope names ne"),
         ('mesh.organelles=["mito","mito"]', "mesh names mito twice"),
         ('contacts=[{a="er",b="mito"},{a="er",b="mito"}]', "two contacts are called er_mito"),
         ('contacts=[{a="er",recipe="x_y"}]', "no contact recipe 'x_y'"),
