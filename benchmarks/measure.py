@@ -1,4 +1,7 @@
-"""CPU time per voxel of measuring, beside whole-volume libraries."""
+"""CPU time per voxel of every operation, beside whole-volume libraries.
+
+`clemreg.pipeline.plan` makes its estimates from the figures of ``--plan``.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,28 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from clemreg.blocks.executors import Processes, Serial
-from clemreg.blocks.stages import Blockwise
-from clemreg.io.volumes import open_labels, write_volume
+from clemreg.blocks.stages import Blockwise, map_volume
+from clemreg.io.quantise import quantise
+from clemreg.io.volumes import WriteOptions, open_labels, open_volume, write_volume
 from clemreg.measure.contacts import ContactOptions, find_contacts
+from clemreg.measure.mesh import mesh_objects
+from clemreg.measure.microtubules.candidates import find_candidates
+from clemreg.measure.microtubules.graph import build_graph
+from clemreg.measure.microtubules.tubes import write_tubes
 from clemreg.measure.morphology import measure_objects
 from clemreg.measure.planarity import PlanarityOptions, measure_planarity
+from clemreg.measure.ribosomes import find_ribosomes
 from clemreg.measure.sheetness import SheetnessOptions
+from clemreg.measure.skeleton import SkeletonOptions, skeletonize
+from clemreg.refine.agglomerate import Agglomeration
+from clemreg.refine.objects import fill_holes, label_objects
+from clemreg.refine.voxels import AtLeast, Smoothed
+from clemreg.refine.watershed import segment_instances
 from clemreg.space import Grid
-from clemreg.volume import Labels
+from clemreg.volume import Labels, Volume
 
 SPACING = (5.24, 4.0, 4.0)
 
@@ -56,7 +71,12 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--planarity-side", type=int, default=128)
+    parser.add_argument("--plan", action="store_true", help="one figure for each operation")
     options = parser.parse_args()
+    if options.plan:
+        with TemporaryDirectory() as folder:
+            every_operation(options.side, Path(folder))
+        return
     side = options.side
     voxels = side**3
     grid = Grid((side,) * 3, SPACING)
@@ -78,6 +98,55 @@ def main():
                 )  # fmt: skip
         whole_volume(a.read(), voxels)
         planarity(options.planarity_side, base)
+
+
+def every_operation(side, base):
+    """Each operation once, in this process: what a plan for a whole cell rests on."""
+    voxels, how = side**3, Blockwise((128, 128, 128))
+    grid = Grid((side,) * 3, SPACING)
+    ids = {n: Labels(blobs(side, k, t), grid, name=n) for k, (n, t) in enumerate(
+        (("a", 1.2), ("b", 1.5), ("thin", 2.6)))}  # fmt: skip
+    away = distance_transform_edt(ids["a"].read() > 0, sampling=SPACING)
+    away -= distance_transform_edt(ids["a"].read() == 0, sampling=SPACING)
+    prediction = Volume(quantise(np.tanh(away / 50)), grid)
+    for name, volume in (*ids.items(), ("p", prediction)):
+        write_volume(base / f"{name}.zarr", volume)
+    a, b, thin = (open_labels(base / f"{n}.zarr") for n in ids)
+    read = open_volume(base / "p.zarr").read
+    smoothed = Smoothed(read, grid, 12.0)
+    lines = [grid.to_world(np.array([[0, y, 5], [side, y, side - 5]]))
+             for y in range(10, side, 50)]  # fmt: skip
+
+    def refine():
+        labels = label_objects(AtLeast(smoothed, 0.0), grid, 0.0, base / "r", how)
+        labels = fill_holes(labels, base / "f", how)
+        map_volume(labels.read, base / "out.zarr", grid, np.uint32, how, WriteOptions(labels=True))
+
+    def microtubules():
+        write_tubes(lines, grid, base, how=how)
+        points = find_candidates(open_volume(base / "p.zarr"), how=how, scratch=base)
+        build_graph(points, open_volume(base / "p.zarr"), how=how, scratch=base)
+
+    sheets = PlanarityOptions(SheetnessOptions())
+    for name, action in {
+        "refine": refine,
+        "watershed": lambda: segment_instances(
+            smoothed, grid, Agglomeration(0.25, 0.9), base / "w", how
+        ),
+        "measure": lambda: measure_objects(a, how=how),
+        "skeletonize": lambda: list(skeletonize(a, how=how)),
+        "skeletonize, in blocks": lambda: list(
+            skeletonize(thin, SkeletonOptions(largest_box_voxels=0), how=how)
+        ),
+        "contacts": lambda: find_contacts(a, b, how=how, out=base / "c.zarr"),
+        "mesh": lambda: mesh_objects(a, lambda *_: None, how=how),
+        "ribosomes": lambda: find_ribosomes(open_volume(base / "p.zarr"), how=how),
+        "microtubules, without the program": microtubules,
+        "planarity": lambda: measure_planarity(
+            b, base / "s.zarr", base / "s", sheets, how=Blockwise((192, 192, 192))
+        ),
+    }.items():
+        timed(name, voxels, action)
 
 
 def whole_volume(ids, voxels):

@@ -187,7 +187,7 @@ def label_rows(
 ) -> dict[str, NDArray[Any]]:
     """Columns of the labels 1 to `count` of a block: see `Components`."""
     flat = labels.ravel()
-    where = np.flatnonzero(flat)
+    where = np.flatnonzero(flat != 0)  # much faster on bool
     present = flat[where]
     first = np.zeros(count + 1, dtype=np.int64)
     first[present[::-1]] = where[::-1]  # of several writes the last stays: the first voxel
