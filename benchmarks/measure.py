@@ -25,7 +25,7 @@ from clemreg.measure.microtubules.graph import build_graph
 from clemreg.measure.microtubules.tubes import write_tubes
 from clemreg.measure.morphology import measure_objects
 from clemreg.measure.planarity import PlanarityOptions, measure_planarity
-from clemreg.measure.ribosomes import find_ribosomes
+from clemreg.measure.ribosomes import find_ribosomes, write_spheres
 from clemreg.measure.sheetness import SheetnessOptions
 from clemreg.measure.skeleton import SkeletonOptions, skeletonize
 from clemreg.refine.agglomerate import Agglomeration
@@ -48,6 +48,16 @@ def blobs(side, seed, threshold):
     n = -(-side // 128)
     whole = np.tile(mask, (n, n, n))[:side, :side, :side]
     return cc3d.connected_components(np.ascontiguousarray(whole), connectivity=6).astype("u4")
+
+
+def balls(grid, per_um3):
+    """A prediction of ribosomes at random places, as many as in a busy cytosol."""
+    rng = np.random.default_rng(3)
+    count = int(per_um3 * np.prod(grid.extent_nm) * 1e-9)
+    seeds = np.ones(grid.shape, bool)
+    seeds[tuple((rng.random((count, 3)) * grid.shape).astype(int).T)] = False
+    away = distance_transform_edt(seeds, sampling=grid.spacing_nm)
+    return quantise(np.tanh((10.0 - away) / 50))
 
 
 def timed(name, voxels, action):
@@ -109,7 +119,8 @@ def every_operation(side, base):
     away = distance_transform_edt(ids["a"].read() > 0, sampling=SPACING)
     away -= distance_transform_edt(ids["a"].read() == 0, sampling=SPACING)
     prediction = Volume(quantise(np.tanh(away / 50)), grid)
-    for name, volume in (*ids.items(), ("p", prediction)):
+    ribo = Volume(balls(grid, 4000), grid)
+    for name, volume in (*ids.items(), ("p", prediction), ("ribo", ribo)):
         write_volume(base / f"{name}.zarr", volume)
     a, b, thin = (open_labels(base / f"{n}.zarr") for n in ids)
     read = open_volume(base / "p.zarr").read
@@ -121,6 +132,10 @@ def every_operation(side, base):
         labels = label_objects(AtLeast(smoothed, 0.0), grid, 0.0, base / "r", how)
         labels = fill_holes(labels, base / "f", how)
         map_volume(labels.read, base / "out.zarr", grid, np.uint32, how, WriteOptions(labels=True))
+
+    def ribosomes():
+        found = find_ribosomes(open_volume(base / "ribo.zarr"), how=how)
+        write_spheres(found, grid, base / "spheres.zarr", how=how)
 
     def microtubules():
         write_tubes(lines, grid, base, how=how)
@@ -140,7 +155,7 @@ def every_operation(side, base):
         ),
         "contacts": lambda: find_contacts(a, b, how=how, out=base / "c.zarr"),
         "mesh": lambda: mesh_objects(a, lambda *_: None, how=how),
-        "ribosomes": lambda: find_ribosomes(open_volume(base / "p.zarr"), how=how),
+        "ribosomes": ribosomes,
         "microtubules, without the program": microtubules,
         "planarity": lambda: measure_planarity(
             b, base / "s.zarr", base / "s", sheets, how=Blockwise((192, 192, 192))

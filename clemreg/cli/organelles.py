@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from clemreg.cli.console import JsonOption, progress_bar, result, say, table, write_json
+
+if TYPE_CHECKING:
+    from clemreg.config_organelles import OrganellesConfig
+    from clemreg.pipeline.plan import Row
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -20,14 +24,21 @@ def organelles(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Override a key: section.key=value.")
     ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it would take; nothing is written.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Refine, measure, find contacts and more; a second run does only what is missing or new."""
     from clemreg.config_organelles import load_organelles_config
     from clemreg.pipeline.organelles import run_organelles
 
+    chosen = load_organelles_config(config, tuple(set_ or ()))
+    if plan:
+        _say_plan(chosen, config.resolve().parent, json)
+        return
     report, page = run_organelles(
-        load_organelles_config(config, tuple(set_ or ())),
+        chosen,
         config.resolve().parent,
         progress=progress_bar,
         announce=lambda step, state: say(f"{step}: {state}"),
@@ -38,6 +49,27 @@ def organelles(
         table({"contacts": sites})
     result(f"report:  {page}")
     write_json(json, report)
+
+
+def _say_plan(config: OrganellesConfig, base: Path, json: Path | None) -> None:
+    from clemreg.pipeline.plan import plan_organelles, total
+
+    grid, rows = plan_organelles(config, base)
+    workers = config.compute.workers
+    result(f"{grid.size / 1e9:.3g} gigavoxels {grid.shape} (z, y, x), {workers} workers")
+    head = ("step", "blocks", "passes", "GB/worker", "read GB", "written GB", "core h", "hours")
+    lines = [(*head,), *(_plan_line(row) for row in (*rows, total(rows)))]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        result("  ".join(cells))
+    write_json(json, {"plan": {"steps": [row.to_json() for row in (*rows, total(rows))]}})
+
+
+def _plan_line(row: Row) -> tuple[str, ...]:
+    sizes = (row.memory_gb, row.read_gb, row.written_gb, row.core_hours, row.hours)
+    return (row.step, str(row.blocks), str(row.passes), *(f"{size:.3g}" for size in sizes))
 
 
 def _made(found: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block
-from clemreg.blocks.stages import Blockwise, Part
+from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
+from clemreg.blocks.run import run
+from clemreg.blocks.stages import Blockwise, Part, Parts, chunk_of
 from clemreg.errors import ConfigError
+from clemreg.io.atomic import atomic_path
+from clemreg.io.volumes import VolumeWriter
 from clemreg.measure.gather import gathered, same_grid
 from clemreg.measure.sight import (
     Nodes,
@@ -128,7 +132,7 @@ def find_contacts(
         if out is not None:
             numbers = np.zeros(len(sites["a"]), np.uint64)
             numbers[order[keep]] = np.arange(1, keep.sum() + 1)
-            _write(out, a.grid, parts, numbers[sites["site"]], how.block)
+            _write(out, a.grid, parts, numbers[sites["site"]], how)
     return _table({name: sites[name][order[keep]] for name in sites if name != "site"}, a.grid)
 
 
@@ -335,22 +339,42 @@ def _table(sites: dict[str, NDArray[Any]], grid: Grid) -> Table:
 
 
 def _write(
-    out: Path, grid: Grid, found: Iterable[Part], numbers: NDArray[np.uint64], block: Shape
+    out: Path, grid: Grid, parts: Parts, numbers: NDArray[np.uint64], how: Blockwise
 ) -> None:
     """Write the site number of every voxel; `numbers` (0: left out) of all parts in order."""
     from clemreg.io.volumes import WriteOptions, create_volume
 
-    done = 0
-    none = np.uint64(2**64 - 1)
-    with create_volume(out, grid, np.uint64, options=WriteOptions(labels=True)) as writer:
-        for core, part in zip(grid.box.tiles(block), found, strict=True):
-            own = numbers[done + part["node_part"]]
-            array = np.full(core.size, none)
-            index = (
-                np.stack(np.unravel_index(part["node"], grid.shape))
-                - np.asarray(core.start)[:, None]
-            )
-            flat = np.ravel_multi_index(tuple(index), core.shape)
-            np.minimum.at(array, flat[own > 0], own[own > 0])
-            writer[core] = np.where(array == none, 0, array).reshape(core.shape)
-            done += len(part["a"])
+    lookup = parts.folder / "numbers.npy"
+    with atomic_path(lookup) as partial, partial.open("wb") as stream:
+        np.save(stream, numbers)
+    counts = [len(parts.some(number, "a")["a"]) for number in range(len(parts))]
+    first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    options = WriteOptions(chunk=chunk_of(how.block), labels=True)
+    with create_volume(out, grid, np.uint64, options=options) as writer:
+        work = _WriteSites(writer, parts, lookup, first)
+        how = how.named("sites")
+        run(work, how.blocks(grid), executor=how.executor, progress=how.progress)
+        ledger = parts.folder / "pyramid"
+        remove_ledgers(ledger)
+        write_pyramid(writer, ledger, how.executor)
+
+
+@dataclass(frozen=True)
+class _WriteSites:
+    """Write one block; where a voxel serves several sites, the first is shown."""
+
+    writer: VolumeWriter
+    parts: Parts
+    lookup: Path
+    first: NDArray[np.int64]
+
+    def __call__(self, block: Block) -> None:
+        part = self.parts.some(block.number, "node", "node_part")
+        own = np.load(self.lookup, mmap_mode="r")[self.first[block.number] + part["node_part"]]
+        none = np.uint64(2**64 - 1)
+        array = np.full(block.core.size, none)
+        index = np.stack(np.unravel_index(part["node"], self.writer.grid.shape))
+        index -= np.asarray(block.core.start)[:, None]
+        flat = np.ravel_multi_index(tuple(index), block.core.shape)
+        np.minimum.at(array, flat[own > 0], own[own > 0])
+        self.writer[block.core] = np.where(array == none, 0, array).reshape(block.core.shape)

@@ -140,16 +140,15 @@ def non_overlapping(
     """
     from scipy.spatial import cKDTree
 
-    pairs = cKDTree(centre_nm).query_pairs(separation_nm + 1e-6, output_type="ndarray")
-    both = np.concatenate([pairs, pairs[:, ::-1]])
-    both = both[np.argsort(both[:, 0], kind="stable")]
-    start = np.searchsorted(both[:, 0], np.arange(len(score) + 1))
+    tree = cKDTree(centre_nm)
     free = np.ones(len(score), dtype=bool)
     accepted = []
+    # Neighbours of those that stay only: all pairs at once would fill the memory where a large
+    # patch of foreground has every voxel as a centre.
     for i in np.lexsort((np.arange(len(score)), -score)):
         if free[i]:
             accepted.append(i)
-            free[both[start[i] : start[i + 1], 1]] = False
+            free[tree.query_ball_point(centre_nm[i], separation_nm + 1e-6)] = False
     return np.sort(np.asarray(accepted, dtype=np.intp))
 
 

@@ -29,34 +29,35 @@ from clemreg.config_organelles import (
     SkeletonConfig,
 )
 from clemreg.io.atomic import atomic_write_json, atomic_write_text, remove
-from clemreg.measure.contacts import ContactOptions, find_contacts
+from clemreg.measure.contacts import find_contacts
 from clemreg.measure.interactions import interactions, named, partners, write_graphml
 from clemreg.measure.morphology import measure_objects
-from clemreg.measure.planarity import planar_areas, planar_sites, site_planarity, split
-from clemreg.measure.skeleton import skeleton_table
+from clemreg.measure.planarity import planar_areas, planar_sites, site_planarity
 from clemreg.measure.tables import read_table, write_table
+from clemreg.pipeline.analyses import (
+    labels_of,
+    mesh_step,
+    options_of,
+    planarity_step,
+    ribosome_step,
+    skeleton_step,
+    trace_step,
+)
 from clemreg.pipeline.context import this_command, versions
 from clemreg.pipeline.measure import (
-    contact_options,
-    mesh_options,
-    meshes_of,
     open_ids,
     open_mask,
-    planarity_options,
-    skeleton_options,
-    skeletons_of,
     summary,
     working_folder,
 )
 from clemreg.pipeline.microtubules import MicrotubuleCommand
 from clemreg.pipeline.objects import report_objects
-from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
 from clemreg.pipeline.refine import RefineOptions, find_prediction, find_predictions, refine_cell
 from clemreg.pipeline.ribosomes import RibosomeCommand
 from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
-from clemreg.pipeline.traced import labels_of, ribosome_step, trace_step
 from clemreg.refine.recipe import load_recipe
 from clemreg.report.organelles import write_organelles_page
+from clemreg.space.grid import Grid
 
 Work = Callable[[Path, Blockwise], Mapping[str, Any]]
 """Writes its files into a folder and returns their summary."""
@@ -98,7 +99,7 @@ def run_organelles(
     ConfigError
         Recipe or executor is not known.
     """
-    chain = _Chain(config, base, progress or _silent)
+    chain = Chain(config, base, progress or _silent)
     chain.refuse_impossible()
     steps = chain.steps()
     with one_run_at_a_time(chain.folder):
@@ -108,29 +109,43 @@ def run_organelles(
     return report, chain.folder / PAGE
 
 
+def _silent(_title: str) -> AbstractContextManager[Progress]:
+    return nullcontext(lambda _done, _total, _message: None)
+
+
 @dataclass(frozen=True)
-class _Chain:
-    """One run: its configuration, where its files are, and its steps."""
+class Chain:
+    """One run: its configuration, where its files are, and its steps.
+
+    Attributes
+    ----------
+    config, base, progress
+        As in `run_organelles`.
+    """
 
     config: OrganellesConfig
     base: Path
-    progress: Callable[[str], AbstractContextManager[Progress]]
+    progress: Callable[[str], AbstractContextManager[Progress]] = _silent
 
     @property
     def folder(self) -> Path:
+        """Where everything is written."""
         return Path(resolve(self.config.output.dir, self.base))
 
     @property
     def predictions(self) -> str:
+        """Where the predictions are."""
         return resolve(self.config.input.predictions, self.base)
 
     @property
     def recipe(self) -> str:
+        """Preset, or path of a recipe."""
         name = self.config.input.recipe
         return resolve(name, self.base) if name.endswith(".toml") else name
 
     @property
     def cell(self) -> str | None:
+        """Path of the cell's mask."""
         cell = self.config.input.cell
         return None if cell is None else resolve(cell, self.base)
 
@@ -143,9 +158,11 @@ class _Chain:
         return str(self.folder / LABELS / name)
 
     def planarity(self, name: str) -> Path:
+        """Where the planarity of an organelle is."""
         return self.folder / "planarity" / name / "planarity.zarr"
 
     def prediction(self, name: str) -> VolumeFile:
+        """Find the prediction of a structure that no recipe makes."""
         return find_prediction(self.predictions, name, self.config.input.voxel_size)
 
     def refuse_impossible(self) -> None:
@@ -156,15 +173,13 @@ class _Chain:
             open_mask(self.cell, self.config.input.voxel_size)
         _ = self.identities  # every prediction is there
         for contact in self.config.contacts:
-            _contact_options(contact)
+            options_of(contact)
 
     @cached_property
     def identities(self) -> dict[str, Any]:
         """What each organelle is made of: its steps and predictions, and those of what it needs."""
         given = self.config.input
-        recipe = load_recipe(self.recipe)
-        options = RefineOptions(given.organelles, given.voxel_size)
-        files = find_predictions(self.predictions, recipe, options)
+        recipe, files = load_recipe(self.recipe), self.files
         found: dict[str, Any] = {
             name: {
                 part: [
@@ -182,6 +197,18 @@ class _Chain:
                 found[made.name] = [made.model_dump(), repr(file), input_fingerprint(file.uri)]
         return found
 
+    @cached_property
+    def files(self) -> Mapping[str, VolumeFile]:
+        """Predictions that the recipe names."""
+        given = self.config.input
+        options = RefineOptions(given.organelles, given.voxel_size)
+        return find_predictions(self.predictions, load_recipe(self.recipe), options)
+
+    @property
+    def grid(self) -> Grid:
+        """Voxels of the first prediction."""
+        return next(iter(self.files.values())).open().grid
+
     # -- steps ------------------------------------------------------------------------------------
 
     def steps(self) -> list[Step]:
@@ -191,11 +218,14 @@ class _Chain:
         config = self.config
         of_recipe = {name: self.identities[name] for name in config.input.organelles}
         steps = [Step("refine", self._refine, of_recipe, (), made)]
-        steps += self._each("planarity", config.planarity, _sheets)
+        steps += self._each("planarity", config.planarity, planarity_step)
         steps += self._traced()
-        steps += [*self._morphology(), *self._each("skeletonize", config.skeletonize, _skeletons)]
+        steps += [
+            *self._morphology(),
+            *self._each("skeletonize", config.skeletonize, skeleton_step),
+        ]
         steps += [*self._contacts(), *self._contact_planarity()]
-        steps += self._each("mesh", config.mesh, _meshes)
+        steps += self._each("mesh", config.mesh, mesh_step)
         inputs = {"title": self.config.output.title, "version": versions()["clemreg"]}
         pages = (self.folder / REPORT, self.folder / PAGE)
         names = tuple(step.name for step in steps)
@@ -306,7 +336,7 @@ class _Chain:
         a = open_ids(self.labels(contact.a))
         b = open_ids(self.labels(contact.b)) if contact.b else None
         out = folder / "sites.zarr"
-        options = _contact_options(contact)
+        options = options_of(contact)
         with working_folder((out,)) as scratch:
             found = find_contacts(a, b, options, how=how, scratch=scratch, out=out)
         sites = named(found, contact.a, contact.b or contact.a)
@@ -444,53 +474,6 @@ def _workplace(folder: Path, key: str) -> Iterator[None]:
     mark.unlink()
 
 
-def _skeletons(
-    labels: str, config: SkeletonConfig, folder: Path, how: Blockwise
-) -> Mapping[str, Any]:
-    options = skeleton_options(config.shortest_branch, config.memory_gb)
-    out = folder / "skeletons.csv"
-    with working_folder((out,)) as scratch:
-        rows = skeletons_of(open_ids(labels), options, how, scratch, folder / "swc")
-    lines = skeleton_table(rows)
-    write_table(out, lines)
-    shown = ["length_nm", "smooth_length_nm", "radius_mean_nm", "branches"]
-    return summary(lines, shown if rows else [])
-
-
-def _sheets(
-    labels: str, config: PlanarityConfig, folder: Path, how: Blockwise
-) -> Mapping[str, Any]:
-    options = planarity_options(config.cut, config.scale_rule, config.scales, config.largest_radius)
-    out = folder / "planarity.zarr"
-    found = planarity_of(
-        PlanarityFiles(labels, out, None, None, config.curvature, None), options, how
-    )
-    write_table(folder / "planarity.csv", found.histogram)
-    write_table(folder / "thickness.csv", found.thickness)
-    if found.curvature is not None:
-        write_table(folder / "curvature.csv", found.curvature)
-    return {"cut": config.cut, **split(found.histogram, config.cut)}
-
-
-def _meshes(labels: str, config: MeshConfig, folder: Path, how: Blockwise) -> Mapping[str, Any]:
-    options = mesh_options(config.smoothing, config.keep, config.memory_gb)
-    out = folder / "meshes"
-    with working_folder((out,)) as scratch:
-        found = meshes_of(open_ids(labels), out, config.format, options, how, scratch)
-    write_table(folder / "meshes.csv", found)
-    return summary(found, ["triangles", "volume_nm3", "area_nm2"])
-
-
-def _contact_options(contact: ContactConfig) -> ContactOptions:
-    return contact_options(
-        contact.recipe, contact.distance, contact.method, contact.overlap, contact.min_volume_nm3
-    )
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
-
-
-def _silent(_title: str) -> AbstractContextManager[Progress]:
-    return nullcontext(lambda _done, _total, _message: None)

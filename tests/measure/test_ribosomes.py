@@ -3,9 +3,11 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from clemreg.blocks.stages import Blockwise
 from clemreg.cli.app import run_app
@@ -144,6 +146,20 @@ def test_overlap_keeps_the_better():
     assert non_overlapping(line, np.array([1.0, 1.5, 1.2, 1.4]), 16.0).tolist() == [1, 3]
     assert non_overlapping(line, np.array([1.0, 1.0, 1.0, 1.0]), 15.5).tolist() == [0, 2, 3]
     assert non_overlapping(np.zeros((0, 3)), np.zeros(0), 16.0).tolist() == []
+
+
+def test_a_large_patch_of_foreground_does_not_fill_the_memory():
+    """Every voxel inside is as good a centre as any; their pairs would be 10 million here."""
+    data = np.zeros((60, 60, 60), "u1")
+    data[5:55, 5:55, 5:55] = 255
+    tracemalloc.start()
+    found = find_ribosomes(Volume(data, Grid(data.shape, (4.0, 4.0, 4.0))))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) > 300
+    gap = cKDTree(found.centre_nm).query(found.centre_nm, k=2)[0][:, 1]
+    assert gap.min() > 16
+    assert peak < 80e6
 
 
 def test_spheres_are_all_voxels_within_the_radius_of_the_nearest_centre(tmp_path):
