@@ -99,8 +99,7 @@ def skeletonize(
     of branches as in Heinrich et al. 2021. The order in which Lee's method looks at voxels matters,
     so an object is thinned as a whole within its own box; blocks are used to find the boxes. An
     object whose box is too large for that is thinned in subfields (see `thin_volume`), block by
-    block: the same for any blocks, with memory for a block and for the line. Its line lies within
-    a voxel or two of Lee's.
+    block: the same for any blocks, with memory for a block and for the line.
 
     Parameters
     ----------
