@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clemreg.cli.console import JsonOption, format_value, progress_bar, result, table, write_json
+from clemreg.cli.measure import BlockOption, ExecutorOption, SpacingOption, WorkersOption
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -27,17 +28,10 @@ def refine(
     organelle: Annotated[
         list[str] | None, typer.Option(help="Only this one and what it needs; repeat.")
     ] = None,
-    spacing: Annotated[
-        str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
-    ] = None,
-    block: Annotated[int, typer.Option(help="Voxels per block along each axis.")] = 128,
-    executor: Annotated[
-        str,
-        typer.Option(
-            help="serial, threads, processes; Dask: local, slurm, lsf or tcp://host:port."
-        ),
-    ] = "processes",
-    workers: Annotated[int, typer.Option(help="Threads, processes or jobs.")] = 1,
+    spacing: SpacingOption = None,
+    block: BlockOption = 128,
+    executor: ExecutorOption = "processes",
+    workers: WorkersOption = 1,
     json: JsonOption = None,
 ) -> None:
     """Turn predictions into organelles by a recipe; killed runs go on where they stopped."""
@@ -65,11 +59,9 @@ def refine_scan(
     channel: Annotated[str | None, typer.Option(help="Channel of the prediction.")] = None,
     min_volume_nm3: Annotated[float, typer.Option(help="Leave out objects up to this.")] = 2e7,
     sigma_nm: Annotated[float, typer.Option(help="Gaussian before the watershed.")] = 12.0,
-    spacing: Annotated[
-        str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
-    ] = None,
-    block: Annotated[int, typer.Option(help="Voxels per block along each axis.")] = 128,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    spacing: SpacingOption = None,
+    block: BlockOption = 128,
+    workers: WorkersOption = 1,
     json: JsonOption = None,
 ) -> None:
     """Split touching objects with many settings, side by side on a page to choose from."""
