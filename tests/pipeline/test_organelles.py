@@ -364,7 +364,7 @@ def test_killed_while_it_works_it_ends_well(cell, tmp_path):
     write_cell(tmp_path)
     (tmp_path / "config.toml").write_text(QUICK)
     words = [sys.executable, "-m", "clemreg", "organelles", str(tmp_path / "config.toml")]
-    for step in ("contacts-er_mito", "planarity-er"):
+    for step in ("planarity-er", "microtubules-mt", "contacts-er_mito"):
         child = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
         for line in child.stderr:
             if line.startswith(f"{step}: running".encode()):
