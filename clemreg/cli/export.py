@@ -41,6 +41,9 @@ RaterOption = Annotated[
 UnitOption = Annotated[
     str, typer.Option(help="Unit of the coordinates; nm for OME-Zarr images of clemreg.")
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is there under that name.")
+]
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -69,6 +72,7 @@ def bdv(
     append: Annotated[
         bool, typer.Option("--append", help="Add the volumes to the dataset that is there.")
     ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """BigDataViewer XML with HDF5 or N5: EM, prediction, labels, light and warped EM in one world.
 
@@ -78,7 +82,7 @@ def bdv(
 
     files = _files(em, lm, transform, labels, warp_spacing)
     kind: Any = "hdf5-legacy" if legacy and storage == "hdf5" else storage
-    command = BdvCommand(folder, files, out, kind, unit, append)
+    command = BdvCommand(folder, files, out, kind, unit, append, overwrite)
     with progress_bar("export") as progress:
         path = export_bdv(command, progress)
     result(f"wrote {path}")
@@ -123,12 +127,15 @@ def bigwarp(
         Path | None, typer.Option(help="Project file (.json) that opens EM and LM with them.")
     ] = None,
     em: Annotated[str | None, typer.Option(help="EM image of the project.")] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """BigWarp landmarks sampled from a transform; says how well their spline reproduces it."""
     from clemreg.pipeline.export import BigWarpCommand, export_bigwarp
 
-    command = BigWarpCommand(out, transform, grid_of, landmarks, rater, spacing, unit, project, em)
+    command = BigWarpCommand(
+        out, transform, grid_of, landmarks, rater, spacing, unit, project, em, overwrite
+    )
     error = export_bigwarp(command)
     result(f"wrote {out}" + (f"; thin-plate spline against transform: {error}" if error else ""))
     write_json(json, {"spline_error": vars(error) if error else None})
@@ -150,13 +157,16 @@ def mobie(
     field_spacing: Annotated[
         str | None, typer.Option(help="Spacing of a field that MoBIE needs; default: LM voxels.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """MoBIE collection: images, labels and spots with the transform, nothing resampled."""
     from clemreg.pipeline.export import scene_files
     from clemreg.pipeline.viewers import MobieCommand, export_mobie
 
     files = scene_files(folder, _files(em, lm, transform, labels))
-    command = MobieCommand(files, out, tuple(spots or ()), landmarks, spot_radius, field_spacing)
+    command = MobieCommand(
+        files, out, tuple(spots or ()), landmarks, spot_radius, field_spacing, overwrite
+    )
     with progress_bar("export") as progress:
         error = export_mobie(command, progress)
     result(f"wrote {out}" + (f"; sampled field against transform: {error}" if error else ""))
@@ -177,12 +187,13 @@ def dfield(
         bool, typer.Option("--inverse", help="Write the dataset invdfield too.")
     ] = False,
     unit: UnitOption = "um",
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """N5 displacement field as BigWarp and the JRC2018 templates have it."""
     from clemreg.pipeline.interchange import FieldCommand, export_dfield
 
-    command = FieldCommand(transform, grid_of, out, spacing, quantise, inverse, unit)
+    command = FieldCommand(transform, grid_of, out, spacing, quantise, inverse, unit, overwrite)
     with progress_bar("field") as progress:
         error = export_dfield(command, progress)
     result(f"wrote {out}; interpolated field against transform: {error}")
@@ -194,11 +205,12 @@ def elastix(
     transform: TransformFile,
     out: Annotated[Path, typer.Option(help="Folder for TransformParameters.N.txt.")],
     grid_of: Annotated[str, typer.Option(help="LM image that gives the fixed grid.")],
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write elastix parameter files that transformix reads (um, x, y, z; portable names)."""
     from clemreg.pipeline.interchange import export_elastix
 
-    result(f"wrote {export_elastix(transform, grid_of, out)}")
+    result(f"wrote {export_elastix(transform, grid_of, out, overwrite=overwrite)}")
 
 
 @app.command()
@@ -208,11 +220,12 @@ def itk(
     grid_of: Annotated[
         str | None, typer.Option(help="LM image over which a spline or inverse is sampled.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """ITK composite transform (um, x, y, z), for SimpleITK, ANTs and 3D Slicer."""
     from clemreg.pipeline.interchange import export_itk
 
-    export_itk(transform, out, grid_of)
+    export_itk(transform, out, grid_of, overwrite=overwrite)
     result(f"wrote {out}")
 
 
@@ -225,12 +238,13 @@ def ngff(
     spacing: Annotated[
         str | None, typer.Option(help="Distance between field points; default: the LM voxels.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """NGFF 0.6 scene: how two OME-Zarr images lie to each other, as affine and displacements."""
     from clemreg.pipeline.interchange import export_ngff
 
     with progress_bar("scene") as progress:
-        error = export_ngff(transform, out, (lm, em), spacing, progress)
+        error = export_ngff(transform, out, (lm, em), spacing, progress, overwrite=overwrite)
     result(f"wrote {out}" + (f"; interpolated field against transform: {error}" if error else ""))
 
 
@@ -243,12 +257,13 @@ def omezarr(
     ),
     labels: IsLabelsOption = False,
     colours: ColoursOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """OME-Zarr with channel colours and windows, for n5-viewer, MoBIE, napari and Neuroglancer."""
     from clemreg.pipeline.images import ImageCommand, export_ome_zarr
 
     wanted: Any = version
-    export_ome_zarr(ImageCommand(image, out, labels, colours), wanted)
+    export_ome_zarr(ImageCommand(image, out, labels, colours, overwrite), wanted)
     result(f"wrote {out}")
 
 
@@ -258,11 +273,12 @@ def imagej(
     out: Annotated[Path, typer.Option(help="TIFF file to write.")],
     labels: IsLabelsOption = False,
     colours: ColoursOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """ImageJ hyperstack with voxel size, unit, channels, colours and display ranges."""
     from clemreg.pipeline.images import ImageCommand, export_imagej
 
-    export_imagej(ImageCommand(image, out, labels, colours))
+    export_imagej(ImageCommand(image, out, labels, colours, overwrite))
     result(f"wrote {out}")
 
 
@@ -279,11 +295,13 @@ def ecclem(
         bool, typer.Option("--matrix", help="Write the affine part of a transform.")
     ] = False,
     rater: RaterOption = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write ec-CLEM fiducials or a matrix; the LM is its source, the EM its target."""
     from clemreg.pipeline.interchange import EcclemCommand, export_ecclem
 
-    for path in export_ecclem(EcclemCommand(subject, out, em, lm, kind, matrix, rater)):
+    command = EcclemCommand(subject, out, em, lm, kind, matrix, rater, overwrite)
+    for path in export_ecclem(command):
         result(f"wrote {path}")
 
 
@@ -303,6 +321,7 @@ def neuroglancer(
     viewer: Annotated[
         str | None, typer.Option(help="Address of a Neuroglancer; prints a link that opens it.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Neuroglancer state with OME-Zarr layers, the EM placed by the affine part."""
     from clemreg.export.neuroglancer import state_link
@@ -312,7 +331,7 @@ def neuroglancer(
     files = scene_files(folder, _files(em, lm, transform, labels))
     if folder is not None and warped is None:
         warped = str(folder / "warped_em.zarr")
-    state = export_neuroglancer(NeuroglancerCommand(files, out, warped, server, root))
+    state = export_neuroglancer(NeuroglancerCommand(files, out, warped, server, root, overwrite))
     result(f"wrote {out}")
     if viewer is not None:
         result(state_link(state, viewer))

@@ -12,7 +12,7 @@ import numpy as np
 from clemreg.blocks.run import Progress
 from clemreg.errors import StorageError
 from clemreg.export.sampled_field import SampledField
-from clemreg.io.atomic import atomic_path
+from clemreg.io.atomic import atomic_path, is_free
 from clemreg.io.volumes import WriteOptions, write_volume
 from clemreg.space.grid import Box, Grid
 from clemreg.space.transform import Affine, FloatArray
@@ -81,7 +81,7 @@ def write_ome_zarr(
         colours=tuple(bytes(display.colour).hex().upper() for display in displays),
         windows=tuple(display.window for display in displays),
     )
-    if Path(path).exists() and not overwrite:
+    if not (overwrite or is_free(Path(path))):
         raise StorageError(f"{path} exists already", hint="choose another name or remove it")
     write_volume(path, shown, format="zarr2" if version == "0.4" else "zarr", options=options)
     return Path(path)

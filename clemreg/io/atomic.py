@@ -31,7 +31,7 @@ def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     path
         Where the finished output will be; its folder is made if needed.
     overwrite
-        Whether an output that exists is replaced.
+        Whether an output that exists is replaced; an empty folder always is.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         The target exists and must not be replaced, the disk is full, or permission is missing.
     """
     path = Path(path)
-    if path.exists() and not overwrite:
+    if not (overwrite or is_free(path)):
         raise StorageError(f"{path} exists already", hint="choose another name or remove it")
     partial = partial_path(path)
     with storage_errors(path):
@@ -52,6 +52,11 @@ def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     except BaseException:
         remove(partial)
         raise
+
+
+def is_free(path: Path) -> bool:
+    """Tell whether nothing is lost by writing to a path: there is nothing, or an empty folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from clemreg.export.bigwarp import (
     write_bigwarp_project,
     write_sampled_landmarks,
 )
+from clemreg.export.replace import N5, require_free, require_free_folder
 from clemreg.io.atomic import atomic_path, atomic_write_json
 from clemreg.io.bigwarp import write_bigwarp
 from clemreg.io.elastix_files import write_elastix
@@ -73,6 +74,8 @@ class BdvCommand:
         As in `write_bdv`.
     append
         Add to the dataset that is at `out`.
+    overwrite
+        Replace the dataset that is at `out`; one in the folder of the run always is.
     """
 
     run: Path | None
@@ -81,6 +84,7 @@ class BdvCommand:
     storage: Storage = "hdf5"
     unit: str = "um"
     append: bool = False
+    overwrite: bool = False
 
 
 def export_bdv(command: BdvCommand, progress: Progress | None = None) -> Path:
@@ -89,24 +93,43 @@ def export_bdv(command: BdvCommand, progress: Progress | None = None) -> Path:
     Raises
     ------
     ConfigError
-        It is not said what to export, or where to.
+        It is not said what to export, or where to; or both to add and to replace.
+    StorageError
+        A file of that name is there and must not be replaced.
     """
     scene = open_scene(command.run, command.files)
-    out = command.out
-    if out is None and command.run is not None:
-        out = command.run / "export" / "bdv.xml"
-    if out is None:
-        raise ConfigError("it is not said where to write", hint="add --out NAME.xml")
+    out = _bdv_path(command)
     if command.append:
         return append_bdv(out, bdv_setups(scene), progress=progress)
+    replaces = command.overwrite or command.out is None
+    _require_free_dataset(out, command.storage, overwrite=replaces)
     return write_bdv(
         out,
         bdv_setups(scene),
         storage=command.storage,
         unit=command.unit,
-        overwrite=command.out is None,
+        overwrite=replaces,
         progress=progress,
     )
+
+
+def _require_free_dataset(xml: Path, storage: Storage, *, overwrite: bool) -> None:
+    files = [xml, xml.with_suffix(".settings.xml")]
+    if storage == "n5":
+        require_free_folder(xml.with_suffix(".n5"), N5, overwrite=overwrite)
+    else:
+        files.append(xml.with_suffix(".h5"))
+    require_free(*files, overwrite=overwrite)
+
+
+def _bdv_path(command: BdvCommand) -> Path:
+    if command.append and command.overwrite:
+        raise ConfigError("--append and --overwrite contradict each other", hint="choose one")
+    if command.out is not None:
+        return command.out
+    if command.run is None:
+        raise ConfigError("it is not said where to write", hint="add --out NAME.xml")
+    return command.run / "export" / "bdv.xml"
 
 
 def open_scene(run: Path | None, files: SceneFiles | None) -> Scene:
@@ -162,6 +185,8 @@ class BigWarpCommand:
         Unit of the coordinates; BigWarp shows the numbers of an image in the unit of its file.
     project, em
         Project file to write besides, and the EM image it opens; the LM image is `grid_of`.
+    overwrite
+        Replace files of these names.
     """
 
     out: Path
@@ -173,6 +198,7 @@ class BigWarpCommand:
     unit: str = "um"
     project: Path | None = None
     em: str | None = None
+    overwrite: bool = False
 
 
 def export_bigwarp(command: BigWarpCommand) -> SplineError | None:
@@ -188,7 +214,11 @@ def export_bigwarp(command: BigWarpCommand) -> SplineError | None:
     ConfigError
         It is not said where landmarks come from; a project without its images, or with images in
         different units.
+    StorageError
+        A file of that name is there and must not be replaced.
     """
+    outputs = [path for path in (command.out, command.project) if path is not None]
+    require_free(*outputs, overwrite=command.overwrite)
     if command.project is not None:
         _check_project(command)
     landmarks, error = _bigwarp_landmarks(command)

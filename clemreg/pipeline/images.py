@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from clemreg.errors import ConfigError, StorageError
+from clemreg.errors import ConfigError
 from clemreg.export.ngff import Display, write_ome_zarr
+from clemreg.export.replace import ZARR, require_free, require_free_folder
 from clemreg.io.tiff import TiffOptions, write_tiff
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.scene import channel_colour, channels_of, display_window
@@ -36,12 +37,15 @@ class ImageCommand:
         Whether it holds ids.
     colours
         Comma separated, one a channel: names, or hex ``#RRGGBB``; None: magenta, green and so on.
+    overwrite
+        Replace what is at `out`.
     """
 
     image: str
     out: Path
     labels: bool = False
     colours: str | None = None
+    overwrite: bool = False
 
     def open(self) -> Volume:
         """Open the image."""
@@ -56,10 +60,9 @@ def export_imagej(command: ImageCommand) -> None:
     ConfigError
         A colour is not known, or there are not as many as channels.
     StorageError
-        The file exists already.
+        The file exists already, and must not be replaced.
     """
-    if command.out.exists():
-        raise StorageError(f"{command.out} exists already", hint="choose another name or remove it")
+    require_free(command.out, overwrite=command.overwrite)
     volume = command.open()
     displays = tuple(displays_of(volume, command.colours))
     options = TiffOptions(
@@ -72,9 +75,10 @@ def export_ome_zarr(command: ImageCommand, version: Literal["0.4", "0.5"] = "0.5
     """Write an OME-Zarr; see `export_imagej` for what is raised."""
     if version not in ("0.4", "0.5"):
         raise ConfigError(f"cannot write OME-Zarr {version}", hint="0.4 or 0.5")
+    require_free_folder(command.out, ZARR, overwrite=command.overwrite)
     volume = command.open()
     displays = [] if isinstance(volume, Labels) else list(displays_of(volume, command.colours))
-    write_ome_zarr(command.out, volume, displays, version=version)
+    write_ome_zarr(command.out, volume, displays, version=version, overwrite=command.overwrite)
 
 
 def displays_of(volume: Volume, colours: str | None = None) -> Iterator[Display]:

@@ -10,6 +10,7 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, FormatError
 from clemreg.export.dfield import FieldOptions, write_n5_field
 from clemreg.export.ngff import write_scene
+from clemreg.export.replace import N5, ZARR, require_free, require_free_folder
 from clemreg.export.sampled_field import FieldError, SampledField, field_grid
 from clemreg.io.ecclem import write_ecclem, write_ecclem_matrix, write_fiducials
 from clemreg.io.elastix_files import write_elastix
@@ -43,6 +44,8 @@ class FieldCommand:
         Whether the inverse is written too.
     unit
         Unit of the numbers in the file.
+    overwrite
+        Replace a field of that name.
     """
 
     transform: str
@@ -52,14 +55,23 @@ class FieldCommand:
     max_error: str | None = None
     with_inverse: bool = False
     unit: str = "um"
+    overwrite: bool = False
 
 
 def export_dfield(command: FieldCommand, progress: Progress | None = None) -> FieldError:
-    """Write a displacement field, and say how well interpolating it reproduces the transform."""
+    """Write a displacement field, and say how well interpolating it reproduces the transform.
+
+    Raises
+    ------
+    StorageError
+        There is something of that name, and it must not be replaced.
+    """
+    require_free_folder(command.out, N5, overwrite=command.overwrite)
     options = FieldOptions(
         command.unit,
         None if command.max_error is None else parse_length_nm(command.max_error),
         command.with_inverse,
+        command.overwrite,
     )
     field = sampled_field(command.transform, command.grid_of, command.spacing)
     write_n5_field(command.out, field, options, progress)
@@ -74,20 +86,31 @@ def sampled_field(transform_file: str, grid_of: str, spacing: str | None) -> Sam
     return SampledField(transform, field_grid(grid, step), affine_part(transform, grid))
 
 
-def export_elastix(transform: str, grid_of: str, out: Path) -> Path:
-    """Write a transform as elastix parameter files."""
+def export_elastix(transform: str, grid_of: str, out: Path, *, overwrite: bool = False) -> Path:
+    """Write a transform as elastix parameter files, into a folder that may hold other files.
+
+    Raises
+    ------
+    StorageError
+        The folder holds parameter files, and they must not be replaced.
+    """
+    taken = [out] if out.is_file() else sorted(out.glob("TransformParameters.*.txt"))
+    require_free(*taken, overwrite=overwrite and not out.is_file())
     write_elastix(read_transform(transform), out, _lm_grid(grid_of))
     return out
 
 
-def export_itk(transform: str, out: Path, grid_of: str | None) -> None:
+def export_itk(transform: str, out: Path, grid_of: str | None, *, overwrite: bool = False) -> None:
     """Write an ITK transform file; what ITK has no equal for is sampled over an LM image.
 
     Raises
     ------
     ConfigError
         It must be sampled, but there is no image.
+    StorageError
+        A file of that name is there and must not be replaced.
     """
+    require_free(out, overwrite=overwrite)
     read = read_transform(transform)
     try:
         write_transform(read, out)
@@ -107,16 +130,25 @@ def export_ngff(
     images: tuple[str, str],
     spacing: str | None = None,
     progress: Progress | None = None,
+    *,
+    overwrite: bool = False,
 ) -> FieldError | None:
-    """Write an NGFF 0.6 scene of LM and EM (paths); return the error of a sampled field."""
+    """Write an NGFF 0.6 scene of LM and EM (paths); return the error of a sampled field.
+
+    Raises
+    ------
+    StorageError
+        There is something of that name, and it must not be replaced.
+    """
+    require_free_folder(out, ZARR, overwrite=overwrite)
     relative = [Path(os.path.relpath(Path(p).resolve(), out.resolve())).as_posix() for p in images]
     places = (relative[0], relative[1])
     read = read_transform(transform)
     if isinstance(read, Affine):
-        write_scene(out, read, places)
+        write_scene(out, read, places, overwrite=overwrite)
         return None
     field = sampled_field(transform, images[0], spacing)
-    write_scene(out, field, places, progress=progress)
+    write_scene(out, field, places, overwrite=overwrite, progress=progress)
     return field.error()
 
 
@@ -138,6 +170,8 @@ class EcclemCommand:
         Write the affine part of a transform instead of landmarks.
     rater
         Whose landmarks, where there are several raters.
+    overwrite
+        Replace files of these names.
     """
 
     subject: str
@@ -147,6 +181,14 @@ class EcclemCommand:
     kind: str = "similarity"
     matrix: bool = False
     rater: str | None = None
+    overwrite: bool = False
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files that are written."""
+        if self.matrix or self.out.suffix != ".csv":
+            return (self.out,)
+        return tuple(self.out.with_name(f"{self.out.stem}-{side}.csv") for side in ("lm", "em"))
 
 
 def export_ecclem(command: EcclemCommand) -> tuple[Path, ...]:
@@ -156,8 +198,11 @@ def export_ecclem(command: EcclemCommand) -> tuple[Path, ...]:
     ------
     ConfigError
         An image is missing, or the suffix is neither ``.xml`` nor ``.csv``.
+    StorageError
+        A file of that name is there and must not be replaced.
     """
     out = command.out
+    require_free(*command.outputs, overwrite=command.overwrite)
     if command.matrix:
         if command.lm is None:
             raise ConfigError("the affine is fitted over the LM image", hint="add --lm IMAGE")
@@ -166,7 +211,7 @@ def export_ecclem(command: EcclemCommand) -> tuple[Path, ...]:
         return (out,)
     landmarks = read_landmarks(command.subject).select(rater=command.rater)
     if out.suffix == ".csv":
-        lm, em = (out.with_name(f"{out.stem}-{side}.csv") for side in ("lm", "em"))
+        lm, em = command.outputs
         write_fiducials(landmarks, lm, em)
         return lm, em
     if out.suffix != ".xml" or command.lm is None or command.em is None:

@@ -16,6 +16,7 @@ from clemreg.export.neuroglancer import (
     neuroglancer_state,
     write_neuroglancer,
 )
+from clemreg.export.replace import MOBIE, require_free, require_free_folder
 from clemreg.export.sampled_field import FieldError, field_grid
 from clemreg.io.points import read_landmarks, read_points
 from clemreg.io.transforms import read_transform
@@ -53,6 +54,8 @@ class MobieCommand:
         Size of the spheres, with unit.
     field_spacing
         Distance between the points of a sampled field, with unit; None: the LM voxels.
+    overwrite
+        Replace a collection that is at `out`.
     """
 
     files: SceneFiles
@@ -61,10 +64,18 @@ class MobieCommand:
     landmarks: str | None = None
     spot_radius: str = "50 nm"
     field_spacing: str | None = None
+    overwrite: bool = False
 
 
 def export_mobie(command: MobieCommand, progress: Progress | None = None) -> FieldError | None:
-    """Write a MoBIE collection; return the error of a sampled field, if there is one."""
+    """Write a MoBIE collection; return the error of a sampled field, if there is one.
+
+    Raises
+    ------
+    StorageError
+        There is something at `out`, and it must not be replaced.
+    """
+    require_free_folder(command.out, MOBIE, overwrite=command.overwrite)
     files = command.files
     transform = read_transform(files.transform)
     lm, em = files.open_lm(), files.open_em()
@@ -88,7 +99,7 @@ def export_mobie(command: MobieCommand, progress: Progress | None = None) -> Fie
         tuple(_spots(command, transform)),
         stored,
     )
-    return write_mobie(command.out, collection, progress=progress)
+    return write_mobie(command.out, collection, overwrite=command.overwrite, progress=progress)
 
 
 def _place(path: str, volume: Volume, spacing: str | None = None) -> tuple[str, Volume | None]:
@@ -148,6 +159,8 @@ class NeuroglancerCommand:
         Address at which the folder with the images is served.
     root
         That folder; None: the deepest one that holds all images.
+    overwrite
+        Replace a state file that is at `out`.
     """
 
     files: SceneFiles
@@ -155,6 +168,7 @@ class NeuroglancerCommand:
     warped: str | None = None
     server: str = "http://127.0.0.1:9000"
     root: Path | None = None
+    overwrite: bool = False
 
 
 def export_neuroglancer(command: NeuroglancerCommand) -> dict[str, Any]:
@@ -164,7 +178,10 @@ def export_neuroglancer(command: NeuroglancerCommand) -> dict[str, Any]:
     ------
     ConfigError
         An image is no OME-Zarr, or not below the folder that is served.
+    StorageError
+        A file of that name is there and must not be replaced.
     """
+    require_free(command.out, overwrite=command.overwrite)
     scene = scene_of_files(command.files)
     paths = [command.files.lm, command.files.em, *command.files.labels]
     paths += [command.warped] if command.warped else []

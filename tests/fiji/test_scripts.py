@@ -365,6 +365,7 @@ def test_a_whole_run_then_bigdataviewer(imagej, clemreg, tmp_path):
     assert transform.is_file()
     export = {"run": tmp_path / "my run" / "run", "out": tmp_path / "x, y.xml", "python": clemreg}
     run(imagej, "Export_to_BigDataViewer_or_MoBIE", export)
+    run(imagej, "Export_to_BigDataViewer_or_MoBIE", export | {"replace": True})
     opened = imagej.script(
         SCRIPTS / "Open_Result_in_BigDataViewer.groovy",
         {"result": str(tmp_path / "x, y.xml")},

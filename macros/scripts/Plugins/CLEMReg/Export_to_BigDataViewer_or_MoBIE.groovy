@@ -16,7 +16,8 @@ clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
 
 clemreg.attempt {
     clemreg.output(out, replace)
-    clemreg.run("Exporting for " + target, ["export", target == "MoBIE" ? "mobie" : "bdv", run, "--out", out])
+    clemreg.run("Exporting for " + target, ["export", target == "MoBIE" ? "mobie" : "bdv", run, "--out", out] +
+        (replace ? ["--overwrite"] : []))
     exported = out
     clemreg.tell("Written: " + out)
 }

@@ -1,0 +1,56 @@
+"""What an export may replace: nothing unasked, and no folder of another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from clemreg.errors import StorageError
+from clemreg.io.atomic import is_free
+
+HINT = "choose another name, or add --overwrite"
+ZARR = ("zarr.json", ".zgroup", ".zarray")
+N5 = ("attributes.json",)
+MOBIE = ("collection.csv",)
+
+
+def require_free(*files: Path, overwrite: bool) -> None:
+    """Refuse to write over files, unless they are to be replaced; a folder never is.
+
+    Raises
+    ------
+    StorageError
+        One is there; the message names it.
+    """
+    for path in files:
+        if path.is_dir():
+            raise StorageError(f"{path} is a folder, expected a file", hint="choose another name")
+        if path.exists() and not overwrite:
+            raise StorageError(f"{path} exists already", hint=HINT)
+
+
+def require_free_folder(folder: Path, marks: Iterable[str], *, overwrite: bool) -> None:
+    """Refuse to replace a folder; with `overwrite`, one that holds something else.
+
+    Parameters
+    ----------
+    folder
+        Would be replaced as a whole. An empty one is free.
+    marks
+        Files of which such a folder has at least one.
+
+    Raises
+    ------
+    StorageError
+        It is there, and must not be replaced.
+    """
+    if is_free(folder):
+        return
+    if not overwrite:
+        raise StorageError(f"{folder} exists already", hint=HINT)
+    marks = tuple(marks)
+    if not any((folder / mark).is_file() for mark in marks):
+        raise StorageError(
+            f"{folder} is no earlier export: it has no {' or '.join(marks)}",
+            hint="only earlier exports are replaced; choose another name",
+        )
