@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import colorsys
 import gzip
 import html
 import io
+import math
 import re
 import struct
 import warnings
@@ -260,6 +262,7 @@ class TiffOptions:
 DEFAULT_COLOURS = ((255, 0, 255), (0, 255, 0), (0, 255, 255), (255, 255, 0), (255, 255, 255))
 _WHOLE_IN_FLOAT32 = 1 << 24
 _SLAB_BYTES = 1 << 27
+_COLOUR_MAP, _SHORT = 320, 3  # TIFF tag and type
 
 
 def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = None) -> None:
@@ -270,8 +273,8 @@ def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = N
     Planes are read a slab at a time and written one by one. The origin is written as a note
     (Image > Show Info) that clemreg reads, not as ImageJ's calibration origin: ImageJ and BigWarp
     disagree on what that means. uint8, uint16 and float32 are kept; other intensities become
-    float32. `Labels` become uint8, uint16 or, up to 2^24, float32, whichever holds all ids, with a
-    random colour each.
+    float32. `Labels` become uint8, uint16 or, up to 2^24, float32, whichever holds all ids, shown
+    from 0 to the largest id in colours of their own.
 
     Raises
     ------
@@ -289,6 +292,7 @@ def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = N
     dtype = _stored_dtype(volume, extremes)
     z, y, x = (s / 1e3 for s in volume.grid.spacing_nm)
     depth, height, width = volume.shape
+    display = _display(volume, options, extremes)
     with atomic_path(path) as partial, warnings.catch_warnings():
         # Beyond 4 GB a file has one page entry and the pixels of all behind it, as ImageJ does.
         warnings.filterwarnings("ignore", message=".*truncating ImageJ file")
@@ -304,8 +308,9 @@ def write_tiff(path: str | Path, volume: Volume, options: TiffOptions | None = N
                 "unit": "um",
                 "spacing": z,
                 "mode": "composite" if len(extremes) > 1 else "grayscale",
-                **_display(volume, options, extremes),
+                **display,
             },
+            extratags=_colour_map(display["LUTs"]),
         )
     return None
 
@@ -375,6 +380,21 @@ def _display(
     return found
 
 
+def _colour_map(tables: Sequence[NDArray[np.uint8]]) -> list[tuple[int, int, int, Any, bool]]:
+    """Return the tag that ImageJ reads for one channel; it reads LUTs only for several."""
+    if len(tables) > 1 or np.ptp(tables[0], axis=0).max() == 0:
+        return []
+    return [
+        (
+            _COLOUR_MAP,
+            _SHORT,
+            tables[0].size,
+            (tables[0].ravel().astype(np.uint16) * 257).tolist(),
+            True,
+        )
+    ]
+
+
 def _info(volume: Volume, names: Sequence[str]) -> str:
     origin = " ".join(repr(v) for v in volume.grid.origin_nm)
     return f"{_CHANNELS[0]}{', '.join(names)}\n{ORIGIN_KEY}: {origin}\n"
@@ -386,7 +406,10 @@ def _ramp(colour: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def _label_table() -> NDArray[np.uint8]:
-    """Black for 0, then bright colours without order, the same in every file."""
-    table = np.random.default_rng(0).integers(60, 256, (3, 256)).astype(np.uint8)
-    table[:, 0] = 0
-    return table
+    """Black for 0, then hues a golden angle apart, so that ids that follow each other differ."""
+    strengths = ((1.0, 1.0), (0.55, 1.0), (1.0, 0.7))
+    colours = [(0.0, 0.0, 0.0)]
+    for number in range(1, 256):
+        hue = number * (math.sqrt(5) - 1) / 2 % 1
+        colours.append(colorsys.hsv_to_rgb(hue, *strengths[number % 3]))
+    return np.rint(255 * np.array(colours)).astype(np.uint8).T.copy()

@@ -15,7 +15,7 @@ from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Ledger, Progress, run
 from clemreg.errors import FrameError, GridError
 from clemreg.io.atomic import partial_path, remove
-from clemreg.io.volumes import WriteOptions, create_volume, open_volume
+from clemreg.io.volumes import WriteOptions, create_volume, open_labels, open_volume
 from clemreg.io.writer import Format
 from clemreg.register.positions import TOLERANCE_VOXELS, Positions
 from clemreg.space.grid import Box, Grid, Shape
@@ -233,7 +233,8 @@ def apply_to_image(
         blocks = plan_blocks(onto.shape, options.block)
         run(work, blocks, ledger=ledger, workers=options.workers, progress=progress)
     remove(ledger_path)
-    return open_volume(out, frame=onto.frame)
+    opener = open_labels if is_labels else open_volume
+    return opener(out, frame=onto.frame)
 
 
 def _job(transform: Transform, image: Volume, onto: Grid, options: ApplyOptions) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clemreg.io.tiff import write_tiff
-from clemreg.io.volumes import open_volume
+from clemreg.cli.app import run_app
+from clemreg.io.tiff import TiffOptions, write_tiff
+from clemreg.io.transforms import write_transform
+from clemreg.io.volumes import open_volume, write_volume
+from clemreg.space import Affine
 from clemreg.testing import hostile_grid
-from clemreg.volume import Volume
+from clemreg.volume import Labels, Volume
 
 pytestmark = [pytest.mark.interop, pytest.mark.xdist_group("imagej")]
 
@@ -109,3 +112,68 @@ def test_the_bridge_finds_origin_and_names_in_an_opened_file(imagej, tmp_path):
     )
     assert answer["error"] is None, answer
     assert answer["answer"] == [list(grid.origin_nm), ["mito", "er"]]
+
+
+COLOURS = """
+setBatchMode(true);
+open(getArgument());
+getMinAndMax(low, high);
+getLut(reds, greens, blues);
+used = "";
+for (i = 0; i < 256; i++) used += "" + reds[i] + "," + greens[i] + "," + blues[i] + " ";
+print(low, high, bitDepth());
+print(used);
+run("RGB Color", "slices");
+setSlice(6);
+text = "";
+for (y = 0; y < getHeight(); y++)
+  for (x = 0; x < getWidth(); x++) text += "" + (getPixel(x, y) & 0xffffff) + " ";
+print(text);
+close();
+"""
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_labels_that_were_transformed_keep_a_colour_each(imagej, tmp_path, dtype):
+    """From the command line to what a person sees: as many colours as ids, 0 black."""
+    grid = hostile_grid("em")
+    ids = np.zeros(grid.shape, dtype)
+    for number in range(1, 9):
+        ids[:, 2 * number - 1, :] = number * (25 if dtype == "uint8" else 4000)
+    write_volume(tmp_path / "ids.zarr", Labels(ids, grid))
+    here = grid.with_frame("lm")
+    write_volume(tmp_path / "lm.zarr", Volume(np.ones(grid.shape, "u1"), here))
+    write_transform(Affine.identity("lm", "em"), tmp_path / "t.json")
+    out = tmp_path / "out.tif"
+    words = ["apply", str(tmp_path / "t.json"), str(tmp_path / "ids.zarr"), "--labels"]
+    assert run_app([*words, f"--onto={tmp_path / 'lm.zarr'}", f"--out={out}"]) == 0
+    answer = imagej.macro(COLOURS, out)
+    assert answer["error"] is None, answer
+    shown, table, pixels = answer["log"].splitlines()
+    assert [float(v) for v in shown.split()[:3]] == [
+        0,
+        ids.max(),
+        {"uint8": 8, "uint16": 16}[dtype],
+    ]
+    colours = table.split()
+    assert colours[0] == "0,0,0"
+    assert len(set(colours)) > 250
+    assert sum(len(set(colour.split(","))) == 1 for colour in colours) < 5  # no ramp of greys
+    seen = np.array(pixels.split(), int).reshape(grid.shape[1:])
+    of_id = {int(i): set(seen[ids[5] == i].tolist()) for i in np.unique(ids)}
+    assert of_id[0] == {0}
+    assert all(len(found) == 1 for found in of_id.values())
+    assert len(set.union(*of_id.values())) == 9
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
+def test_one_channel_keeps_its_colour_and_window(imagej, tmp_path, dtype):
+    grid = hostile_grid()
+    options = TiffOptions(((255, 128, 0),), ((10.0, 70.0),))
+    write_tiff(tmp_path / "o.tif", Volume(noise(dtype, grid.shape), grid), options)
+    code = "open(getArgument()); getLut(r, g, b); getMinAndMax(low, high); close();"
+    answer = imagej.macro(
+        code + "print(r[255], g[255], b[255], r[0], low, high);", tmp_path / "o.tif"
+    )
+    assert answer["error"] is None, answer
+    assert [float(v) for v in answer["log"].split()] == [255, 128, 0, 0, 10, 70]
