@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -81,21 +82,59 @@ def pool_max(array: NDArray[Any], factor: Sequence[int]) -> NDArray[Any]:
 
 def pool_mode(array: NDArray[Any], factor: Sequence[int]) -> NDArray[Any]:
     """Most frequent value of blocks (zyx factors); the smallest of those that tie."""
-    fz, fy, fx = (int(f) for f in factor)
-    pad = [(0, -n % f) for n, f in zip(array.shape, (fz, fy, fx), strict=True)]
-    padded = np.pad(np.asarray(array), pad, mode="edge")
-    z, y, x = (n // f for n, f in zip(padded.shape, (fz, fy, fx), strict=True))
-    blocks = (
-        padded.reshape(z, fz, y, fy, x, fx).transpose(0, 2, 4, 1, 3, 5).reshape(-1, fz * fy * fx)
-    )
-    ordered = np.sort(blocks, axis=1)
+    steps = tuple(int(f) for f in factor)
+    pad = [(0, -n % f) for n, f in zip(array.shape, steps, strict=True)]
+    whole = np.pad(np.asarray(array), pad, mode="edge") if np.any(pad) else np.asarray(array)
+    result, mixed = _first_and_mixed(whole, steps)
+    places = [tuple(map(slice, place, (None,) * 3, steps)) for place in np.ndindex(steps)]
+    result[mixed] = _mode([whole[place][mixed] for place in places])
+    return result
+
+
+def _first_and_mixed(
+    array: NDArray[Any], steps: tuple[int, ...]
+) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """First value of each block, and whether there are others: inside objects there are none."""
+    mixed = np.zeros(array.shape, dtype=bool)
+    for axis, f in enumerate(steps):
+        before = (slice(None),) * axis
+        runs = [(*before, slice(k, None, f)) for k in range(f)]
+        found = mixed[runs[0]].copy()
+        for run in runs[1:]:
+            found |= mixed[run]
+            found |= array[run] != array[runs[0]]
+        array, mixed = array[runs[0]], found
+    return array.copy(), mixed
+
+
+_MOST_COMPARED = 8
+
+
+def _mode(values: list[NDArray[Any]]) -> NDArray[Any]:
+    """Most frequent value at each place of arrays (N,); the smallest of those that tie."""
+    if len(values) > _MOST_COMPARED:
+        return _mode_of_rows(np.stack(values, axis=1))
+    counts = [np.ones(value.shape, dtype=np.uint8) for value in values]
+    for i, j in combinations(range(len(values)), 2):
+        same = values[i] == values[j]
+        counts[i] += same
+        counts[j] += same
+    best, most = values[0], counts[0]
+    for value, count in zip(values[1:], counts[1:], strict=True):
+        better = (count > most) | ((count == most) & (value < best))
+        best, most = np.where(better, value, best), np.where(better, count, most)
+    return best
+
+
+def _mode_of_rows(rows: NDArray[Any]) -> NDArray[Any]:
+    ordered = np.sort(rows, axis=1)
     best, best_run = ordered[:, 0].copy(), np.ones(len(ordered), dtype=np.intp)
     run = np.ones(len(ordered), dtype=np.intp)
     for k in range(1, ordered.shape[1]):
         run = np.where(ordered[:, k] == ordered[:, k - 1], run + 1, 1)
         longer = run > best_run
         best[longer], best_run[longer] = ordered[longer, k], run[longer]
-    return best.reshape(z, y, x)
+    return best
 
 
 def _block_sizes(shape: Sequence[int], factor: Sequence[int]) -> NDArray[np.float64]:

@@ -52,3 +52,22 @@ def test_pools_treat_the_partial_last_block_alike():
         assert top[i, j, k] == block.max()
     whole = array[4:6, 6:9, 10:15]
     assert mode[2, 2, 2] == stats.mode(whole, axis=None).mode
+
+
+@pytest.mark.parametrize("factor", [(2, 2, 2), (1, 2, 2), (1, 1, 1), (2, 3, 5), (1, 1, 2)])
+@pytest.mark.parametrize("kind", ["objects", "noise", "ties"])
+def test_mode_is_the_most_frequent_value_of_every_block(factor, kind):
+    """Block by block with a counter; among equals the smallest, edges repeated to whole blocks."""
+    rng = np.random.default_rng(5)
+    ids = {
+        "objects": rng.integers(0, 3, (3, 4, 5)).repeat(4, 0).repeat(5, 1).repeat(5, 2)[:11],
+        "noise": rng.integers(0, 4, (11, 17, 23)),
+        "ties": np.arange(11 * 17 * 23).reshape(11, 17, 23)[::-1],
+    }[kind].astype(np.uint64) * 2**40
+    found = pool_mode(ids, factor)
+    assert found.dtype == ids.dtype
+    whole = np.pad(ids, [(0, -n % f) for n, f in zip(ids.shape, factor, strict=True)], mode="edge")
+    for place in np.ndindex(found.shape):
+        block = whole[tuple(slice(i * f, i * f + f) for i, f in zip(place, factor, strict=True))]
+        values, counts = np.unique(block, return_counts=True)
+        assert found[place] == values[counts == counts.max()].min()
