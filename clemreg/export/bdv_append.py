@@ -30,8 +30,8 @@ def append_bdv(
     """Add volumes to a dataset; unit and storage are those it has.
 
     HDF5 pixels go to a file of their own, ``NAME-s02.h5``, and ``NAME-links.h5`` leads to both (as
-    BigDataViewer's own partitioned export does), so nothing that exists is changed until the XML,
-    written last, names the new volumes. N5 pixels become new setups of the container.
+    BigDataViewer's own partitioned export does), so nothing that exists is changed until the XML
+    names the new volumes, and then only the settings. N5 pixels become new setups of the container.
 
     Parameters
     ----------
@@ -64,27 +64,25 @@ def append_bdv(
         data = dataset.data
     else:
         data = _append_hdf5(path, dataset, volumes, progress)
+    # BigDataViewer refuses settings for another number of volumes, so none are there in between.
+    if settings:
+        remove(path.with_suffix(".settings.xml"))
+    atomic_write_text(path, _grown_xml(dataset, entries, data.name))
     if settings:
         atomic_write_text(path.with_suffix(".settings.xml"), settings)
-    atomic_write_text(path, _grown_xml(dataset, entries, data.name))
     return path
 
 
 @dataclass(frozen=True, eq=False)
 class _Dataset:
-    """A dataset as its XML tells it."""
+    """A dataset as its XML tells it, and the number that the next setup gets."""
 
     root: Any
     data: Path
     numbers: tuple[int, ...]
     unit: str
     is_legacy: bool
-
-    @property
-    def first_free(self) -> int:
-        """Number above those of all setups and channels."""
-        channels = self.root.findall(".//Attributes[@name='channel']/Channel/id")
-        return 1 + max([*self.numbers, *(int(c.text) for c in channels)], default=-1)
+    first_free: int
 
 
 def _parse(path: Path) -> Any:
@@ -109,7 +107,17 @@ def _read(path: Path) -> _Dataset:
     unit = root.findtext(".//ViewSetup/voxelSize/unit", "um")
     nm_per(unit)
     numbers = tuple(map(int, ids))
-    return _Dataset(root, data, numbers, unit, _is_legacy(data, numbers[0]))
+    return _Dataset(
+        root, data, numbers, unit, _is_legacy(data, numbers[0]), _first_free(root, data, numbers)
+    )
+
+
+def _first_free(root: Any, data: Path, numbers: Sequence[int]) -> int:
+    """Return the number above those of all setups and channels, listed in this XML or stored."""
+    channels = root.findall(".//Attributes[@name='channel']/Channel/id")
+    stored = (path.name.removeprefix("setup") for path in data.glob("setup*"))
+    taken = [int(number) for number in stored if number.isdigit()]
+    return 1 + max([*numbers, *(int(c.text) for c in channels), *taken])
 
 
 def _require_one_time(path: Path, root: Any) -> None:
