@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -73,6 +76,8 @@ def write_bdv(
 ) -> Path:
     """Write ``NAME.xml``, ``NAME.settings.xml`` and ``NAME.h5`` or ``NAME.n5``, all or none.
 
+    The pixels' name differs if `NAME` has characters that viewers stumble over: see `data_path`.
+
     Parameters
     ----------
     path
@@ -108,13 +113,11 @@ def write_bdv(
     most 4 million voxels a thread is in memory.
     """
     path = Path(path)
-    if storage not in _STORES:
-        raise ConfigError(f"cannot store as {storage!r}", hint=f"one of {', '.join(_STORES)}")
+    data, open_store = data_path(path, storage), _store(storage)[1]
     check_setups(path, setups)
     setups = [legacy_setup(s) for s in setups] if storage == "hdf5-legacy" else list(setups)
     entries = [setup_xml(setup, unit) for setup in setups]
-    suffix, open_store = _STORES[storage]
-    data, settings = path.with_suffix(suffix), path.with_suffix(".settings.xml")
+    settings = path.with_suffix(".settings.xml")
     # Left in reverse: the XML, which is what people open, appears last.
     with (
         atomic_path(path, overwrite=overwrite) as xml_file,
@@ -133,11 +136,37 @@ def _n5_store(path: Path) -> Iterator[PixelStore]:
     yield create_n5_store(path)
 
 
-_STORES: dict[str, tuple[str, Callable[[Path], AbstractContextManager[PixelStore]]]] = {
+_Store = tuple[str, Callable[[Path], AbstractContextManager[PixelStore]]]
+_STORES: dict[str, _Store] = {
     "hdf5": (".h5", create_hdf5_store),
     "hdf5-legacy": (".h5", lambda path: create_hdf5_store(path, legacy=True)),
     "n5": (".n5", _n5_store),
 }
+
+
+def _store(storage: Storage) -> _Store:
+    if storage not in _STORES:
+        raise ConfigError(f"cannot store as {storage!r}", hint=f"one of {', '.join(_STORES)}")
+    return _STORES[storage]
+
+
+def data_path(xml: Path, storage: Storage) -> Path:
+    """Return where the pixels of a dataset go: beside the XML, under its name.
+
+    The XML names them, and bigdataviewer-core 10.5 and newer take the name of an N5 as a URI
+    without having it escaped, older ones as a file name; so it has no character that the two
+    read differently. A name that had to be changed ends in its checksum, to stay unique.
+    """
+    suffix = _store(storage)[0]
+    kept = _IN_URI if suffix == ".n5" else _IN_XML
+    name = kept.sub("_", xml.stem)
+    if name != xml.stem:
+        name += f"-{zlib.crc32(os.fsencode(xml.stem)):08x}"
+    return xml.with_name(name + suffix)
+
+
+_IN_URI = re.compile(r"[^\w.+=,@~-]")
+_IN_XML = re.compile(r"[\\\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 
 
 def voxel_to_world(setup: BdvSetup, unit: str = "um") -> tuple[NDArray[Any], NDArray[Any]]:

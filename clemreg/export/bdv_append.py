@@ -10,7 +10,7 @@ from typing import Any
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import FormatError, MissingError
-from clemreg.export.bdv import BdvSetup, check_setups, legacy_setup, setup_xml
+from clemreg.export.bdv import BdvSetup, check_setups, data_path, legacy_setup, setup_xml
 from clemreg.export.bdv_pixels import N5Store, create_hdf5_store, write_pyramids
 from clemreg.export.bdv_xml import SetupXml, add, add_channels, add_settings, add_views, to_text
 from clemreg.io.atomic import (
@@ -177,7 +177,7 @@ def _append_hdf5(
         create_hdf5_store(partial, legacy=dataset.is_legacy) as store,
     ):
         write_pyramids(store, volumes, progress)
-    ours = dataset.data.stem.startswith(f"{path.stem}-links")
+    ours = dataset.data.stem.startswith(f"{_stem(path)}-links")
     links = dataset.data if ours else _unused(path, "-links")
     with atomic_path(links) as partial:
         _write_links(
@@ -192,11 +192,15 @@ def _append_hdf5(
 
 def _unused(path: Path, ending: str) -> Path:
     """Return a name beside the XML that no file has yet."""
-    candidate, count = path.with_name(f"{path.stem}{ending}.h5"), 1
+    candidate, count = path.with_name(f"{_stem(path)}{ending}.h5"), 1
     while candidate.exists():
         count += 1
-        candidate = path.with_name(f"{path.stem}{ending}-{count}.h5")
+        candidate = path.with_name(f"{_stem(path)}{ending}-{count}.h5")
     return candidate
+
+
+def _stem(xml: Path) -> str:
+    return data_path(xml, "hdf5").stem
 
 
 def _write_links(path: Path, sources: Sequence[tuple[Path, int]]) -> None:

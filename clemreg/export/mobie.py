@@ -10,6 +10,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from clemreg.export.sampled_field import FieldError, SampledField
 from clemreg.io.atomic import atomic_path, atomic_write_json, atomic_write_text
 from clemreg.io.bigwarp import write_bigwarp
 from clemreg.io.elastix_files import write_elastix
+from clemreg.io.names import one_line
 from clemreg.io.volumes import WriteOptions, write_volume
 from clemreg.io.xyz import flip, flip_matrix
 from clemreg.space.bspline import BSpline
@@ -168,7 +170,7 @@ def write_mobie(
             rows, error = files.rows(transform, progress)
             _write_table(folder / TRANSFORMS, ("type", "value", "name", "invert"), rows)
         listed = [_image_row(image, cell) for image in collection.images]
-        listed += [_spots_row(folder, spots) for spots in collection.spots]
+        listed += [_spots_row(_free_table(folder, spots.name), spots) for spots in collection.spots]
         table = [[row.get(column, "") for column in _COLUMNS] for row in listed]
         _write_table(folder / COLLECTION, _COLUMNS, table)
     return error
@@ -178,14 +180,14 @@ def _image_row(image: MobieImage, cell: str) -> dict[str, Any]:
     red, green, blue = image.colour
     row: dict[str, Any] = {
         "uri": image.uri,
-        "name": image.name,
+        "name": one_line(image.name),
         "type": image.kind,
         "channel": "" if image.channel is None else image.channel,
         "blend": "alpha" if image.kind == "labels" else "sum",
         "affine": cell if image.in_em else "",
         "view": "clemreg",
         "exclusive": "true",
-        "display": image.name,
+        "display": one_line(image.name),
         "format": "OmeZarr",
     }
     if image.kind == "intensities":
@@ -197,27 +199,26 @@ def _image_row(image: MobieImage, cell: str) -> dict[str, Any]:
     return row
 
 
-def _spots_row(folder: Path, spots: MobieSpots) -> dict[str, Any]:
+def _spots_row(path: Path, spots: MobieSpots) -> dict[str, Any]:
     """Write the table of the spots; return its row in the collection."""
     points = flip(spots.points_nm)
     if not len(points) or not np.isfinite(points).all():
         raise DataError(f"{spots.name}: there are no points, or some are not finite")
     labels = spots.labels or ("",) * len(points)
     rows = [
-        [number, *map(repr, map(float, point)), label]
+        [number, *map(repr, map(float, point)), one_line(label)]
         for number, (point, label) in enumerate(zip(points, labels, strict=True), start=1)
     ]
-    file = f"{_file_name(spots.name)}.csv"
-    _write_table(folder / file, ("spot_id", "x", "y", "z", "label"), rows)
+    _write_table(path, ("spot_id", "x", "y", "z", "label"), rows)
     margin = 2 * spots.radius_nm
     low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
     row: dict[str, Any] = {
-        "uri": file,
-        "name": spots.name,
+        "uri": path.name,
+        "name": one_line(spots.name),
         "type": "spots",
         "view": "clemreg",
         "exclusive": "true",
-        "display": spots.name,
+        "display": one_line(spots.name),
         "spot_radius": repr(float(spots.radius_nm)),
     }
     if (low >= 0).all():  # MoBIE splits the box at every minus sign
@@ -225,10 +226,13 @@ def _spots_row(folder: Path, spots: MobieSpots) -> dict[str, Any]:
     return row
 
 
-def _file_name(name: str) -> str:
-    """Return a name that stays in the folder, whatever a user called the points."""
-    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-")
-    return safe or "spots"
+def _free_table(folder: Path, name: str) -> Path:
+    """Return where the table of some points goes: in the folder, whatever a user called them."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-") or "spots"
+    taken = {file.lower() for file in (COLLECTION, TRANSFORMS, *(p.name for p in folder.iterdir()))}
+    endings = chain([""], (f"-{i}" for i in count(2)))
+    files = (f"{safe}{ending}.csv" for ending in endings)
+    return folder / next(file for file in files if file.lower() not in taken)
 
 
 def _check_labels(images: Sequence[MobieImage], transform: Transform) -> None:

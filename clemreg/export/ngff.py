@@ -19,7 +19,8 @@ from clemreg.space.transform import Affine, FloatArray
 from clemreg.volume import Labels, Volume
 
 VERSION = "0.6"
-FIELD = "coordinateTransformations/dfield"
+FIELDS = "coordinateTransformations"
+FIELD = f"{FIELDS}/dfield"
 SYSTEM = "intrinsic"
 _CHUNK = (64, 64, 64)
 
@@ -150,6 +151,7 @@ def write_scene(
         if isinstance(registration, Affine):
             step: dict[str, Any] = {**_affine(registration), **ends}
         else:
+            group.create_group(FIELDS)  # zarr 3 knows no groups without metadata
             _write_field(partial / FIELD, registration, progress)
             steps: list[dict[str, Any]] = [
                 {"type": "displacements", "path": FIELD, "interpolation": "linear"}

@@ -17,6 +17,7 @@ import numpy as np
 
 from clemreg.errors import DataError, FormatError
 from clemreg.io.atomic import atomic_write_text
+from clemreg.io.names import one_line
 from clemreg.io.tables import Row, check_widths, read_rows, read_text
 from clemreg.io.xyz import FloatArray, flip
 from clemreg.space.landmarks import Landmarks
@@ -233,7 +234,8 @@ def write_bigwarp(
     lines = []
     numbers = np.concatenate([moving, target], axis=1)
     for name, active, row in zip(landmarks.names, _paired(landmarks), numbers, strict=True):
-        quoted = name.replace('"', '""')
+        # BigWarp's CSV reader takes a backslash for an escape: one at the end would eat the quote.
+        quoted = one_line(name).replace("\\", "/").replace('"', '""')
         flag = "true" if active else "false"
         fields = [quoted, flag, *(_java_double(value) for value in row)]
         lines.append(",".join(f'"{field}"' for field in fields) + "\n")

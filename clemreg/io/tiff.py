@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from clemreg.errors import DataError, FormatError
 from clemreg.io.atomic import atomic_path
+from clemreg.io.names import one_line
 from clemreg.io.ome_tiff import is_ome_tiff, write_ome_tiff
 from clemreg.io.source import AxesView, Level, Source, require_spatial
 from clemreg.space.grid import Box
@@ -367,7 +368,7 @@ def _display(
         grey = ((255, 255, 255),) if len(extremes) == 1 else ()
         colours = options.colours or grey or DEFAULT_COLOURS
         tables = [_ramp(colours[c % len(colours)]) for c in range(len(extremes))]
-    names = [" ".join(name.split()) for name in volume.channels]
+    names = [one_line(name) for name in volume.channels]
     found: dict[str, Any] = {
         "LUTs": tables,
         "Ranges": tuple(float(v) for window in windows for v in window),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
-from clemreg.export.bdv import Storage, write_bdv
+from clemreg.export.bdv import Storage, data_path, write_bdv
 from clemreg.export.bdv_append import append_bdv
 from clemreg.export.bigwarp import (
     BigWarpImage,
@@ -114,11 +114,11 @@ def export_bdv(command: BdvCommand, progress: Progress | None = None) -> Path:
 
 
 def _require_free_dataset(xml: Path, storage: Storage, *, overwrite: bool) -> None:
-    files = [xml, xml.with_suffix(".settings.xml")]
+    files, data = [xml, xml.with_suffix(".settings.xml")], data_path(xml, storage)
     if storage == "n5":
-        require_free_folder(xml.with_suffix(".n5"), N5, overwrite=overwrite)
+        require_free_folder(data, N5, overwrite=overwrite)
     else:
-        files.append(xml.with_suffix(".h5"))
+        files.append(data)
     require_free(*files, overwrite=overwrite)
 
 

@@ -127,6 +127,7 @@ def test_bigwarp_table_transform_file_and_project(files, capsys):
     assert [s["isMoving"] for s in sources.values()] == [True, False]
     assert sources["0"]["uri"] == (folder / "em.zarr").resolve().as_posix()
     assert sources["1"]["name"] == "lm.zarr"
+    project[0] = f"--project={folder / 'q.json'}"
     assert run_app([*bigwarp, f"--out={folder / 'c.csv'}", project[0]]) == 1
     assert "needs both images" in capsys.readouterr().err
     assert run_app([*bigwarp, f"--out={folder / 'c.csv'}", *project, "--unit=um"]) == 1
@@ -260,7 +261,7 @@ def test_landmark_tables_for_bigwarp_and_ecclem(files, capsys):
     assert run_app([*ecclem, f"--out={folder / 'f.csv'}", "--rater=AW"]) == 0
     pairs = read_fiducials(folder / "f-lm.csv", folder / "f-em.csv")
     np.testing.assert_allclose(pairs.em_nm, transform(lm), rtol=1e-12)
-    assert run_app([*ecclem, f"--out={folder / 'e.xml'}", "--rater=AW"]) == 1
+    assert run_app([*ecclem, f"--out={folder / 'g.xml'}", "--rater=AW"]) == 1
     assert "needs both images" in capsys.readouterr().err
     matrix = ["export", "ecclem", str(folder / "t.json"), "--matrix", f"--out={folder / 'm.xml'}"]
     assert run_app(matrix) == 1

@@ -70,10 +70,15 @@ def test_ome_zarr_with_display_settings(tmp_path, version, channels):
         write_ome_zarr(path, Volume(data, LM, channels), displays)
 
 
-def test_labels_stay_labels_and_pool_by_the_most_frequent(tmp_path):
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_labels_stay_labels_and_pool_by_the_most_frequent(tmp_path, version):
+    import ome_zarr_models
+
     grid = Grid((3, 130, 70), (4.0, 4.0, 4.0), frame="em")
     ids = RNG.choice([0, 2**40 + 1], grid.shape).astype(np.uint64)
-    write_ome_zarr(tmp_path / "ids.zarr", Labels(ids, grid), ())
+    write_ome_zarr(tmp_path / "ids.zarr", Labels(ids, grid), (), version=version)
+    image = ome_zarr_models.open_ome_zarr(zarr.open_group(tmp_path / "ids.zarr", mode="r"))
+    assert image.ome_zarr_version == version
     back = open_volume(tmp_path / "ids.zarr")
     assert back.channels == ()
     assert len(back.coarser) >= 1
@@ -128,6 +133,8 @@ def test_a_scene_of_a_deformation(tmp_path):
     found = scene(path)
     assert found["type"] == "sequence"
     displacements, affine = found["transformations"]
+    kinds = [json.loads(p.read_text())["node_type"] for p in sorted(path.rglob("zarr.json"))]
+    assert kinds == ["array", "group", "group", "group"]  # none of them only implied
     group = zarr.open_group(path / displacements["path"], mode="r")
     (multiscale,) = group.attrs["ome"]["multiscales"]
     axes = multiscale["coordinateSystems"][0]["axes"]
@@ -306,6 +313,7 @@ def test_neuroglancer_from_the_command_line(tmp_path, capsys):
     assert state["layers"][0]["source"]["url"].endswith(":9000/d/em.zarr")
     rows = np.array(state["layers"][0]["source"]["transform"]["matrix"])
     np.testing.assert_allclose(rows[:, 3], [-12.0, 7.0, -30.0])
+    words.append("--overwrite")
     assert run_app([*words, f"--em={tmp_path / 'em.tif'}"]) == 1
     assert "no OME-Zarr" in capsys.readouterr().err
     assert run_app([*words, f"--em={tmp_path / 'd' / 'em.zarr'}", f"--root={tmp_path / 'd'}"]) == 1

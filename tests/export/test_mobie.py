@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import ome_zarr_models
 import pytest
 import zarr
 from scipy.interpolate import RBFInterpolator
@@ -153,7 +154,8 @@ def test_colours_windows_channels_and_names(tmp_path):
     transform = AFFINE.then(BEND)
     write_mobie(tmp_path / "m", MobieCollection(images, transform, LM))
     mito, ids, em = table(tmp_path / "m" / "collection.csv")
-    assert (mito["name"], mito["channel"], mito["type"]) == (name, "1", "intensities")
+    in_one_line = 'mito ",; (x)'
+    assert (mito["name"], mito["channel"], mito["type"]) == (in_one_line, "1", "intensities")
     assert mito["color"] == "r(255)-g(0)-b(255)-a(255)"
     assert mito["contrast_limits"] == "(0.5,10000.0)"
     assert mito["affine"] == ""
@@ -225,6 +227,7 @@ def test_mobie_from_the_command_line(tmp_path):
     assert (rows["LM er"]["uri"], rows["LM er"]["channel"]) == ("lm.ome.zarr", "1")
     copy = zarr.open_group(tmp_path / "m" / "lm.ome.zarr", mode="r")
     assert copy.metadata.zarr_format == 2
+    assert ome_zarr_models.open_ome_zarr(copy).ome_zarr_version == "0.4"
     np.testing.assert_array_equal(copy["s0"][:], lm)
     np.testing.assert_allclose(looked_up(tmp_path / "m", POINTS), transform(POINTS), atol=1e-5)
     both = [table(tmp_path / "m" / rows[f"landmarks {side}"]["uri"]) for side in ("LM", "EM")]

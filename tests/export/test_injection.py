@@ -1,0 +1,305 @@
+"""Names and paths that try to be code, markup or other paths are only ever names.
+
+Every file is read by a parser that clemreg does not use (SAX, a CSV reader with the rules of
+BigWarp's, json), and nothing else was written or read.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import xml.sax
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+from clemreg.cli.app import run_app
+from clemreg.errors import FormatError
+from clemreg.export.bdv import BdvSetup, write_bdv
+from clemreg.export.bdv_append import append_bdv
+from clemreg.export.bigwarp import BigWarpImage, write_bigwarp_project
+from clemreg.export.mobie import MobieCollection, MobieImage, MobieSpots, write_mobie
+from clemreg.fiji.macros import with_parameters
+from clemreg.io.bigwarp import write_bigwarp
+from clemreg.io.ecclem import read_ecclem
+from clemreg.io.points import read_landmarks, write_landmarks
+from clemreg.io.tiff import write_tiff
+from clemreg.io.transforms import write_transform
+from clemreg.io.volumes import write_volume
+from clemreg.space import Affine, Grid
+from clemreg.space.landmarks import Landmarks
+from clemreg.testing import random_affine
+from clemreg.volume import Volume
+
+GRID = Grid((4, 5, 6), (5.24, 4.0, 4.0), (3.0, -2.0, 1.0), "em")
+PIXELS = np.arange(120, dtype=np.uint8).reshape(GRID.shape)
+ATTACKS = (
+    "a\" b='c'",
+    "]]><hdf5 type='absolute'>/etc/passwd</hdf5><![CDATA[",
+    "</name><id>7</id><name>",
+    "&xxe; &#0; &lt; %20 ${HOME} $(touch x) `touch x`",
+    "<!DOCTYPE a [<!ENTITY b SYSTEM 'file:///etc/passwd'>]>",
+    "../../up",
+    "..\\..\\up\\",
+    'x","true","9","9","9","9","9","9"\n"y',
+    '=HYPERLINK("http://127.0.0.1")',
+    "line\nclemreg-origin-nm-zyx: 9 9 9\r\nPt\x00\x1b[31m",
+    "\u202egnp.exe \ud800 \U0001f600 漢",
+)
+
+
+def tree(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+class Reader(xml.sax.ContentHandler):
+    """Text of every element, by its path."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.found = [], []
+
+    def startElement(self, name, attributes):
+        self.open.append((name, dict(attributes), []))
+
+    def characters(self, text):
+        self.open[-1][2].append(text)
+
+    def endElement(self, name):
+        path = "/".join(tag for tag, *_ in self.open)
+        tag, attributes, text = self.open.pop()
+        assert tag == name
+        self.found.append((path, attributes, "".join(text)))
+
+
+def elements(path, ending):
+    reader = Reader()
+    xml.sax.parse(str(path), reader)
+    return [text for where, _, text in reader.found if where.endswith(ending)]
+
+
+def as_xml(name):
+    """What XML 1.0 can hold of a name."""
+    kept = re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", name)
+    return kept.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "n5"])
+def test_bdv_names(tmp_path, storage):
+    setups = [BdvSetup(Volume(PIXELS, GRID), name) for name in ATTACKS]
+    path = write_bdv(tmp_path / "d.xml", setups[:5], storage=storage)
+    append_bdv(path, setups[5:])
+    wanted = [as_xml(name) for name in ATTACKS]
+    assert elements(path, "/ViewSetup/name") == wanted
+    assert elements(path, "/Channel/name") == wanted
+    assert elements(path.with_suffix(".settings.xml"), "/SourceGroup/name") == wanted
+    assert elements(path, "/ViewSetup/id") == [str(i) for i in range(len(ATTACKS))]
+    (place,) = elements(path, f"/ImageLoader/{storage}")
+    assert (tmp_path / place).exists()
+    assert Path(place).name == place
+    top = {p.name for p in tmp_path.iterdir()}
+    hdf5 = {"d-s05.h5", "d-links.h5", "d.h5"}
+    assert top == {"d.xml", "d.settings.xml"} | (hdf5 if storage == "hdf5" else {"d.n5"})
+
+
+PATHS = [text.replace("/", "|").replace("\x00", "").replace("\ud800", "") for text in ATTACKS]
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "n5"])
+@pytest.mark.parametrize("stem", [PATHS[i] for i in (0, 3, 6, 9, 10)])
+def test_bdv_paths(tmp_path, storage, stem):
+    """The XML names a file beside it, under a name that XML and URIs can hold."""
+    folder = tmp_path / "in"
+    path = write_bdv(
+        folder / f"{stem}.xml", [BdvSetup(Volume(PIXELS, GRID), "em")], storage=storage
+    )
+    (place,) = elements(path, f"/ImageLoader/{storage}")
+    assert {p.name for p in folder.iterdir()} == {path.name, f"{stem}.settings.xml", place}
+    if storage == "n5":
+        assert re.fullmatch(r"[\w.+=,@~-]+\.n5", place)
+    append_bdv(path, [BdvSetup(Volume(PIXELS, GRID), "two")])
+    assert len(elements(path, "/ViewSetup/id")) == 2
+    assert tree(tmp_path)[0] == "in"
+    assert {Path(name).parts[0] for name in tree(tmp_path)} == {"in"}
+
+
+def test_two_names_never_share_their_pixels(tmp_path):
+    for name in ("a b", "a_b", "a?b"):
+        write_bdv(tmp_path / f"{name}.xml", [BdvSetup(Volume(PIXELS, GRID), "em")], storage="n5")
+    assert len(list(tmp_path.glob("*.n5"))) == 3
+
+
+def rows_as_bigwarp_reads(text):
+    """As opencsv does: quotes doubled, and a backslash before a quote or backslash escapes it."""
+    rows, row, field, quoted, i = [], [], "", False, 0
+    while i < len(text):
+        c, after = text[i], text[i + 1 : i + 2]
+        if (quoted and c == "\\" and after in ('"', "\\")) or (quoted and c == after == '"'):
+            field += after
+            i += 1
+        elif c == '"':
+            quoted = not quoted
+        elif c == "," and not quoted:
+            row.append(field)
+            field = ""
+        elif c == "\n" and not quoted:
+            rows.append([*row, field])
+            row, field = [], ""
+        else:
+            field += c
+        i += 1
+    assert not quoted
+    assert (row, field) == ([], "")
+    return rows
+
+
+def landmarks():
+    points = np.random.default_rng(0).uniform(-1e4, 1e4, (len(ATTACKS), 3))
+    return Landmarks(ATTACKS, points, points + 5.0)
+
+
+def test_bigwarp_tables(tmp_path):
+    write_bigwarp(landmarks(), tmp_path / "l.csv")
+    rows = rows_as_bigwarp_reads((tmp_path / "l.csv").read_text(encoding="utf-8"))
+    assert [len(row) for row in rows] == [8] * len(ATTACKS)
+    assert {row[1] for row in rows} == {"true"}
+    numbers = np.array([row[2:] for row in rows], float)
+    np.testing.assert_allclose(numbers[:, 3:], landmarks().lm_nm[:, ::-1] / 1e3)
+    assert rows[0][0] == ATTACKS[0]
+    assert rows[6][0] == "../../up/"
+    again = read_landmarks(tmp_path / "l.csv")
+    np.testing.assert_allclose(again.em_nm, landmarks().em_nm)
+    assert tree(tmp_path) == ["l.csv"]
+
+
+def test_bigwarp_json(tmp_path):
+    places = [tmp_path / f"{name}.tif" for name in PATHS[:2]]
+    moving, target = (
+        BigWarpImage(place, name) for place, name in zip(places, ATTACKS, strict=False)
+    )
+    write_bigwarp_project(tmp_path / "p.json", moving, target, landmarks())
+    write_bigwarp(landmarks(), tmp_path / "l.json")
+    project = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    assert [s["uri"] for s in project["Sources"].values()] == list(map(str, places))
+    assert [s["name"] for s in project["Sources"].values()] == list(ATTACKS[:2])
+    assert set(project) == {"Sources", "Transform"}
+    for record in (project["Transform"], json.loads((tmp_path / "l.json").read_text())):
+        assert tuple(record["landmarks"]["names"]) == ATTACKS
+    assert tree(tmp_path) == ["l.json", "p.json"]
+
+
+def test_mobie_tables(tmp_path):
+    images = tuple(MobieImage(name, "em.zarr", in_em=True) for name in ATTACKS)
+    names = (*ATTACKS, "collection", "Collection", "em-transforms")
+    spots = tuple(MobieSpots(name, landmarks().lm_nm, labels=ATTACKS) for name in names)
+    affine = random_affine(np.random.default_rng(0), "lm", "em")
+    write_mobie(tmp_path / "m", MobieCollection(images, affine, GRID.with_frame("lm"), spots))
+    with (tmp_path / "m" / "collection.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream, strict=True))
+    assert len(rows) == len(ATTACKS) + len(names)
+    assert all(None not in row for row in rows)
+    assert rows[0]["name"] == ATTACKS[0]
+    assert {row["type"] for row in rows} == {"intensities", "spots"}
+    assert not any(c in row["name"] for row in rows for c in "\n\r\x00")
+    uris = [row["uri"] for row in rows if row["type"] == "spots"]
+    assert len({uri.lower() for uri in uris}) == len(names)
+    for uri in uris:
+        assert Path(uri).name == uri
+        with (tmp_path / "m" / uri).open(newline="", encoding="utf-8") as stream:
+            assert len(list(csv.DictReader(stream, strict=True))) == len(ATTACKS)
+    assert tree(tmp_path) == sorted(["m", "m/collection.csv", *(f"m/{uri}" for uri in uris)])
+
+
+def test_imagej_tiff_notes(tmp_path):
+    """A channel name is one word of the notes: it cannot set an origin, nor another key."""
+    channels = tuple(name.replace(",", ";") for name in ATTACKS)
+    pixels = np.zeros((len(channels), *GRID.shape), np.uint8)
+    write_tiff(tmp_path / "c.tif", Volume(pixels, GRID, channels))
+    with tifffile.TiffFile(tmp_path / "c.tif") as tiff:
+        notes = tiff.imagej_metadata["Info"].splitlines()
+        description = tiff.pages[0].description
+        labels = tiff.imagej_metadata["Labels"]
+    assert len(notes) == 2
+    assert notes[1] == "clemreg-origin-nm-zyx: 3.0 -2.0 1.0"
+    assert len(labels) == GRID.shape[0] * len(channels)
+    keys = [line.partition("=")[0] for line in description.splitlines()]
+    assert len(keys) == len(set(keys))
+    assert not {"HYPERLINK", "true"} & set(keys)
+
+
+def test_ome_tiff_names(tmp_path):
+    channels = ATTACKS[:9]
+    pixels = np.zeros((len(channels), *GRID.shape), np.uint8)
+    write_tiff(tmp_path / "c.ome.tif", Volume(pixels, GRID, channels))
+    with tifffile.TiffFile(tmp_path / "c.ome.tif") as tiff:
+        text = tiff.ome_metadata
+    (tmp_path / "ome.xml").write_text(text, encoding="utf-8")
+    reader = Reader()
+    xml.sax.parse(str(tmp_path / "ome.xml"), reader)
+    names = [a["Name"] for where, a, _ in reader.found if where.endswith("/Pixels/Channel")]
+    assert [" ".join(n.split()) for n in names] == [" ".join(n.split()) for n in channels]
+    assert len([1 for where, *_ in reader.found if where.endswith("/Image")]) == 1
+
+
+@pytest.mark.parametrize("name", [PATHS[i] for i in (1, 6, 9)])
+def test_paths_on_the_command_line(tmp_path, name):
+    """Images, tables and results in a folder of that name; nothing appears anywhere else."""
+    folder = tmp_path / "in" / name
+    folder.mkdir(parents=True)
+    move = Affine.translation([1.0, 2.0, 3.0], "lm", "em")
+    write_transform(move, folder / "t.json")
+    write_volume(folder / "em.zarr", Volume(PIXELS, GRID))
+    write_volume(folder / "lm.zarr", Volume(PIXELS, GRID.with_frame("lm")))
+    write_landmarks(Landmarks(("a", "b"), np.eye(3)[:2], np.eye(3)[1:]), folder / "l.csv")
+    em, lm = f"--em={folder / 'em.zarr'}", f"--lm={folder / 'lm.zarr'}"
+    out = folder / "out"
+    commands = (
+        ["ecclem", str(folder / "l.csv"), em, lm, f"--out={out / 'e.xml'}"],
+        ["elastix", str(folder / "t.json"), f"--grid-of={folder / 'lm.zarr'}", f"--out={out}"],
+        ["ngff", str(folder / "t.json"), em, lm, f"--out={out / 's.zarr'}"],
+        ["mobie", em, lm, f"--transform={folder / 't.json'}", f"--out={out / 'm'}"],
+        ["imagej", str(folder / "em.zarr"), f"--out={out / 'i.tif'}"],
+    )
+    for words in commands:
+        assert run_app(["export", *words]) == 0, words
+    np.testing.assert_array_equal(
+        np.sort(read_ecclem(out / "e.xml").landmarks.lm_nm), np.sort(np.eye(3)[:2])
+    )
+    scene = json.loads((out / "s.zarr" / "zarr.json").read_text())["attributes"]["ome"]["scene"]
+    path = scene["coordinateTransformations"][0]["input"]["path"]
+    assert (out / "s.zarr" / path).resolve() == (folder / "lm.zarr").resolve()
+    assert {Path(p).parts[0] for p in tree(tmp_path)} == {"in"}
+    assert [p.name for p in (tmp_path / "in").iterdir()] == [name]
+
+
+ENTITIES = """<?xml version="1.0"?>
+<!DOCTYPE root [<!ENTITY x SYSTEM "file://{secret}">]>
+<root><transformation type="RIGID"><sequenceFileName>&x;</sequenceFileName></transformation></root>
+"""
+
+
+def test_entities_are_not_followed(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("the-secret")
+    (tmp_path / "e.xml").write_text(ENTITIES.format(secret=secret))
+    with pytest.raises(FormatError, match="trusted") as caught:
+        read_ecclem(tmp_path / "e.xml")
+    assert "the-secret" not in str(caught.value)
+    path = write_bdv(tmp_path / "d.xml", [BdvSetup(Volume(PIXELS, GRID), "em")])
+    evil = f'<!DOCTYPE a [<!ENTITY x SYSTEM "file://{secret}">]><SpimData'
+    path.write_text(path.read_text().replace("<SpimData", evil).replace(">em<", ">&x;<"))
+    with pytest.raises(FormatError, match="trusted"):
+        append_bdv(path, [BdvSetup(Volume(PIXELS, GRID), "two")])
+    assert "the-secret" not in path.read_text()
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_macro_parameters_stay_texts(text):
+    """One statement with one string, by the rules of ImageJ's tokenizer."""
+    prepared = with_parameters("#@ String s\nreturn s;", {"s": text})
+    first, rest = prepared.split("\n", 1)
+    assert rest == "return s;"
+    assert re.fullmatch(r's = "(?:[^"\\\n\r]|\\.)*";', first)
