@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, write_json
+from clemreg.cli.console import JsonOption, progress_bar, result, say, write_json
 
 if TYPE_CHECKING:
     from clemreg.pipeline.scene import SceneFiles
@@ -127,16 +127,23 @@ def bigwarp(
         Path | None, typer.Option(help="Project file (.json) that opens EM and LM with them.")
     ] = None,
     em: Annotated[str | None, typer.Option(help="EM image of the project.")] = None,
+    as_bdv: Annotated[
+        bool,
+        typer.Option("--bdv", help="The project opens exact copies as BigDataViewer datasets."),
+    ] = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """BigWarp landmarks sampled from a transform; says how well their spline reproduces it."""
-    from clemreg.pipeline.export import BigWarpCommand, export_bigwarp
+    from clemreg.pipeline.bigwarp import BigWarpCommand, export_bigwarp, placement_note
 
     command = BigWarpCommand(
-        out, transform, grid_of, landmarks, rater, spacing, unit, project, em, overwrite
+        out, transform, grid_of, landmarks, rater, spacing, unit, project, em, as_bdv, overwrite
     )
-    error = export_bigwarp(command)
+    with progress_bar("export") as progress:
+        error = export_bigwarp(command, progress)
+    if note := placement_note(command):
+        say(f"note: {note}")
     result(f"wrote {out}" + (f"; thin-plate spline against transform: {error}" if error else ""))
     write_json(json, {"spline_error": vars(error) if error else None})
 

@@ -9,20 +9,10 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.export.bdv import Storage, data_path, write_bdv
 from clemreg.export.bdv_append import append_bdv
-from clemreg.export.bigwarp import (
-    BigWarpImage,
-    SplineError,
-    sample_landmarks,
-    write_bigwarp_project,
-    write_sampled_landmarks,
-)
+from clemreg.export.bigwarp import write_sampled_landmarks
 from clemreg.export.replace import N5, require_free, require_free_folder
 from clemreg.io.atomic import atomic_path, atomic_write_json
-from clemreg.io.bigwarp import write_bigwarp
 from clemreg.io.elastix_files import write_elastix
-from clemreg.io.points import read_landmarks
-from clemreg.io.transforms import read_transform
-from clemreg.io.volumes import describe, open_volume
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.registration import read_result
 from clemreg.pipeline.scene import (
@@ -34,8 +24,6 @@ from clemreg.pipeline.scene import (
     scene_of_run,
 )
 from clemreg.register.apply import covering_box
-from clemreg.space.landmarks import Landmarks
-from clemreg.units import nm_per, parse_length_nm
 
 
 def export_run(context: RunContext) -> None:
@@ -165,95 +153,3 @@ def scene_files(run: Path | None, files: SceneFiles | None) -> SceneFiles:
         "give either the folder of a run, or images and a transform",
         hint="clemreg export ... FOLDER, or --em EM --lm LM --transform FILE",
     )
-
-
-@dataclass(frozen=True)
-class BigWarpCommand:
-    """What ``clemreg export bigwarp`` was told.
-
-    Attributes
-    ----------
-    out
-        Landmark table (``.csv``) or transform file (``.json``).
-    transform, grid_of
-        Transform file, LM to EM, and the LM image over which landmarks are placed.
-    landmarks, rater
-        Instead: a landmark table to convert, and whose landmarks.
-    spacing
-        Distance between landmarks, with unit.
-    unit
-        Unit of the coordinates; BigWarp shows the numbers of an image in the unit of its file.
-    project, em
-        Project file to write besides, and the EM image it opens; the LM image is `grid_of`.
-    overwrite
-        Replace files of these names.
-    """
-
-    out: Path
-    transform: str | None = None
-    grid_of: str | None = None
-    landmarks: str | None = None
-    rater: str | None = None
-    spacing: str = "1 um"
-    unit: str = "um"
-    project: Path | None = None
-    em: str | None = None
-    overwrite: bool = False
-
-
-def export_bigwarp(command: BigWarpCommand) -> SplineError | None:
-    """Write BigWarp landmarks, and a project if asked for.
-
-    Returns
-    -------
-    SplineError or None
-        How well the spline reproduces the transform, if landmarks were sampled from one.
-
-    Raises
-    ------
-    ConfigError
-        It is not said where landmarks come from; a project without its images, or with images in
-        different units.
-    StorageError
-        A file of that name is there and must not be replaced.
-    """
-    outputs = [path for path in (command.out, command.project) if path is not None]
-    require_free(*outputs, overwrite=command.overwrite)
-    if command.project is not None:
-        _check_project(command)
-    landmarks, error = _bigwarp_landmarks(command)
-    write_bigwarp(landmarks, command.out, unit=command.unit)
-    if command.project is not None:
-        moving, target = (
-            BigWarpImage(Path(str(p)), Path(str(p)).name) for p in (command.em, command.grid_of)
-        )
-        write_bigwarp_project(command.project, moving, target, landmarks, unit=command.unit)
-    return error
-
-
-def _bigwarp_landmarks(command: BigWarpCommand) -> tuple[Landmarks, SplineError | None]:
-    if command.landmarks is not None and command.transform is None:
-        return read_landmarks(command.landmarks).select(rater=command.rater), None
-    if command.transform is None or command.grid_of is None or command.landmarks is not None:
-        raise ConfigError(
-            "landmarks come from a transform over an LM image, or from a table",
-            hint="clemreg export bigwarp TRANSFORM --grid-of LM, or --landmarks TABLE",
-        )
-    grid = open_volume(command.grid_of, frame="lm").grid
-    transform = read_transform(command.transform)
-    return sample_landmarks(transform, grid, parse_length_nm(command.spacing))
-
-
-def _check_project(command: BigWarpCommand) -> None:
-    if command.em is None or command.grid_of is None:
-        raise ConfigError(
-            "a BigWarp project needs both images", hint="add --em IMAGE and --grid-of LM_IMAGE"
-        )
-    for image in (command.em, command.grid_of):
-        found = describe(image).unit or "um"
-        if nm_per(found) != nm_per(command.unit):
-            raise ConfigError(
-                f"{image} is in {found}, the landmarks in {command.unit}; "
-                "BigWarp does not convert units",
-                hint="choose --unit, and give both images in one unit",
-            )

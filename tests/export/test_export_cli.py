@@ -135,6 +135,58 @@ def test_bigwarp_table_transform_file_and_project(files, capsys):
     assert not (folder / "c.csv").exists()
 
 
+def voxel_to_world(path, setup):
+    """Matrix (x, y, z) of a BigDataViewer dataset: the transform listed last is applied first."""
+    total = np.eye(4)
+    for rows in ET.parse(path).findall(f".//ViewRegistration[@setup='{setup}']//affine"):
+        total = total @ np.vstack([np.array(rows.text.split(), float).reshape(3, 4), [0, 0, 0, 1]])
+    return total
+
+
+def test_a_bigwarp_project_of_exact_copies(files, capsys):
+    """Voxel of the LM, through its XML and the project's landmarks, to the voxel of the EM."""
+    folder, transform, words = files
+    project = folder / "p q.json"
+    bigwarp = ["export", "bigwarp", str(folder / "t.json"), f"--grid-of={folder / 'lm.zarr'}"]
+    bigwarp += [words[0], "--spacing=0.15 um", f"--project={project}"]
+    assert run_app([*bigwarp, f"--out={folder / 'c.csv'}", "--unit=nm"]) == 0
+    assert "note: BigWarp may leave out the origin" in capsys.readouterr().err
+    bigwarp += ["--bdv", "--overwrite"]
+    assert run_app([*bigwarp, f"--out={folder / 'c.csv'}"]) == 0
+    assert "note:" not in capsys.readouterr().err
+    sources = json.loads(project.read_text())["Sources"]
+    assert [s["isMoving"] for s in sources.values()] == [True, False]
+    em, lm = (sources[key]["uri"] for key in "01")
+    assert [v.findtext("name") for v in ET.parse(lm).findall(".//ViewSetup")] == ["mito", "er"]
+    index = np.array([3, 11, 20])
+    found = voxel_to_world(lm, 1) @ [*index[::-1], 1]
+    spline = read_transform(project)  # micrometres, as BigWarp has them
+    mapped = spline(found[None, 2::-1] * 1e3)[0] / 1e3
+    at = np.linalg.inv(voxel_to_world(em, 0)) @ [*mapped[::-1], 1]
+    expected = EM.to_index(transform(LM.to_world(index)[None]))[0]
+    np.testing.assert_allclose(at[2::-1], expected, atol=0.3)
+    assert np.linalg.norm(expected) > 3
+    mine = folder / "p q-em.xml"
+    mine.write_text("mine")
+    bigwarp.remove("--overwrite")
+    assert run_app([*bigwarp, f"--out={folder / 'd.csv'}", f"--project={folder / 'p q.json'}"]) == 1
+    assert mine.read_text() == "mine"
+
+
+def test_bigwarp_shows_a_tiff_from_zero(files, capsys):
+    folder, _, _ = files
+    for name in ("em", "lm"):
+        image = ["export", "imagej", str(folder / f"{name}.zarr")]
+        assert run_app([*image, f"--out={folder / f'{name}.tif'}"]) == 0
+    bigwarp = ["export", "bigwarp", str(folder / "t.json"), f"--grid-of={folder / 'lm.tif'}"]
+    bigwarp += [f"--em={folder / 'em.tif'}", f"--project={folder / 'p.json'}"]
+    assert run_app([*bigwarp, f"--out={folder / 'c.csv'}"]) == 1
+    said = capsys.readouterr().err
+    assert "(-200.0, 900.0, 400.0) nm, but BigWarp shows it from 0" in said
+    assert "hint: add --bdv" in said
+    assert not (folder / "c.csv").exists()
+
+
 def test_bigwarp_landmarks_as_hold_out_set(files):
     """Landmarks that a user set in BigWarp, off by a known vector, give that error."""
     folder, transform, _ = files

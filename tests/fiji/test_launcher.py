@@ -13,7 +13,7 @@ from imagej_process import SCRIPTS
 
 pytestmark = pytest.mark.xdist_group("imagej")
 
-HOSTILE = "a b, \"q\" 's' ${HOME} $(touch x) `y` ]]> %PATH% & ; ü漢"
+HOSTILE = "a b, \"q\" 's' ${HOME} $(touch x) `y` ]]> <!ENTITY> %PATH% \\ \n --model & ; ü漢"
 
 CHILD = """
 import json, os, sys, time, subprocess
@@ -65,6 +65,18 @@ def test_every_word_arrives_as_it_was(imagej, pretender, tmp_path):
     assert environment["CLEMREG_PROGRESS"] == "lines"
     assert answer["outputs"] == {"prediction": str(out)}
     assert not (tmp_path / "x").exists()
+
+
+def test_no_file_is_taken_for_an_option(imagej, pretender):
+    parameters = {"em": "-o.tif", "model": "--help", "spacing": "--em-spacing"}
+    answer = segment(imagej, pretender("print(said)"), "--out", parameters=parameters)
+    (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
+    verb, em, option, out, *rest = json.loads(line)[0]
+    assert (verb, option) == ("segment", "--out")
+    assert rest == ["--model", "--help", "--spacing", "--em-spacing"]
+    assert (Path(em).name, Path(out).name) == ("-o.tif", "--out")
+    assert Path(em).is_absolute()
+    assert Path(out).is_absolute()
 
 
 def test_progress_reaches_status_bar_and_task(imagej, pretender, tmp_path):
