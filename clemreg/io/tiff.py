@@ -413,4 +413,4 @@ def _label_table() -> NDArray[np.uint8]:
     for number in range(1, 256):
         hue = number * (math.sqrt(5) - 1) / 2 % 1
         colours.append(colorsys.hsv_to_rgb(hue, *strengths[number % 3]))
-    return np.rint(255 * np.array(colours)).astype(np.uint8).T.copy()
+    return np.ascontiguousarray(np.rint(255 * np.array(colours)).T, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Bio-Formats (not part of clemreg, not shipped) opens the OME-TIFF that clemreg writes."""
+"""Bio-Formats (not part of clemreg, not shipped) opens what clemreg writes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 from imagej_process import IJ_JAR, ImageJ, missing_tools
 
+from clemreg.export.bdv import BdvSetup, write_bdv
+from clemreg.export.bdv_append import append_bdv
 from clemreg.io.tiff import write_tiff
 from clemreg.io.volumes import open_volume
+from clemreg.space import Grid
 from clemreg.testing import hostile_grid
 from clemreg.volume import Volume
 
@@ -116,4 +119,28 @@ def test_bioformats_reads_the_imagej_hyperstack_too(imagej_with_bioformats, tmp_
     code = REPORT.format(path=str(path), out=str(out), dtype="uint16")
     found = imagej_with_bioformats.python(code, 120)["answer"]
     np.testing.assert_allclose(found["nm"], grid.spacing_nm, rtol=1e-6)
+    np.testing.assert_array_equal(np.load(out).reshape(data.shape), data)
+
+
+@pytest.mark.parametrize(("dtype", "storage"), [("uint8", "hdf5"), ("uint16", "hdf5-legacy")])
+def test_bioformats_reads_the_bigdataviewer_dataset(
+    imagej_with_bioformats, tmp_path, dtype, storage
+):
+    """Its own reader, on the same HDF5 library for Java as BigDataViewer; one volume is added."""
+    grid = Grid((35, 66, 70), (5.24, 4.0, 4.5), (300.0, -200.0, 70.0), "em")
+    top = np.iinfo(dtype).max
+    data = np.random.default_rng(0).integers(0, top, (3, *grid.shape), dtype, endpoint=True)
+    first, second, third = (BdvSetup(Volume(part, grid), f"c{i}") for i, part in enumerate(data))
+    path = write_bdv(tmp_path / "a b.xml", [first, second], storage=storage)
+    append_bdv(path, [third])
+    out = tmp_path / "planes.npy"
+    code = REPORT.format(path=str(path), out=str(out), dtype=dtype)
+    code = code.replace("loci.formats.ImageReader", "loci.formats.in.BDVReader")
+    answer = imagej_with_bioformats.python(code, 120)
+    assert answer["error"] is None, answer["error"]
+    found = answer["answer"]
+    assert found["format"] == "BDV"
+    assert found["shape"] == list(data.shape)
+    assert found["type"] == dtype
+    np.testing.assert_allclose(found["nm"], grid.spacing_nm, rtol=1e-9)
     np.testing.assert_array_equal(np.load(out).reshape(data.shape), data)

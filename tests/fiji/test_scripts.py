@@ -16,7 +16,7 @@ from clemreg.io.points import read_landmarks, read_points, write_bigwarp, write_
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import read_transform, write_transform
 from clemreg.io.volumes import open_volume, write_volume
-from clemreg.register.apply import warped_volume
+from clemreg.register.apply import covering_box, warped_volume
 from clemreg.space import Box, Grid
 from clemreg.space.landmarks import Landmarks
 from clemreg.testing import hostile_grid, random_affine, random_bspline
@@ -24,6 +24,7 @@ from clemreg.volume import Volume
 
 pytestmark = pytest.mark.xdist_group("imagej")
 
+CORNER = Box((36, 100, 110), (108, 276, 286))
 LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (0.0, 0.0, 0.0), "lm")
 ALL = sorted(path.name for path in SCRIPTS.glob("*.groovy"))
 MENU = {
@@ -338,6 +339,48 @@ def test_register_the_sample_with_a_mask(imagej, clemreg, sample_data, tmp_path)
     truth = read_transform(sample_data / "truth.json")
     points = read_landmarks(sample_data / "landmarks.csv").select(rater="truth").lm_nm
     assert np.median(np.linalg.norm(found(points) - truth(points), axis=1)) < 300
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+def test_register_a_corner_of_the_sample_from_raw_em(imagej, clemreg, sample_data, tmp_path):
+    """No mask, no configuration: init, the bundled network, registration, report, export."""
+    folder = tmp_path / "my cell"
+    truth = read_transform(sample_data / "truth.json")
+    whole = open_volume(sample_data / "em.zarr", frame="em")
+    em = Volume(whole.read(CORNER), whole.grid.crop(CORNER))
+    light = open_volume(sample_data / "lm.zarr", frame="lm")
+    around = covering_box(truth, em.grid, light.grid, 500.0)
+    lm = light.grid.crop(around)
+    write_volume(folder / "em.zarr", em)
+    write_volume(folder / "lm.zarr", Volume(light.read(around), lm, light.channels))
+    parameters = {
+        "em": folder / "em.zarr" / "zarr.json",
+        "lm": folder / "lm.zarr" / "zarr.json",
+        "landmarks": sample_data / "landmarks.csv",
+        "out": folder / "result",
+        "python": clemreg,
+    }
+    (folder / "result").mkdir()
+    answer = run(imagej, "Register_EM_to_LM", parameters, 900)
+    assert answer["outputs"]["verdict"] in ("pass", "warn")
+    stages = " ".join(event[-1] for event in answer["events"] if event[0] == "progress")
+    assert all(stage in stages for stage in ("segment", "register", "export"))
+    found = read_transform(answer["outputs"]["transform"])
+    points = em.grid.to_world(np.random.default_rng(0).uniform(0, em.shape, (500, 3)))
+    points = truth.inverse()(points)
+    assert np.median(np.linalg.norm(found(points) - truth(points), axis=1)) < 200
+    made = folder / "result" / "run"
+    assert (made / "export" / "bdv.xml").is_file()
+    assert (made / "report.html").is_file()
+    prediction = open_volume(next(made.glob("prediction*")))
+    inside = prediction.read().astype("f4").reshape(-1, *em.shape)[0] >= 127
+    assert 0.02 < inside.mean() < 0.6
+    assert em.read()[inside].mean() < em.read()[~inside].mean() - 10  # mitochondria are dark
+    before = {p: p.stat().st_mtime_ns for p in made.rglob("*.json")}
+    refused = imagej.script(SCRIPTS / "Register_EM_to_LM.groovy", texts(parameters))
+    assert "exists already" in dialogs(refused)[0]
+    assert {p: p.stat().st_mtime_ns for p in made.rglob("*.json")} == before
 
 
 @pytest.mark.slow
