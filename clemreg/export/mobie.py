@@ -221,8 +221,9 @@ def _spots_row(path: Path, spots: MobieSpots) -> dict[str, Any]:
         "display": one_line(spots.name),
         "spot_radius": repr(float(spots.radius_nm)),
     }
-    if (low >= 0).all():  # MoBIE splits the box at every minus sign
-        row["bounding_box"] = f"({_join(low)})-({_join(high)})"
+    corners = _join(low), _join(high)
+    if not any("-" in corner for corner in corners):  # MoBIE splits the box at every minus sign
+        row["bounding_box"] = "({})-({})".format(*corners)
     return row
 
 

@@ -189,6 +189,10 @@ def test_spots_stay_in_the_folder_whatever_they_are_called(tmp_path):
     low, high = (numbers(part) for part in rows[1]["bounding_box"].split("-"))
     assert (low < xyz.min(axis=0) + 1e4).all()
     assert (high > xyz.max(axis=0) + 1e4).all()
+    tiny = (MobieSpots("tiny", np.full((1, 3), 0.2 + 1e-5), 0.1),)  # the box starts at 1e-05
+    write_mobie(tmp_path / "t", MobieCollection((EM_IMAGE,), transform, LM, tiny))
+    (box,) = (row["bounding_box"] for row in table(tmp_path / "t" / "collection.csv")[1:])
+    assert box == "" or box.count("-") == 1
     for points in (np.empty((0, 3)), np.full((1, 3), np.nan)):
         with pytest.raises(DataError, match="no points"):
             spots = (MobieSpots("x", points),)
