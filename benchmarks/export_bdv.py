@@ -99,31 +99,41 @@ def measure(write: Any, shape: tuple[int, int, int], level: int) -> dict[str, fl
     return answer
 
 
-CONTENDERS = {
-    "clemreg, all levels": (by_clemreg, bdv_pixels.COMPRESSION_LEVEL),
-    "h5py, gzip 4 (its default)": (by_h5py, 4),
-    "h5py, gzip 1": (by_h5py, 1),
-}
+OURS = "clemreg, all levels"
+
+
+def contenders(levels: list[int]) -> dict[str, tuple[Any, int]]:
+    found = {f"h5py, gzip {level}": (by_h5py, level) for level in levels}
+    return {OURS: (by_clemreg, bdv_pixels.COMPRESSION_LEVEL), **found}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megavoxels", type=float, default=32.0)
     parser.add_argument("--repeats", type=int, default=1, help="the best of so many is reported")
+    parser.add_argument(
+        "--levels",
+        type=int,
+        nargs="+",
+        default=[4, 1],
+        help="gzip levels of h5py; its default is 4",
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     side = max(1, round((options.megavoxels * 1e6) ** (1 / 3) / 64)) * 64
     shape = (max(1, round(options.megavoxels * 1e6 / side**2)), side, side)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    entrants = contenders(options.levels)
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in entrants}
     for _ in range(options.repeats):
-        for name, (write, level) in CONTENDERS.items():
+        for name, (write, level) in entrants.items():
             runs[name].append(measure(write, shape, level))
     found: dict[str, Any] = {"shape": shape}
     found |= {name: min(all_of, key=lambda one: one["seconds"]) for name, all_of in runs.items()}
-    ours, *others = CONTENDERS
-    for name in others:
-        ratio = found[ours]["megavoxels_per_s"] / found[name]["megavoxels_per_s"]
-        found[f"speed against {name}"] = round(ratio, 2)
+    for name in list(entrants)[1:]:
+        ours, theirs = found[OURS], found[name]
+        found[f"speed against {name}"] = round(theirs["seconds"] / ours["seconds"], 2)
+        by_processor = theirs["cpu_seconds"] / ours["cpu_seconds"]
+        found[f"speed against {name}, by processor time"] = round(by_processor, 2)
     print(json.dumps(found, indent=1))
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
