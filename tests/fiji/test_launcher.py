@@ -193,6 +193,13 @@ def test_what_the_export_script_asks_for(imagej, pretender, tmp_path, target, ve
     (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
     assert json.loads(line)[0] == ["export", verb, str(tmp_path), "--out", str(tmp_path / "x")]
     assert answer["outputs"] == {"exported": str(tmp_path / "x")}
+    (tmp_path / "x").write_text("mine")
+    script = SCRIPTS / "Export_to_BigDataViewer_or_MoBIE.groovy"
+    refused = imagej.script(script, parameters)
+    assert "exists already" in kinds(refused, "dialog")[0][0]
+    answer = imagej.script(script, parameters | {"replace": True})
+    (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
+    assert json.loads(line)[0][-1] == "--overwrite"
 
 
 INTERPRETER = """

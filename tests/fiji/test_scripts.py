@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import xml.etree.ElementTree as ET
 
+import h5py
 import numpy as np
 import pytest
 from imagej_process import SCRIPTS, clemreg_program
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import affine_transform, gaussian_filter
 
 from clemreg.cli.app import run_app
 from clemreg.evaluate.landmarks import evaluate_landmarks
@@ -341,6 +343,40 @@ def test_register_the_sample_with_a_mask(imagej, clemreg, sample_data, tmp_path)
     assert np.median(np.linalg.norm(found(points) - truth(points), axis=1)) < 300
 
 
+def placed(xml, name):
+    """Pixels of a volume of the dataset, and its matrix from voxel to world (z, y, x)."""
+    root = ET.parse(xml)
+    names = [view.findtext("name") for view in root.findall(".//ViewSetup")]
+    setup, matrix = names.index(name), np.eye(4)
+    for rows in root.findall(f".//ViewRegistration[@setup='{setup}']//affine"):
+        step = np.array(rows.text.split(), float).reshape(3, 4)
+        matrix = matrix @ np.vstack([step, [0, 0, 0, 1]])
+    with h5py.File(xml.with_suffix(".h5")) as file:
+        pixels = file[f"t00000/s{setup:02d}/0/cells"][:].astype("f4")
+    order = [2, 1, 0, 3]
+    return pixels, matrix[np.ix_(order, order)]
+
+
+def check_placement(xml):
+    """The EM through its affine in the XML lies where the warped EM is: not a voxel beside."""
+    em, em_to_world = placed(xml, "EM (affine)")
+    warped, warped_to_world = placed(xml, "EM warped")
+    matrix = np.linalg.inv(em_to_world) @ warped_to_world
+    shown = affine_transform(em, matrix[:3, :3], matrix[:3, 3], warped.shape, order=1)
+
+    def likeness(other):
+        both = (warped > 0) & (other > 0)
+        return np.corrcoef(warped[both], other[both])[0, 1]
+
+    right = likeness(shown)
+    assert right > 0.8
+    assert max(likeness(np.flip(shown, axis)) for axis in range(3)) < 0.5
+    for axis in range(3):
+        beside = [likeness(np.roll(shown, step, axis)) for step in (1, -1)]
+        assert max(beside) < right - 0.1
+        assert abs(beside[0] - beside[1]) < 0.1  # nor half a voxel
+
+
 @pytest.mark.slow
 @pytest.mark.torch
 def test_register_a_corner_of_the_sample_from_raw_em(imagej, clemreg, sample_data, tmp_path):
@@ -371,8 +407,8 @@ def test_register_a_corner_of_the_sample_from_raw_em(imagej, clemreg, sample_dat
     points = truth.inverse()(points)
     assert np.median(np.linalg.norm(found(points) - truth(points), axis=1)) < 200
     made = folder / "result" / "run"
-    assert (made / "export" / "bdv.xml").is_file()
     assert (made / "report.html").is_file()
+    check_placement(made / "export" / "bdv.xml")
     prediction = open_volume(next(made.glob("prediction*")))
     inside = prediction.read().astype("f4").reshape(-1, *em.shape)[0] >= 127
     assert 0.02 < inside.mean() < 0.6
