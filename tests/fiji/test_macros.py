@@ -28,7 +28,8 @@ def run(imagej, name, parameters):
     said = imagej.python(
         "import jpype\nlog = jpype.JClass('ij.IJ')\nlog.log('\\\\Clear')\n"
         f"found = ij.run_script({str(BATCH / name)!r}, {values!r})\n"
-        "answer = [found, str(log.getLog() or '')]"
+        "answer = [found, str(log.getLog() or '')]",
+        240,  # clemreg starts once an image, slowly on a busy machine
     )
     return said["error"] or said["answer"]
 
