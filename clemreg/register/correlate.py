@@ -1,13 +1,11 @@
-"""Correlation of two masked volumes over all shifts, by FFT.
+"""Correlation of a volume with a masked template over all shifts, by FFT.
 
 Normalised cross-correlation where "outside" means "not imaged" (Padfield, IEEE TIP 2012): each
-shift is scored on the voxels that both volumes have, and its mean and variance are those of that
-overlap.
+shift is scored on the voxels that both have, and its mean and variance are those of that overlap.
+A high correlation on a sliver proves less than a lower one on everything: `evidence`.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,123 +14,107 @@ from scipy import fft
 Image = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
 
+_FLAT = 1e-2  # variance in the overlap over that of the whole, below which nothing is shown
 
-@dataclass(frozen=True)
-class Correlation:
-    """Scores over shifts; index (i, j, k) stands for a shift of (i, j, k) - `zero`.
 
-    Attributes
-    ----------
-    ncc
-        Normalised correlation in [-1, 1]; 0 where the overlap is too small.
-    overlap
-        Share of the smaller mask that overlaps, 0 to 1.
-    zero
-        Index of shift zero, zyx.
+def evidence(correlation: Image, share: Image) -> Image:
+    """Say how much a correlation r on a share s of the places proves: ``-s log(1 - r^2)``.
+
+    Times half the number of independent places, this is the logarithm of the likelihood ratio
+    between "the one image is a line through the other, plus noise" and "they have nothing in
+    common". A negative correlation proves nothing.
     """
+    r = np.clip(correlation, 0.0, 0.9999)
+    return np.asarray(-share * np.log1p(-r * r), np.float32)
 
-    ncc: Image
-    overlap: Image
-    zero: tuple[int, int, int]
 
-    @property
-    def rank(self) -> Image:
-        """What poses are compared by: a high correlation on a sliver of overlap counts less."""
-        return self.ncc * np.sqrt(self.overlap)
+def strength(correlation: float, share: float) -> float:
+    """Correlation at full overlap with the same `evidence`."""
+    r = min(max(correlation, 0.0), 0.9999)
+    return float(np.sqrt(1.0 - (1.0 - r * r) ** share))
 
 
 class MaskedCorrelator:
-    """Correlates one fixed volume with many templates.
+    """Correlates one volume, imaged everywhere, with many templates.
 
     Parameters
     ----------
     fixed
         (z, y, x) image.
-    mask
-        True where `fixed` was imaged.
     largest
         Largest template shape that will come.
-    min_overlap
-        Share of the smaller of the two masks that must overlap.
+    spent
+        Voxels of overlap that prove nothing: so many can be made to agree by chance.
     workers
         FFT threads.
     """
 
     def __init__(
-        self,
-        fixed: Image,
-        mask: NDArray[np.bool_],
-        largest: tuple[int, int, int],
-        *,
-        min_overlap: float,
-        workers: int,
+        self, fixed: Image, largest: tuple[int, int, int], *, spent: float, workers: int
     ) -> None:
-        self._workers = workers
-        self._min_overlap = min_overlap
-        self._fixed_shape = fixed.shape
-        self._full = tuple(a + b - 1 for a, b in zip(fixed.shape, largest, strict=True))
-        self._size = tuple(fft.next_fast_len(n, real=True) for n in self._full)
-        self._count = int(mask.sum())
-        weight = mask.astype(np.float32)
-        centred = (fixed - fixed[mask].mean()).astype(np.float32) * weight
-        self._scale = float(centred.std()) or 1.0
-        centred /= self._scale
-        self._spectra = [self._forward(a) for a in (centred, centred * centred, weight)]
+        self._workers, self._spent = workers, spent
+        self._shape = fixed.shape
+        full = (a + b - 1 for a, b in zip(fixed.shape, largest, strict=True))
+        self._size = tuple(fft.next_fast_len(n, real=True) for n in full)
+        scaled = ((fixed - fixed.mean()) / (float(fixed.std()) or 1.0)).astype(np.float32)
+        self._spectra = [self._forward(a) for a in (scaled, scaled * scaled)]
 
-    def __call__(self, template: Image, mask: NDArray[np.bool_]) -> Correlation:
-        """Correlate with a template no larger than `largest`; `mask` is where it was imaged."""
-        weight = mask.astype(np.float32)
-        values = template[mask]
-        centred = (template - values.mean()).astype(np.float32) * weight
-        centred /= float(values.std()) or 1.0
-        f, ff, one = self._spectra
-        t, tt, w = (np.conj(self._forward(a)) for a in (centred, centred * centred, weight))
-        count = np.maximum(self._backward(one * w), 1.0)
-        mean_f, mean_t = self._backward(f * w) / count, self._backward(one * t) / count
-        covariance = self._backward(f * t) / count - mean_f * mean_t
-        variance_f = self._backward(ff * w) / count - mean_f**2
-        variance_t = self._backward(one * tt) / count - mean_t**2
-        smaller = min(self._count, int(mask.sum()))
-        overlap = np.clip(count / smaller, 0, 1).astype(np.float32)
-        usable = (overlap >= self._min_overlap) & (variance_f > 1e-2) & (variance_t > 1e-2)
-        scale = np.sqrt(np.where(usable, variance_f * variance_t, 1.0))
-        ncc = np.where(usable, covariance / scale, 0.0).astype(np.float32)
-        return self._arranged(ncc, overlap, template.shape)
+    def __call__(
+        self, template: Image, mask: NDArray[np.bool_]
+    ) -> tuple[Image, tuple[int, int, int]]:
+        """Score every shift by its `evidence`.
 
-    def quick(self, template: Image, mask: NDArray[np.bool_]) -> tuple[Image, tuple[int, int, int]]:
-        """Correlate as if the fixed image had the same variance everywhere, and 0 outside.
-
-        Two transforms instead of nine: good for choosing what to look at. A template that leaves
-        the fixed image scores less by what it loses.
+        Parameters
+        ----------
+        template
+            (z, y, x), no larger than `largest`.
+        mask
+            Where it was imaged.
 
         Returns
         -------
         ndarray, tuple of int
-            Score per shift, and the index of shift zero.
+            Evidence per shift, and the index of shift zero.
         """
         weight = mask.astype(np.float32)
-        centred = (template - template[mask].mean()).astype(np.float32) * weight
-        energy = float(np.sqrt((centred**2).sum() * mask.sum())) or 1.0
-        product = self._backward(self._spectra[0] * np.conj(self._forward(centred)))
-        return self._shifted(product / np.float32(energy), template.shape)
+        centred = (template - template[mask].mean()) * weight
+        centred /= float(np.sqrt((centred**2).sum() / weight.sum())) or 1.0
+        fixed, squared = self._spectra
+        t, w = (np.conj(self._forward(a)) for a in (centred, weight))
+        product, sums, squares = (
+            self._shifted(spectrum, template.shape)
+            for spectrum in (fixed * t, fixed * w, squared * w)
+        )
+        count, level, energy = (self._covered(a) for a in (weight, centred, centred**2))
+        count = np.maximum(count, 1.0)
+        variance_f, variance_t = squares / count - (sums / count) ** 2, energy / count
+        variance_t -= (level / count) ** 2
+        smaller = min(float(weight.sum()), float(np.prod(self._shape)))
+        share = np.clip((count - self._spent) / smaller, 0.0, 1.0).astype(np.float32)
+        usable = (share > 0) & (variance_f > _FLAT) & (variance_t > _FLAT)
+        scale = np.sqrt(np.where(usable, variance_f * variance_t, 1.0))
+        ncc = np.where(usable, (product / count - sums * level / count**2) / scale, 0.0)
+        z, y, x = (n - 1 for n in template.shape)
+        return evidence(ncc, share), (z, y, x)
 
     def _forward(self, image: Image) -> Spectrum:
         spectrum: Spectrum = fft.rfftn(image, self._size, workers=self._workers)
         return spectrum
 
-    def _backward(self, spectrum: Spectrum) -> Image:
+    def _shifted(self, spectrum: Spectrum, template: tuple[int, ...]) -> Image:
+        """Transform back; move negative shifts, which the FFT wraps to the end, to the front."""
         image: Image = fft.irfftn(spectrum, self._size, workers=self._workers)
-        return image
+        keep = tuple(slice(0, a + b - 1) for a, b in zip(self._shape, template, strict=True))
+        return np.roll(image, tuple(n - 1 for n in template), (0, 1, 2))[keep]
 
-    def _arranged(self, ncc: Image, overlap: Image, template: tuple[int, ...]) -> Correlation:
-        scores, zero = self._shifted(ncc, template)
-        share, _ = self._shifted(overlap, template)
-        return Correlation(scores, np.clip(share, 0, 1), zero)
-
-    def _shifted(
-        self, image: Image, template: tuple[int, ...]
-    ) -> tuple[Image, tuple[int, int, int]]:
-        """Move negative shifts, which the FFT wraps to the end, to the front."""
-        z, y, x = (n - 1 for n in template)
-        keep = tuple(slice(0, a + b - 1) for a, b in zip(self._fixed_shape, template, strict=True))
-        return np.roll(image, (z, y, x), (0, 1, 2))[keep], (z, y, x)
+    def _covered(self, image: Image) -> Image:
+        """Sum of a template over what lies in the volume, per shift, from running sums."""
+        total = image
+        for axis, n in enumerate(self._shape):
+            size = total.shape[axis]
+            sums = np.cumsum(total, axis=axis, dtype=np.float64)
+            sums = np.concatenate([np.zeros_like(sums.take([0], axis)), sums], axis=axis)
+            shift = np.arange(1 - size, n)
+            total = sums.take(np.minimum(n - shift, size), axis)
+            total -= sums.take(np.maximum(-shift, 0), axis)
+        return total.astype(np.float32)

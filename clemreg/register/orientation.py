@@ -1,28 +1,25 @@
 """Find how the EM lies in the LM field, from any start: rotations by brute force, shifts by FFT.
 
 Coarse copies of both images (250 to 600 nm voxels) are correlated over all shifts for each rotation
-of a set; the best few poses are refined to an affine by least squares. If no pose stands out, the
-set grows: tilts and wrong scales. A second pose that scores nearly as well means the answer cannot
-be trusted: the margin says so.
+of a set; the best different poses are refined to an affine by least squares, and compared on the
+full images. If none stands out, the set grows: tilts and wrong scales. A second pose that scores
+nearly as well means the answer cannot be trusted: the margin says so.
 """
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
-import os
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 
 from clemreg.errors import ConfigError, DataError, RegistrationError
-from clemreg.register.correlate import Image, MaskedCorrelator
+from clemreg.register.contest import Contest
+from clemreg.register.finder import Finder
 from clemreg.register.pose import Pose, pose_difference, refine_pose
+from clemreg.register.rotations import products, tilts, upright
 from clemreg.space.grid import Grid
 from clemreg.space.resample import pool_mean, sample_array
 from clemreg.space.transform import Affine, FloatArray
@@ -33,9 +30,10 @@ log = logging.getLogger(__name__)
 Search = Literal["in-plane", "all"]
 _TARGET_SIZE = 2.5e5  # voxels of the zero-padded correlation: about 10 ms each
 _COARSER = 1.4  # voxel size of the wide rounds over that of the first one
-_CLEAR_SCORE = 0.5
+_CLEAR_SCORE = 0.4
 _CLEAR_MARGIN = 0.15
-_PEAKS = 2
+_TRIED = (16, 48, 64)  # different poses that are refined on the coarse images, per round
+_SETTLED = (4, 6, 6)  # and of these on the full ones
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,6 @@ class OrientationOptions:
         Greatest error of the scale, as a factor; 1 for none.
     spacing_nm
         Voxel size of the coarse copies; None chooses it from the size of the volumes.
-    refined
-        How many different poses are refined.
     threads
         FFT threads; 0 means all cores.
     """
@@ -69,7 +65,6 @@ class OrientationOptions:
     tilt_deg: float = 30.0
     scale: float = 1.3
     spacing_nm: float | None = None
-    refined: int = 5
     threads: int = 0
 
     def __post_init__(self) -> None:
@@ -91,7 +86,8 @@ class Orientation:
     affine
         Points of the LM frame to points of the EM frame.
     score
-        Normalised correlation of the coarse images in that pose.
+        Normalised correlation of the images in that pose; where they overlap in part, the one
+        that would be as significant at full overlap (`clemreg.register.correlate.strength`).
     runner_up
         The same for the best pose that differs by more than 15 degrees or 1 um; 0 if no other
         pose correlates at all.
@@ -109,14 +105,6 @@ class Orientation:
     margin: float
     mirrored: bool
     spacing_nm: float
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A pose found by correlation, and what it ranks by."""
-
-    pose: Pose
-    rank: float
 
 
 def search_orientation(
@@ -140,92 +128,77 @@ def search_orientation(
     """
     options = OrientationOptions() if options is None else options
     spacing = options.spacing_nm or _coarse_spacing(fixed.grid, moving.grid)
-    coarse = _coarse(fixed, spacing), _coarse(moving, spacing)
-    found: list[_Candidate] = []
+    rivals = _Rivals(fixed, moving, spacing)
     for number, linears in enumerate(_rounds(options)):
-        factor = 1.0 if number == 0 else _COARSER
-        if linears:
-            found += _candidates(fixed, moving, linears, spacing * factor, options)
-        if not found:
+        if not linears:
             continue
-        best, runner_up = _judged(found, coarse, options)
-        if best.score >= _CLEAR_SCORE and best.score - runner_up >= _CLEAR_MARGIN:
+        voxel = spacing if number == 0 else spacing * _COARSER
+        finder = Finder(_coarse(fixed, voxel), _coarse(moving, voxel), linears, options.threads)
+        rivals.add(finder.poses(), _TRIED[number], _SETTLED[number])
+        if rivals.clear:
             break
-    if not found:
+    return _decide(rivals, fixed.grid.frame, moving.grid.frame, spacing)
+
+
+class _Rivals:
+    """The different poses that were tried so far, the best first."""
+
+    def __init__(self, fixed: Volume, moving: Volume, spacing: float) -> None:
+        self._coarse = _coarse(fixed, spacing), _coarse(moving, spacing)
+        self._contest = Contest(fixed, moving)
+        self._starts: list[Pose] = []
+        self.poses: list[Pose] = []
+
+    @property
+    def runner_up(self) -> float:
+        """Score of the best pose that differs from the best; 0 if none correlates."""
+        others = [p.strength for p in self.poses[1:] if self._differ(self.poses[0], p)]
+        return max(others, default=0.0)
+
+    @property
+    def clear(self) -> bool:
+        """Whether the best pose stands out."""
+        if not self.poses:
+            return False
+        best = self.poses[0].strength
+        return best >= _CLEAR_SCORE and best - self.runner_up >= _CLEAR_MARGIN
+
+    def add(self, found: list[Pose], tried: int, settled: int) -> None:
+        """Refine the best that differ from all before, on coarse images, then the best on full."""
+        fixed, moving = self._coarse
+        fresh = self._different(found, self._starts, tried)
+        self._starts += fresh
+        quick = [refine_pose(pose, fixed, moving, "similarity") for pose in fresh]
+        quick = self._different(quick, [], settled)
+        refined = [refine_pose(pose, fixed, moving, "affine") for pose in quick]
+        self.poses += [self._contest.settle(pose) for pose in self._different(refined, [], settled)]
+        self.poses = sorted((p for p in self.poses if p.strength > 0), key=lambda p: -p.strength)
+
+    def _different(self, poses: list[Pose], known: list[Pose], count: int) -> list[Pose]:
+        """Return the strongest that differ from the known ones and from each other."""
+        kept: list[Pose] = []
+        for pose in sorted(poses, key=lambda p: -p.strength):
+            if len(kept) == count or pose.strength <= 0:
+                break
+            if all(self._differ(pose, other) for other in (*known, *kept)):
+                kept.append(pose)
+        return kept
+
+    def _differ(self, a: Pose, b: Pose) -> bool:
+        angle, shift = pose_difference(a, b, self._coarse[1].grid.centre_nm)
+        return angle > 15.0 or shift > 1000.0
+
+
+def _decide(rivals: _Rivals, source: str, target: str, spacing: float) -> Orientation:
+    if not rivals.poses:
         raise RegistrationError(
             "no pose of the EM in the LM correlates at all",
             hint="check voxel sizes and units, and whether both show mitochondria",
         )
-    return _decide(best, runner_up, fixed.grid.frame, moving.grid.frame, spacing)
-
-
-def _candidates(
-    fixed: Volume,
-    moving: Volume,
-    linears: list[FloatArray],
-    spacing: float,
-    options: OrientationOptions,
-) -> list[_Candidate]:
-    finder = _Finder(_coarse(fixed, spacing), _coarse(moving, spacing), linears, options.threads)
-    return finder.candidates(linears)
-
-
-def _judged(
-    found: list[_Candidate], coarse: tuple[Volume, Volume], options: OrientationOptions
-) -> tuple[Pose, float]:
-    """Refine the best candidates; return the best pose and the score of the next different one."""
-    fixed, moving = coarse
-    ranked = sorted(found, key=lambda c: -c.rank)
-    best = _distinct(ranked, moving, 2 * options.refined)
-    quick = [refine_pose(c.pose, fixed, moving, rigid=True) for c in best]
-    quick = sorted(quick, key=lambda p: -p.rank)[: options.refined]
-    refined = sorted(
-        (refine_pose(p, fixed, moving, rigid=False) for p in quick), key=lambda p: -p.rank
-    )
-    return refined[0], _runner_up(refined, best, fixed, moving)
-
-
-def _runner_up(
-    refined: list[Pose], candidates: list[_Candidate], fixed: Volume, moving: Volume
-) -> float:
-    """Score of the best pose that is another one than `refined[0]`, also after refinement.
-
-    Refined poses often fall together; then the candidates that were another pose to begin with
-    are refined one by one, and if all of them fall to the best too, the unrefined score counts.
-    """
-    best = refined[0]
-    others = [p.score for p in refined[1:] if _differs(best, p, moving)]
-    if others:
-        return max(others)
-    apart = [c.pose for c in candidates if _differs(best, c.pose, moving)]
-    for pose in apart[:4]:
-        moved = refine_pose(pose, fixed, moving, rigid=True)
-        if math.isfinite(moved.score) and _differs(best, moved, moving):
-            return moved.score
-    return max((p.score for p in apart if math.isfinite(p.score)), default=0.0)
-
-
-def _decide(best: Pose, runner_up: float, source: str, target: str, spacing: float) -> Orientation:
-    affine = Affine(best.matrix, source, target)
-    log.info("orientation: score %.3f, runner-up %.3f", best.score, runner_up)
-    return Orientation(
-        affine, best.score, runner_up, best.score - runner_up, affine.is_mirrored, spacing
-    )
-
-
-def _differs(a: Pose, b: Pose, moving: Volume) -> bool:
-    angle, shift = pose_difference(a, b, moving.grid.centre_nm)
-    return angle > 15.0 or shift > 1000.0
-
-
-def _distinct(ranked: list[_Candidate], moving: Volume, count: int) -> list[_Candidate]:
-    kept: list[_Candidate] = []
-    for candidate in ranked:
-        if all(_differs(candidate.pose, k.pose, moving) for k in kept):
-            kept.append(candidate)
-        if len(kept) == count:
-            break
-    return kept
+    best, runner_up = rivals.poses[0], rivals.runner_up
+    score, affine = best.strength, Affine(best.matrix, source, target)
+    log.info("orientation: score %.3f, runner-up %.3f", score, runner_up)
+    return Orientation(affine, score, runner_up, score - runner_up, affine.is_mirrored, spacing)
 
 
 def _coarse_spacing(fixed: Grid, moving: Grid) -> float:
@@ -255,108 +228,20 @@ def _coarse(volume: Volume, spacing: float) -> Volume:
 
 def _rounds(options: OrientationOptions) -> list[list[FloatArray]]:
     """Linear parts (lm -> em, zyx) of the poses to try, easy ones first."""
-    upright = _upright(options, options.angle_step_deg)
-    wide = _upright(options, 1.25 * options.angle_step_deg)
-    little, much = _tilts(0.4 * options.tilt_deg, 8), _tilts(0.8 * options.tilt_deg, 12)
+    narrow, wide = (
+        upright(
+            step * options.angle_step_deg,
+            every_axis=options.search == "all",
+            mirror=options.allow_mirror,
+        )
+        for step in (1.0, 2.0)
+    )
+    little, much = tilts(0.5 * options.tilt_deg, 6), tilts(0.85 * options.tilt_deg, 8)
     near = [options.scale**-0.5, options.scale**0.5] if options.scale > 1 else []
-    far = [1 / options.scale, *near, options.scale] if options.scale > 1 else []
+    far = [1 / options.scale, options.scale] if options.scale > 1 else []
     level = [np.eye(3)]
     return [
-        upright,
-        _products(wide, little, [1.0]) + _products(wide, level, near),
-        _products(wide, much, [1.0]) + _products(wide, [*level, *little[::2]], far),
+        narrow,
+        products(wide, little, [1.0]) + products(wide, level, near),
+        products(wide, much, [1.0]) + products(wide, little, near) + products(wide, level, far),
     ]
-
-
-def _products(
-    upright: list[FloatArray], tilts: list[FloatArray], scales: list[float]
-) -> list[FloatArray]:
-    return [s * (t @ r) for r, t, s in itertools.product(upright, tilts, scales)]
-
-
-def _upright(options: OrientationOptions, step_deg: float) -> list[FloatArray]:
-    in_plane = [_about("z", a) for a in np.arange(0.0, 360.0 - 0.5 * step_deg, step_deg)]
-    ups = [np.eye(3), _about("x", 180.0)]
-    if options.search == "all":
-        ups += [_about(axis, angle) for axis, angle in itertools.product("xy", (90.0, -90.0))]
-    proper = [up @ r for up, r in itertools.product(ups, in_plane)]
-    mirror = np.diag([-1.0, 1.0, 1.0])
-    return proper + [mirror @ r for r in proper] if options.allow_mirror else proper
-
-
-def _tilts(tilt_deg: float, count: int) -> list[FloatArray]:
-    """Rotations by one angle about `count` axes in the plane."""
-    if tilt_deg <= 0:
-        return []
-    return [
-        _about("z", -a) @ _about("x", tilt_deg) @ _about("z", a)
-        for a in np.arange(count) * 360.0 / count
-    ]
-
-
-def _about(axis: str, degrees: float) -> FloatArray:
-    """Rotation matrix zyx about a world axis."""
-    xyz = Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
-    return np.ascontiguousarray(xyz[::-1, ::-1])
-
-
-class _Finder:
-    """Correlates rotated copies of the moving image with the fixed image."""
-
-    def __init__(
-        self, fixed: Volume, moving: Volume, linears: list[FloatArray], threads: int
-    ) -> None:
-        self._fixed, self._moving = fixed, moving
-        self._spacing = fixed.grid.spacing_nm[0]
-        self._image: Image = moving.read()
-        halves = np.array([self._half(linear) for linear in linears])
-        z, y, x = (int(2 * n + 1) for n in halves.max(axis=0))
-        image = fixed.read()
-        everywhere = np.ones(image.shape, dtype=bool)
-        workers = threads or os.cpu_count() or 1
-        self._correlate = MaskedCorrelator(
-            image, everywhere, (z, y, x), min_overlap=0.1, workers=workers
-        )
-
-    def candidates(self, linears: list[FloatArray]) -> list[_Candidate]:
-        """Best shifts of every rotation."""
-        return [c for linear in linears for c in self._best_shifts(linear)]
-
-    def _half(self, linear: FloatArray) -> NDArray[np.intp]:
-        """Half the size in voxels of the turned moving image."""
-        corner = self._moving.grid.extent_nm / 2
-        half = np.abs(np.linalg.inv(linear)) @ corner / self._spacing
-        return np.asarray(np.ceil(half), np.intp)
-
-    def _best_shifts(self, linear: FloatArray) -> list[_Candidate]:
-        template, mask = self._template(linear)
-        rank, zero = self._correlate.quick(template, mask)
-        found = []
-        radius = max(1, round(1000.0 / self._spacing))
-        for _ in range(_PEAKS):
-            at = np.unravel_index(int(rank.argmax()), rank.shape)
-            if rank[at] <= 0:
-                break
-            shift = np.array(at) - np.array(zero)
-            found.append(_Candidate(self._pose(linear, shift, template.shape), float(rank[at])))
-            around = tuple(slice(max(0, a - radius), a + radius + 1) for a in at)
-            rank[around] = 0
-        return found
-
-    def _template(self, linear: FloatArray) -> tuple[Image, NDArray[np.bool_]]:
-        """Resample the moving image turned into the LM's axes, about its centre."""
-        half = self._half(linear)
-        axes = [np.arange(-n, n + 1) * self._spacing for n in half]
-        offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
-        points = (offsets @ linear.T + self._moving.grid.centre_nm).reshape(-1, 3)
-        shape = offsets.shape[:3]
-        mask = self._moving.grid.contains(points).reshape(shape)
-        template = sample_array(self._image, self._moving.grid, points).reshape(shape)
-        return template.astype(np.float32), mask
-
-    def _pose(self, linear: FloatArray, shift: FloatArray, shape: tuple[int, ...]) -> Pose:
-        centre_lm = self._fixed.grid.to_world(shift + (np.asarray(shape) - 1) / 2)
-        matrix = np.eye(4)
-        matrix[:3, :3] = linear
-        matrix[:3, 3] = self._moving.grid.centre_nm - linear @ centre_lm
-        return Pose(matrix, math.nan, math.nan)

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.linalg import expm
 
+from clemreg.register.correlate import strength
+from clemreg.space.grid import Grid
 from clemreg.space.transform import FloatArray
 from clemreg.volume import Volume
 
 _UNCORRELATED = 1.3  # residual of a voxel that leaves the LM: somewhat below chance (sqrt 2)
 _STIFFNESS = 0.3
 _STEPS = 15
-_MOST_VOXELS = 8_000
-_STRAINS = np.eye(9)
-_TURNS = np.array(  # antisymmetric matrices
-    [[0, 1, 0, -1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, 0, 0, 0, 0, 1, 0, -1, 0]]
-).T.astype(float)
+SPENT_UM3 = 1.5
+"""Volume of overlap that proves nothing: a few organelles can always be made to agree."""
+
+Freedom = Literal["similarity", "affine"]
+_MOST_VOXELS: dict[Freedom, int] = {"similarity": 3_000, "affine": 8_000}
+_TURNS_AND_SCALE = np.array(  # antisymmetric matrices, and the identity
+    [[0, 1, 0, -1, 0, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0, -1, 0, 0], [0, 0, 0, 0, 0, 1, 0, -1, 0],
+     [1, 0, 0, 0, 1, 0, 0, 0, 1]]
+).T.astype(float)  # fmt: skip
+_BASIS: dict[Freedom, FloatArray] = {"similarity": _TURNS_AND_SCALE, "affine": np.eye(9)}
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Pose:
     score
         Normalised correlation over the voxels of the EM that lie in the LM.
     overlap
-        Share of the EM's voxels that lie in the LM.
+        How much of the smaller of both volumes lies in the other, 0 to 1, less `SPENT_UM3`.
     """
 
     matrix: FloatArray
@@ -46,9 +54,9 @@ class Pose:
         return self.matrix[:3, :3]
 
     @property
-    def rank(self) -> float:
-        """Score, less where the overlap is small."""
-        return float(self.score * np.sqrt(self.overlap))
+    def strength(self) -> float:
+        """Score, less where the overlap is small (`clemreg.register.correlate.strength`)."""
+        return float(strength(self.score, self.overlap))
 
 
 def pose_difference(a: Pose, b: Pose, at_em_nm: FloatArray) -> tuple[float, float]:
@@ -69,8 +77,10 @@ def nearest_rotation(linear: FloatArray) -> FloatArray:
     return np.asarray(u @ vt)
 
 
-def refine_pose(pose: Pose, fixed: Volume, moving: Volume, *, rigid: bool) -> Pose:
+def refine_pose(pose: Pose, fixed: Volume, moving: Volume, freedom: Freedom) -> Pose:
     """Move a pose to its nearest best agreement, by damped Gauss-Newton steps.
+
+    It reaches 20 degrees and 20 % of scale if the scale is free, which it is in both.
 
     Parameters
     ----------
@@ -78,19 +88,29 @@ def refine_pose(pose: Pose, fixed: Volume, moving: Volume, *, rigid: bool) -> Po
         Start.
     fixed, moving
         Coarse images.
-    rigid
-        Six degrees of freedom; else twelve, held near a rotation.
+    freedom
+        Seven degrees of freedom on few voxels; or twelve, held near a rotation, on many.
     """
-    agreement = _Agreement(pose, fixed, moving, _TURNS if rigid else _STRAINS)
+    agreement = _Agreement(pose, fixed, moving, freedom)
     for sigma in (1.0, 0.0):
         agreement.smooth(sigma)
         agreement.improve()
     return agreement.pose()
 
 
-def score_pose(pose: Pose, fixed: Volume, moving: Volume) -> Pose:
-    """Return the same pose with its score and overlap."""
-    return _Agreement(pose, fixed, moving, _TURNS).pose()
+def overlap_of(matrix: FloatArray, inside: float, fixed: Grid, moving: Grid) -> float:
+    """Return how much of the smaller volume lies in the other, less `SPENT_UM3`.
+
+    Parameters
+    ----------
+    matrix
+        4 x 4, lm -> em.
+    inside
+        Share of the moving volume (EM) that lies in the fixed one.
+    """
+    em = float(np.prod(moving.extent_nm / 1e3)) / abs(float(np.linalg.det(matrix[:3, :3])))
+    smaller = min(em, float(np.prod(fixed.extent_nm / 1e3)))
+    return float(np.clip((inside * em - SPENT_UM3) / smaller, 0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -110,16 +130,17 @@ class _Agreement:
     Lengths are in units of half the EM's size, so that turns and shifts have about the same effect.
     """
 
-    def __init__(self, pose: Pose, fixed: Volume, moving: Volume, basis: FloatArray) -> None:
+    def __init__(self, pose: Pose, fixed: Volume, moving: Volume, freedom: Freedom) -> None:
         inverse = np.linalg.inv(pose.matrix)
         self._centre = moving.grid.centre_nm
-        self._every = max(1, moving.grid.size // _MOST_VOXELS)
+        self._every = max(1, moving.grid.size // _MOST_VOXELS[freedom])
         points = moving.grid.points_nm().reshape(-1, 3)[:: self._every]
         self._linear = inverse[:3, :3]
         self._points = (points - self._centre) @ self._linear.T
         self._middle = self._linear @ self._centre + inverse[:3, 3]
         self._size = float(np.linalg.norm(moving.grid.extent_nm) / 2)
-        self._grid, self._basis = fixed.grid, basis
+        self._grid, self._of_moving = fixed.grid, moving.grid
+        self._basis, self._freedom = _BASIS[freedom], freedom
         self._fixed, self._moving = fixed.read(), moving.read()
         self._last = np.asarray(fixed.shape) - 1
         self._best = _State(np.eye(3), np.zeros(3), np.inf, np.empty(0), np.empty(0))
@@ -189,7 +210,7 @@ class _Agreement:
         self, linear: FloatArray, residual: FloatArray, jacobian: FloatArray
     ) -> tuple[FloatArray, FloatArray]:
         """Add nine residuals that hold an affine near a rotation."""
-        if self._basis is _TURNS:
+        if self._freedom == "similarity":
             return residual, jacobian
         weight = _STIFFNESS * np.sqrt(len(residual))
         strain = weight * (linear.T @ linear - np.eye(3)).ravel()
@@ -210,7 +231,8 @@ class _Agreement:
         forward[:3, :3] = self._best.linear @ self._linear
         forward[:3, 3] = self._middle + self._best.shift - forward[:3, :3] @ self._centre
         matrix = np.asarray(np.linalg.inv(forward), dtype=np.float64)
-        return Pose(matrix, score, float(inside.mean()))
+        overlap = overlap_of(matrix, float(inside.mean()), self._grid, self._of_moving)
+        return Pose(matrix, score, overlap)
 
 
 def _standard(values: FloatArray) -> FloatArray:

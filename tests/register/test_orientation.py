@@ -5,17 +5,18 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from clemreg.errors import ConfigError
-from clemreg.register.correlate import MaskedCorrelator
-from clemreg.register.orientation import (
-    OrientationOptions,
-    _rounds,
-    _tilts,
-    _upright,
-    search_orientation,
-)
-from clemreg.register.pose import Pose, refine_pose
+from clemreg.io.points import read_landmarks
+from clemreg.io.transforms import read_transform
+from clemreg.io.volumes import open_volume
+from clemreg.register.apply import apply_to_image
+from clemreg.register.contest import Contest
+from clemreg.register.correlate import MaskedCorrelator, strength
+from clemreg.register.features import prepare_fixed, prepare_moving
+from clemreg.register.orientation import OrientationOptions, _rounds, search_orientation
+from clemreg.register.pose import SPENT_UM3, Pose, overlap_of, refine_pose
+from clemreg.register.rotations import tilts, upright
 from clemreg.report.verdict import suspicions
-from clemreg.space import Affine, Grid
+from clemreg.space import Affine, Box, Grid
 from clemreg.space.resample import sample_array
 from clemreg.volume import Volume
 
@@ -40,23 +41,23 @@ def test_every_round_is_wider_and_mirrors_come_only_when_allowed():
 
 
 def test_tilts_turn_the_optical_axis_by_their_angle_in_every_direction():
-    tilts = _tilts(20.0, 8)
-    axes = np.array([t @ [1.0, 0.0, 0.0] for t in tilts])
+    found = tilts(20.0, 8)
+    axes = np.array([t @ [1.0, 0.0, 0.0] for t in found])
     np.testing.assert_allclose(axes[:, 0], np.cos(np.deg2rad(20)), atol=1e-12)
-    assert all(angle_deg(t) == pytest.approx(20.0) for t in tilts)
+    assert all(angle_deg(t) == pytest.approx(20.0) for t in found)
     directions = np.sort(np.degrees(np.arctan2(axes[:, 1], axes[:, 2])) % 360)
     np.testing.assert_allclose(np.diff(directions), 45.0, atol=1e-9)
 
 
 def test_upright_poses_hold_any_rotation_in_the_plane():
     rng = np.random.default_rng(0)
-    upright = _upright(OrientationOptions(), 12.0)
+    poses = upright(12.0, every_axis=False, mirror=False)
     for _ in range(20):
         a = rng.uniform(0, 2 * np.pi)
         turn = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
         over = np.diag([-1.0, -1.0, 1.0])
         for wanted in (turn, over @ turn):
-            assert min(angle_deg(u.T @ wanted) for u in upright) <= 6.0 + 1e-6
+            assert min(angle_deg(u.T @ wanted) for u in poses) <= 6.0 + 1e-6
 
 
 def test_impossible_searches_are_refused():
@@ -65,29 +66,47 @@ def test_impossible_searches_are_refused():
             OrientationOptions(**wrong)
 
 
-def test_the_quick_score_is_the_sum_over_the_template():
+def test_the_evidence_of_a_shift_is_that_of_the_voxels_that_both_have():
     rng = np.random.default_rng(1)
-    fixed = rng.normal(size=(9, 14, 11)).astype("f4")
-    template = rng.normal(size=(4, 5, 6)).astype("f4")
+    fixed = rng.normal(3.0, 2.0, size=(9, 14, 11)).astype("f4")
+    template = rng.normal(-1.0, 0.5, size=(4, 5, 6)).astype("f4")
     mask = rng.random(template.shape) < 0.8
-    correlator = MaskedCorrelator(
-        fixed, np.ones(fixed.shape, bool), (5, 6, 6), min_overlap=0.1, workers=1
+    template += np.where(mask, 0.2 * fixed[3:7, 7:12, 2:8], 50.0).astype("f4")
+    correlate = MaskedCorrelator(fixed, (5, 6, 6), spent=7.0, workers=1)
+    found, zero = correlate(template * mask, mask)
+    assert np.unravel_index(found.argmax(), found.shape) == tuple(np.add(zero, (3, 7, 2)))
+    for shift in ((3, 7, 2), (0, 0, 0), (5, 9, 5), (-2, 10, -3), (7, -1, 4)):
+        low, high = np.maximum(shift, 0), np.minimum(np.add(shift, template.shape), fixed.shape)
+        there = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+        here = tuple(slice(a, b) for a, b in zip(low - shift, high - shift, strict=True))
+        seen = mask[here]
+        r = max(0.0, np.corrcoef(fixed[there][seen], template[here][seen])[0, 1])
+        share = max(0.0, (seen.sum() - 7.0) / mask.sum())
+        at = tuple(np.add(shift, zero))
+        assert found[at] == pytest.approx(-share * np.log(1 - r * r), abs=1e-4)
+
+
+def test_a_correlation_on_part_of_the_volume_proves_less():
+    assert strength(0.6, 1.0) == pytest.approx(0.6)
+    assert strength(0.6, 0.25) < strength(0.6, 0.5) < 0.6
+    # Two halves, each with r, prove as much as the whole with r.
+    both = 1 - (1 - strength(0.6, 0.5) ** 2) ** 2
+    assert np.sqrt(both) == pytest.approx(0.6)
+    assert strength(-0.9, 1.0) == strength(0.9, 0.0) == 0.0
+
+
+def test_the_overlap_is_that_of_the_smaller_volume():
+    large = Grid((20, 40, 40), (250.0,) * 3)  # 500 um3
+    small = Grid((12, 20, 16), (250.0,) * 3)  # 60 um3
+    spent = SPENT_UM3 / 60
+    assert overlap_of(np.eye(4), 1.0, large, small) == pytest.approx(1 - spent)
+    # The same if the large one is the EM, of which only a part lies in the field.
+    assert overlap_of(np.eye(4), 0.12, small, large) == pytest.approx(1 - spent)
+    # 1.1 nm in the EM are 1 nm in the field.
+    assert overlap_of(np.diag([1.1, 1.1, 1.1, 1.0]), 0.12 * 1.1**3, small, large) == pytest.approx(
+        1 - spent
     )
-    score, zero = correlator.quick(template, mask)
-    values = np.where(mask, template - template[mask].mean(), 0)
-    scaled = (fixed - fixed.mean()) / fixed.std()
-    norm = np.sqrt((values**2).sum() * mask.sum())
-    for shift in ((0, 0, 0), (3, 7, 2), (5, 9, 5)):
-        part = scaled[tuple(slice(s, s + n) for s, n in zip(shift, template.shape, strict=True))]
-        at = tuple(s + z for s, z in zip(shift, zero, strict=True))
-        assert score[at] == pytest.approx(float((part * values).sum() / norm), abs=1e-4)
-    # A template that hangs out of the fixed image loses what hangs out.
-    shift = np.array((-2, 10, -3))
-    low, high = np.maximum(shift, 0), np.minimum(shift + template.shape, fixed.shape)
-    there = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    here = tuple(slice(a, b) for a, b in zip(low - shift, high - shift, strict=True))
-    expected = float((scaled[there] * values[here]).sum() / norm)
-    assert score[tuple(shift + zero)] == pytest.approx(expected, abs=1e-4)
+    assert overlap_of(np.eye(4), 0.01, large, small) == 0.0
 
 
 def speckle(shape, seed):
@@ -95,44 +114,111 @@ def speckle(shape, seed):
     return (image / image.std()).astype("f4")
 
 
-def posed_pair(linear, seed=2):
-    """A coarse LM, and an EM block cut out of it under a known pose."""
+def posed_pair(linear, seed=2, em_shape=(14, 24, 22), away_um=(0.2, -0.3, 0.45), noise=0.0):
+    """A coarse LM, and EM of the same tissue in a known pose, `away_um` from the LM's middle."""
     lm = Grid((24, 40, 40), (250.0,) * 3, (1000.0, -300.0, 70.0), "lm")
-    em = Grid((14, 24, 22), (250.0,) * 3, (-800.0, 5000.0, 300.0), "em")
-    offset = em.centre_nm - linear @ (lm.centre_nm + np.array([200.0, -300.0, 450.0]))
+    tissue = lm.crop(Box((-6, -17, -17), (30, 57, 75)))
+    em = Grid(em_shape, (250.0,) * 3, (-800.0, 5000.0, 300.0), "em")
+    offset = em.centre_nm - linear @ (lm.centre_nm + 1e3 * np.array(away_um))
     truth = Affine.from_linear(linear, offset, "lm", "em")
-    image = speckle(lm.shape, seed)
+    image = speckle(tissue.shape, seed)
     points = truth.inverse()(em.points_nm().reshape(-1, 3))
-    values = sample_array(image, lm, points, order=3).reshape(em.shape)
-    return Volume(image, lm), Volume(values.astype("f4"), em), truth
+    values = sample_array(image, tissue, points, order=3).reshape(em.shape)
+    values = values + noise * speckle(em.shape, seed + 1)
+    return Volume(image[6:30, 17:57, 17:57], lm), Volume(values.astype("f4"), em), truth
 
 
 def turned(degrees, tilt):
-    (z,) = _tilts(tilt, 1)
+    (z,) = tilts(tilt, 1)
     a = np.deg2rad(degrees)
     c, s = np.cos(a), np.sin(a)
     return z @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
 
 
-@pytest.mark.parametrize("rigid", [True, False])
-def test_a_pose_falls_into_place(rigid):
-    fixed, moving, truth = posed_pair(turned(25.0, 4.0))
+@pytest.mark.parametrize("freedom", ["similarity", "affine"])
+def test_a_pose_falls_into_place(freedom):
+    fixed, moving, truth = posed_pair(1.03 * turned(25.0, 4.0))
     off = turned(6.0, 3.0)
-    linear = off @ truth.linear
+    linear = 0.95 * off @ truth.linear
     start = np.eye(4)
     start[:3, :3] = linear
     middle = truth.inverse()(moving.grid.centre_nm[None])[0]
     start[:3, 3] = moving.grid.centre_nm + np.array([90.0, -60.0, 80.0]) - linear @ middle
-    found = refine_pose(Pose(start, np.nan, np.nan), fixed, moving, rigid=rigid)
+    found = refine_pose(Pose(start, np.nan, np.nan), fixed, moving, freedom)
     corners = truth.inverse()(moving.grid.corners_nm())
     error = np.linalg.norm(
         Affine(found.matrix, "lm", "em")(corners) - moving.grid.corners_nm(), axis=1
     )
     assert error.max() < 60.0  # a quarter of a voxel
     assert found.score > 0.9
-    if rigid:
-        turn = found.matrix[:3, :3] @ linear.T
+    if freedom == "similarity":
+        turn = found.matrix[:3, :3] / np.cbrt(np.linalg.det(found.matrix[:3, :3]))
         np.testing.assert_allclose(turn @ turn.T, np.eye(3), atol=1e-9)
+
+
+def test_the_contest_fits_a_pose_and_leaves_out_what_does_not_overlap():
+    fixed, moving, truth = posed_pair(turned(25.0, 4.0))
+    near = truth.matrix.copy()
+    near[:3, 3] += [60.0, -90.0, 70.0]
+    contest = Contest(fixed, moving)
+    found = contest.settle(Pose(near, np.nan, np.nan))
+    inside = truth.inverse()(moving.grid.corners_nm())
+    error = np.linalg.norm(
+        Affine(found.matrix, "lm", "em")(inside) - moving.grid.corners_nm(), axis=1
+    )
+    assert error.max() < 50.0
+    assert found.score > 0.95
+    assert found.overlap > 0.95
+    near[:3, 3] += 1e5
+    assert contest.settle(Pose(near, np.nan, np.nan)).strength == 0.0
+
+
+def as_seen(volume):
+    return volume
+
+
+def dense_mask(volume):
+    image = volume.read()
+    return Volume((image > np.quantile(image, 0.5)).astype("f4"), volume.grid)
+
+
+def sparse_mask(volume):
+    image = volume.read()
+    return Volume((image > np.quantile(image, 0.93)).astype("f4"), volume.grid)
+
+
+MIRROR = np.diag([-1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("linear", "away_um", "em_shape", "seen", "seed"),
+    [
+        (turned(140.0, 4.0), (0.0, 0.2, 5.3), (14, 24, 22), as_seen, 11),
+        (0.93 * turned(255.0, 7.0), (0.3, 0.4, 4.8), (14, 24, 22), dense_mask, 12),
+        (MIRROR @ turned(70.0, 5.0), (0.1, -0.2, 5.0), (14, 24, 22), as_seen, 13),
+        (turned(200.0, 6.0), (0.2, -0.3, 0.4), (14, 24, 22), dense_mask, 14),
+        (1.05 * turned(310.0, 3.0), (0.2, -0.3, 0.4), (14, 24, 22), sparse_mask, 15),
+        (turned(20.0, 6.0), (0.5, -0.3, 3.6), (7, 24, 22), as_seen, 16),
+        (turned(100.0, 4.0), (0.0, 0.0, 0.0), (20, 52, 52), dense_mask, 17),
+    ],
+    ids=["part", "part-dense", "part-mirror", "dense", "sparse", "part-slab", "large-em"],
+)
+def test_one_measure_ranks_poses_of_every_overlap_and_density(
+    linear, away_um, em_shape, seen, seed
+):
+    """A good third to all of the smaller volume overlaps; a third of the signal is noise."""
+    fixed, em, truth = posed_pair(linear, seed, em_shape, away_um, noise=0.8)
+    mirrored = np.linalg.det(linear) < 0
+    options = OrientationOptions(
+        spacing_nm=250.0, allow_mirror=mirrored, tilt_deg=0.0, scale=1.0, threads=1
+    )
+    found = search_orientation(fixed, seen(em), options)
+    points = fixed.grid.points_nm().reshape(-1, 3)
+    both = points[em.grid.contains(truth(points))]
+    error = np.linalg.norm(found.affine(both) - truth(both), axis=1)
+    assert np.median(error) < 300
+    assert found.mirrored == mirrored
+    assert found.margin > 0.05
 
 
 @pytest.mark.slow
@@ -158,3 +244,19 @@ def test_volumes_that_do_not_belong_together_never_pass_in_silence():
     found = search_orientation(fixed, moving, options)
     report = {"score": found.score, "margin": found.margin, "mirrored": found.mirrored}
     assert suspicions({"orientation": report})
+
+
+@pytest.mark.slow
+def test_a_dense_mask_of_the_sample_pair_comes_back(sample_data, tmp_path):
+    """The mask is the light volume in the EM frame: a tenth of all voxels, and noise between."""
+    truth = read_transform(sample_data / "truth.json")
+    light = open_volume(sample_data / "lm.zarr", frame="lm").channel("mito")
+    onto = open_volume(sample_data / "em.zarr", frame="em").levels[2].grid
+    seen = apply_to_image(truth.inverse(), light, onto, tmp_path / "seen.zarr").read()
+    smooth = gaussian_filter(seen.astype("f4"), 1.5)
+    mask = Volume((smooth > np.quantile(smooth, 0.9)).astype("u1"), onto, name="mask")
+    fixed, moving = prepare_fixed(light), prepare_moving(mask, light.grid.spacing_nm)
+    found = search_orientation(fixed, moving, OrientationOptions(threads=1))
+    points = read_landmarks(sample_data / "landmarks.csv").select(rater="truth").lm_nm
+    assert np.median(np.linalg.norm(found.affine(points) - truth(points), axis=1)) < 150
+    assert found.margin > 0.15
