@@ -1,11 +1,16 @@
 """Any start: random poses, scales, overlaps, missing mitochondria; is a wrong answer ever silent?
 
     python benchmarks/registration_starts.py --starts 100 --json starts.json
+    python benchmarks/registration_starts.py --starts 15 --kind low-overlap --json low.json
 
-Every third start is a thin tilted slab. Finished starts are kept in the JSON file, so that the same
-command goes on where it was stopped. A start is right if half of the places in both volumes are
-within 300 nm of the truth after the affine (the B-spline takes it from there), and the handedness
-is that of the truth. A mirrored cell whose mirror was allowed is right, and the report warns of it.
+``--kind mixed``: every third start is a thin tilted slab under a field larger than it, the rest are
+blocks; 40 to 100 % of the EM lies in the field. ``low-overlap``: 10 to 40 % of it does.
+``large-em``: the field lies in the EM and is a third to a half as wide. ``scale``: the scale is 20
+to 30 % off. Each kind has its own seeds. Finished starts are kept in the JSON file, so that the
+same command goes on where it was stopped. A start is right if half of the places in both volumes
+are within 300 nm of the truth after the affine (the B-spline takes it from there), and the
+handedness is that of the truth. A mirrored cell whose mirror was allowed is right, and the report
+warns of it.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +40,9 @@ from clemreg.volume import Volume
 
 RIGHT_NM = 300.0
 LM_UM = (5.0, 9.5, 9.5)
+EM_UM = 6.0
+LOW_OVERLAP = 0.4  # of the EM in the field
+FIRST_SEED = {"mixed": 0, "low-overlap": 20_000, "large-em": 30_000, "scale": 40_000}
 
 
 @dataclass(frozen=True)
@@ -55,13 +63,17 @@ class Start:
     thickness: float
     missing: float = 0.3
     spurious: float = 0.2
+    em_um: float = EM_UM
+    field_um: float = LM_UM[2]
 
 
-def draw_start(seed: int) -> Start:
+def draw_start(seed: int, family: str = "mixed") -> Start:
+    """Draw one start of a family; its seed is counted from 0."""
+    seed += FIRST_SEED[family]
     rng = np.random.default_rng(1000 + seed)
     slab = seed % 3 == 0
     allow = bool(rng.integers(2))
-    return Start(
+    start = Start(
         seed=seed,
         kind="slab" if slab else "block",
         search="all" if seed % 5 == 1 else "in-plane",
@@ -75,6 +87,14 @@ def draw_start(seed: int) -> Start:
         overlap=float(rng.uniform(0.4, 1.0)),
         thickness=float(rng.uniform(1.5, 2.5) if slab else rng.uniform(2.5, 3.5)),
     )
+    if family == "low-overlap":
+        return replace(start, overlap=float(rng.uniform(0.1, 0.4)))
+    if family == "large-em":
+        return replace(start, overlap=1.0, field_um=float(rng.uniform(3.0, 4.5)), em_um=9.0)
+    if family == "scale":
+        off = float(rng.uniform(1.2, 1.3))
+        return replace(start, scale=off if rng.integers(2) else 1 / off)
+    return start
 
 
 def linear_of(start: Start, rng: np.random.Generator) -> FloatArray:
@@ -103,7 +123,7 @@ def simulate(start: Start) -> tuple[TubePair, Volume]:
     """Return the pair, and its light volume cut so that the EM overlaps it as asked for."""
     rng = np.random.default_rng(start.seed)
     spacing = (104.0, 52.0, 52.0)
-    z, y, x = (round(1e3 * u / s) for u, s in zip(LM_UM, spacing, strict=True))
+    z, y, x = (round(1e3 * u / s) for u, s in zip(simulated_um(start), spacing, strict=True))
     lm = Grid((z, y, x), spacing, (400.0, -3000.0, 900.0), "lm")
     linear = linear_of(start, rng)
     centre = np.array([2500.0, -700.0, 6000.0])
@@ -111,17 +131,35 @@ def simulate(start: Start) -> tuple[TubePair, Volume]:
     region = Grid((80, 130, 130), (100.0,) * 3, tuple(centre - [4000, 6500, 6500]), "em")
     options = DeformationOptions(displacement_nm=300.0)
     truth = Chain((affine, random_deformation(rng, region, options)))
-    size = (start.thickness, 6.0, 6.0)
+    size = (start.thickness, start.em_um, start.em_um)
     if start.search == "all":
-        size = (6.0, start.thickness, 6.0)
+        size = (start.em_um, start.thickness, start.em_um)
     tubes = TubeOptions(
         missing=start.missing, spurious=start.spurious, em_spacing_nm=32.0, spacing_um=1.4
     )
     pair = simulate_tubes(rng, truth, lm, size, tubes)
-    em_in_lm = 6.0 / start.scale * 1e3 / spacing[2]
-    first = int((lm.shape[2] - em_in_lm) / 2 + (1 - start.overlap) * em_in_lm)
-    box = Box((0, 0, max(0, first)), lm.shape) if start.overlap < 0.97 else lm.box
+    box = field_of(start, lm)
     return pair, Volume(pair.lm.read(box), lm.crop(box), name="mito")
+
+
+def simulated_um(start: Start) -> tuple[float, float, float]:
+    """Return the light volume zyx in um before it is cut: a small overlap needs a long one."""
+    z, y, x = LM_UM
+    return (z, y, x) if start.overlap >= LOW_OVERLAP else (z, y, 2 * x)
+
+
+def field_of(start: Start, lm: Grid) -> Box:
+    """Return the part of the light volume that was imaged."""
+    em_in_lm = start.em_um / start.scale * 1e3 / lm.spacing_nm[2]
+    if start.field_um < LM_UM[2]:
+        half = round(500.0 * start.field_um / lm.spacing_nm[2])
+        y, x = lm.shape[1] // 2, lm.shape[2] // 2
+        return Box((0, y - half, x - half), (lm.shape[0], y + half, x + half))
+    first = max(0, int((lm.shape[2] - em_in_lm) / 2 + (1 - start.overlap) * em_in_lm))
+    if start.overlap >= 0.97:
+        return lm.box
+    last = min(lm.shape[2], first + round(1e3 * LM_UM[2] / lm.spacing_nm[2]))
+    return Box((0, 0, first), (*lm.shape[:2], last))
 
 
 def measure(start: Start) -> dict[str, object]:
@@ -195,12 +233,12 @@ def summary(rows: list[dict[str, object]]) -> dict[str, object]:
     }
 
 
-def measured(count: int, path: Path | None) -> Iterator[dict[str, object]]:
+def measured(count: int, family: str, path: Path | None) -> Iterator[dict[str, object]]:
     done = finished(path)
     rows = []
-    for seed in range(count):
-        rows.append(done.get(seed) or measure(draw_start(seed)))
-        if path is not None and seed not in done:
+    for start in (draw_start(number, family) for number in range(count)):
+        rows.append(done.get(start.seed) or measure(start))
+        if path is not None and start.seed not in done:
             atomic_write_json(path, {"summary": summary(rows), "starts": rows})
         yield rows[-1]
 
@@ -208,10 +246,11 @@ def measured(count: int, path: Path | None) -> Iterator[dict[str, object]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--starts", type=int, default=100)
+    parser.add_argument("--kind", choices=FIRST_SEED, default="mixed")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
-    for row in measured(arguments.starts, arguments.json):
+    for row in measured(arguments.starts, arguments.kind, arguments.json):
         rows.append(row)
         keys = ("seed", "kind", "search", "mirrored", "tilt", "scale", "overlap", "outcome")
         words = [f"{k}={row[k]:.2f}" if isinstance(row[k], float) else f"{row[k]}" for k in keys]
