@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 JACOBIAN_RANGE = (0.5, 2.0)
 MOST_TRIES = 3
 USUAL_SCALE = (0.7, 1.4)
+USUAL_RATIO = 1.25
+LOST_CORRELATION = 0.03
+"""The deformation fits the contrast place by place, so it may lose a little of the whole's."""
 
 
 @dataclass(frozen=True)
@@ -307,19 +310,27 @@ def scale_warnings(affine: Affine) -> list[str]:
     """Name a voxel size that the affine has silently absorbed.
 
     If the file of the EM says c times too little along an axis, the affine LM to EM, fitted with
-    the file's voxel sizes, shrinks that direction by c.
+    the file's voxel sizes, shrinks that direction by c. Preparation shrinks or swells too, but
+    about alike in all directions: an axis is suspected if its scale leaves `USUAL_SCALE`, or if it
+    differs from the other two by more than `USUAL_RATIO` and they from each other by less.
     """
     scales = np.linalg.norm(affine.linear, axis=0)
     found = []
     for number, (axis, scale) in enumerate(zip("zyx", scales, strict=True)):
-        if USUAL_SCALE[0] <= scale <= USUAL_SCALE[1]:
+        others = np.delete(scales, number)
+        ratio = float(scale / np.sqrt(others.prod()))
+        unusual = not USUAL_SCALE[0] <= scale <= USUAL_SCALE[1]
+        apart = max(ratio, 1 / ratio) > USUAL_RATIO > others.max() / others.min()
+        if not unusual and not apart:
             continue
         along = "zyx"[int(np.argmax(np.abs(affine.linear[:, number])))]
-        factor, em, lm = max(scale, 1 / scale), "large", "small"
-        if scale < 1:
-            em, lm = lm, em
+        off, than = float(scale), "more than preparation does"
+        if not unusual:
+            off, than = ratio, f"{ratio:.2f} times as much as the other axes"
+        em, lm = ("large", "small") if off > 1 else ("small", "large")
+        factor = max(off, 1 / off)
         found.append(
-            f"The affine stretches {axis} of the LM by {scale:.2f}, more than preparation does: "
+            f"The affine stretches {axis} of the LM by {scale:.2f}, {than}: "
             f"the EM {along} voxel size is probably {factor:.2f} times too {em}, "
             f"or the LM {axis} voxel size {factor:.2f} times too {lm}."
         )
@@ -327,7 +338,7 @@ def scale_warnings(affine: Affine) -> list[str]:
 
 
 def _score_warnings(scores: dict[str, float]) -> list[str]:
-    if scores["final"] < scores["start"]:
+    if scores["final"] < scores["start"] - LOST_CORRELATION:
         return [
             f"The correlation fell from {scores['start']:.2f} in the start pose to "
             f"{scores['final']:.2f}: the optimisation lost the right place."

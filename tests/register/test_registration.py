@@ -20,6 +20,7 @@ from clemreg.register.newton import AffineFit, fit_affine
 from clemreg.register.orientation import OrientationOptions, search_orientation
 from clemreg.register.registration import (
     RegisterOptions,
+    _score_warnings,
     affine_of,
     correlation,
     register,
@@ -110,6 +111,18 @@ def test_a_scale_that_hides_a_voxel_size_error_is_named():
     assert "EM y voxel size is probably 1.50 times too small" in warning
 
 
+def test_an_axis_that_is_off_against_the_others_is_named():
+    """A z spacing 1.5 times too small, where preparation has swollen z by 11 %."""
+    published = np.diag([1.114, 1.016, 0.963])  # COS-7, PALM
+    assert scale_warnings(Affine.from_linear(published, [0] * 3, "lm", "em")) == []
+    wrong = np.diag([1.114 / 1.5, 1.016, 0.963])
+    (warning,) = scale_warnings(Affine.from_linear(wrong, [0] * 3, "lm", "em"))
+    assert "0.75 times as much as the other axes" in warning
+    assert "EM z voxel size is probably 1.33 times too small" in warning
+    # All alike: a swollen sample, or one wrong unit; no axis stands out.
+    assert scale_warnings(Affine.from_linear(1.3 * np.eye(3), [0] * 3, "lm", "em")) == []
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.5, 1 / 1.5])
 def test_a_wrong_z_spacing_is_absorbed_by_the_affine_and_named(factor):
@@ -133,6 +146,12 @@ def test_a_wrong_z_spacing_is_absorbed_by_the_affine_and_named(factor):
     word = "too small" if factor > 1 else "too large"
     assert "EM z voxel size is probably 1." in warning
     assert f"{word}, or the LM z" in warning
+
+
+def test_a_correlation_that_falls_is_named_but_not_a_hair():
+    assert _score_warnings({"start": 0.832, "affine": 0.835, "final": 0.830}) == []
+    (warning,) = _score_warnings({"start": 0.6, "affine": 0.5, "final": 0.45})
+    assert "fell from 0.60 in the start pose to 0.45" in warning
 
 
 def test_the_affine_part_of_a_chain():
