@@ -104,6 +104,15 @@ class RegisterConfig(Section):
         Final control point spacing of the B-spline in um.
     bending_weight
         Weight of the bending energy in um; more is stiffer.
+    channels
+        Further structures that both microscopes show: ``"CHANNEL=EM_VOLUME"`` or
+        ``"CHANNEL=EM_VOLUME@WEIGHT"``.
+    fixed_mask, moving_mask
+        Volumes, not 0 where the light volume or the EM can be trusted.
+    landmarks
+        Table of pairs to fit; if some rows have the role ``fit``, only those are used.
+    use_landmarks
+        What they are for: ``"start"``, ``"metric"``, ``"correction"``; if empty, ``"metric"``.
     search
         ``"in-plane"``: any rotation about z, turns by 180 degrees and small tilts; ``"all"``: every
         axis permutation too.
@@ -127,6 +136,11 @@ class RegisterConfig(Section):
     params: tuple[str, ...] = ()
     grid_spacing_um: Annotated[float, Field(gt=0.1, lt=100)] | None = None
     bending_weight: Annotated[float, Field(ge=0)] | None = None
+    channels: tuple[str, ...] = ()
+    fixed_mask: str | None = None
+    moving_mask: str | None = None
+    landmarks: str | None = None
+    use_landmarks: tuple[Literal["start", "metric", "correction"], ...] = ()
     search: Literal["in-plane", "all"] = "in-plane"
     allow_mirror: bool = False
     seed: Annotated[int, Field(ge=0)] = 0

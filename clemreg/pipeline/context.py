@@ -16,6 +16,7 @@ from typing import Any
 from clemreg import __version__
 from clemreg.blocks.run import Progress
 from clemreg.config import RunConfig, resolve
+from clemreg.pipeline.register import GuideFiles, split_channel
 from clemreg.pipeline.steps import input_fingerprint
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
@@ -69,6 +70,22 @@ class RunContext:
         """Open a volume that an earlier step wrote."""
         return _open(str(self.path(name)), None, frame)
 
+    def guides(self) -> GuideFiles:
+        """Return the files that guide the registration, with absolute paths."""
+        config = self.config.register_
+        also = []
+        for text in config.channels:
+            name, path, weight = split_channel(text)
+            also.append(f"{name}={self.input(path)}@{weight!r}")
+        landmarks = self.input(config.landmarks)
+        return GuideFiles(
+            tuple(also),
+            self.input(config.fixed_mask),
+            self.input(config.moving_mask),
+            None if landmarks is None else Path(landmarks),
+            config.use_landmarks,
+        )
+
     def inputs(self) -> dict[str, str | None]:
         """Fingerprints of every input file."""
         config = self.config
@@ -79,7 +96,21 @@ class RunContext:
             "landmarks": config.proof.landmarks,
             "truth": config.proof.truth,
         }
-        return {name: input_fingerprint(self.input(path)) for name, path in paths.items()}
+        found = {name: input_fingerprint(self.input(path)) for name, path in paths.items()}
+        return found | self.guide_inputs()
+
+    def guide_inputs(self) -> dict[str, str | None]:
+        """Fingerprints of the files that guide the registration, if there are any."""
+        files = self.guides()
+        paths: dict[str, str | Path | None] = {
+            f"register.channels.{name}": path for name, path, _ in map(split_channel, files.also)
+        }
+        paths |= {
+            "register.fixed_mask": files.fixed_mask,
+            "register.moving_mask": files.moving_mask,
+            "register.landmarks": files.landmarks,
+        }
+        return {name: input_fingerprint(path) for name, path in paths.items() if path is not None}
 
     def provenance(self) -> dict[str, Any]:
         """Return command, resolved configuration, versions, inputs, seed and threads.

@@ -22,6 +22,7 @@ from clemreg.evaluate.uncertainty import (
 from clemreg.io.transforms import read_transform, write_transform
 from clemreg.io.xyz import flip
 from clemreg.register.engines import NewtonStages, Task, engine_for
+from clemreg.register.guides import Guides, corrected
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.registration import RegisterOptions, RegistrationResult
 from clemreg.space.grid import Grid
@@ -61,6 +62,7 @@ def mitochondria(moving: Volume) -> NDArray[np.int32]:
 
 def find_halves(
     images: tuple[Volume, Volume],
+    guides: Guides,
     result: RegistrationResult,
     options: RegisterOptions,
     splits: int,
@@ -75,6 +77,8 @@ def find_halves(
     ----------
     images
         Light image and EM as they were registered.
+    guides
+        Further channels, masks and landmarks; every half is guided alike.
     result
         The registration of all; its start pose and its stiffness are taken.
     splits
@@ -96,16 +100,22 @@ def find_halves(
     nearest = ndimage.distance_transform_edt(
         labels == 0, moving.grid.spacing_nm, return_distances=False, return_indices=True
     )
+    if any(c.moving.grid != moving.grid for c in guides.channels):
+        log.warning("channels on different EM grids: no halves are registered")
+        return []
     stages = options.stages.stiffer(max(len(result.attempts) - 1, 0))
+    channels = (Channel(fixed, moving), *guides.channels)
+    trusted = guides.masks.moving
     done = 0
 
     def register_half(half: NDArray[np.bool_]) -> Transform:
         nonlocal done
         progress(done, 2 * splits, "half of the mitochondria")
         done += 1
-        masks = Masks(moving=half[tuple(nearest)])
-        task = Task((Channel(fixed, moving),), masks, result.orientation.affine, None, Path())
-        return engine_for(task, stages).find(stages, options.seed)
+        near = half[tuple(nearest)]
+        masks = Masks(guides.masks.fixed, near if trusted is None else near & trusted)
+        task = Task(channels, masks, result.orientation.affine, guides.metric, Path())
+        return corrected(engine_for(task, stages).find(stages, options.seed), guides)
 
     try:
         return register_halves(labels, register_half, splits=splits, seed=options.seed)

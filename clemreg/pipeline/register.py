@@ -176,11 +176,61 @@ def prepare_files(command: RegisterCommand) -> Prepared:
     lm = open_volume(command.fixed, frame="lm")
     fixed = prepare_fixed(_channel(lm, command.channel or "0") if lm.channels else lm)
     moving = prepare_moving(open_volume(command.moving, frame="em"), lm.grid.spacing_nm, psf)
-    files = command.guides
+    guides = read_guides(command.guides, lm, Channel(fixed, moving), psf)
+    return Prepared(fixed, moving, guides)
+
+
+def read_guides(files: GuideFiles, lm: Volume, first: Channel, psf: MovingOptions) -> Guides:
+    """Open and prepare what guides the registration.
+
+    Parameters
+    ----------
+    lm
+        Light volume with all its channels.
+    first
+        Prepared images of the mitochondria.
+    psf
+        How further EM volumes are prepared.
+
+    Raises
+    ------
+    ConfigError
+        A channel is not given as ``CHANNEL=EM_VOLUME[@WEIGHT]``, a mask is empty or does not fit
+        all channels, or landmarks have no such use.
+    """
     channels = tuple(_further(lm, text, psf) for text in files.also)
-    masks = Masks(_mask(files.fixed_mask, fixed.grid), _mask(files.moving_mask, moving.grid))
+    grid = first.moving.grid
+    other = [c.moving.grid for c in channels if c.moving.grid != grid]
+    if files.moving_mask and other:
+        raise ConfigError(
+            f"a mask of the EM needs all channels on one grid: found {grid} and {other[0]}",
+            hint="leave out the mask, or resample the further EM volumes onto the first one's grid",
+        )
+    masks = Masks(_mask(files.fixed_mask, first.fixed.grid), _mask(files.moving_mask, grid))
     landmarks, uses = _landmarks(files)
-    return Prepared(fixed, moving, Guides(channels, masks, landmarks, uses))
+    return Guides(channels, masks, landmarks, uses)
+
+
+def split_channel(text: str) -> tuple[str, str, float]:
+    """Read ``CHANNEL=EM_VOLUME[@WEIGHT]``: name, path and weight.
+
+    Raises
+    ------
+    ConfigError
+        It is not of that form.
+    """
+    where = "--also or register.channels"
+    name, equals, rest = text.partition("=")
+    path, at, weight = rest.rpartition("@")
+    if not equals or not rest:
+        raise ConfigError(f"{where}: {text!r} is not of the form CHANNEL=EM_VOLUME[@WEIGHT]")
+    try:
+        value = float(weight) if at else 1.0
+    except ValueError:
+        raise ConfigError(f"{where}: {text!r}: the weight {weight!r} is not a number") from None
+    if value <= 0:
+        raise ConfigError(f"{where}: {text!r}: the weight must be positive")
+    return name, path if at else rest, value
 
 
 def _channel(lm: Volume, name: str) -> Volume:
@@ -188,20 +238,10 @@ def _channel(lm: Volume, name: str) -> Volume:
 
 
 def _further(lm: Volume, text: str, psf: MovingOptions) -> Channel:
-    name, equals, rest = text.partition("=")
-    path, at, weight = rest.rpartition("@")
-    if not equals or not rest:
-        raise ConfigError(f"--also {text!r} is not of the form CHANNEL=EM_VOLUME[@WEIGHT]")
-    try:
-        value = float(weight) if at else 1.0
-    except ValueError:
-        raise ConfigError(f"--also {text!r}: the weight {weight!r} is not a number") from None
-    if value <= 0:
-        raise ConfigError(f"--also {text!r}: the weight must be positive")
-    em = open_volume(path if at else rest, frame="em")
+    name, path, weight = split_channel(text)
     options = replace(psf, min_volume_nm3=0.0)
-    moving = prepare_moving(em, lm.grid.spacing_nm, options)
-    return Channel(prepare_fixed(_channel(lm, name)), moving, value)
+    moving = prepare_moving(open_volume(path, frame="em"), lm.grid.spacing_nm, options)
+    return Channel(prepare_fixed(_channel(lm, name)), moving, weight)
 
 
 def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
@@ -235,7 +275,10 @@ def _landmarks(files: GuideFiles) -> tuple[Landmarks | None, tuple[LandmarkUse, 
         )
     if files.landmarks is None:
         if files.uses:
-            raise ConfigError("--use-landmarks needs --landmarks FILE")
+            raise ConfigError(
+                "--use-landmarks needs --landmarks FILE (or register.use_landmarks, "
+                "register.landmarks)"
+            )
         return None, ()
     table = read_landmarks(files.landmarks)
     if "fit" in table.role:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from clemreg.config import RegisterConfig, resolve
+from clemreg.errors import ConfigError
 from clemreg.io.atomic import atomic_path
 from clemreg.io.transforms import read_transform
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.features import open_prepared
+from clemreg.pipeline.features import open_prepared, psf_sigma_nm
 from clemreg.pipeline.halves import find_halves, write_halves
-from clemreg.pipeline.register import StageChoice
+from clemreg.pipeline.register import StageChoice, read_guides
 from clemreg.register.apply import apply_to_image, covering_box
+from clemreg.register.features import MovingOptions
+from clemreg.register.guides import Guides
+from clemreg.register.matching import Channel
 from clemreg.register.orientation import OrientationOptions
 from clemreg.register.registration import RegisterOptions, register
 from clemreg.space.transform import Affine, Transform
@@ -46,18 +50,43 @@ def register_run(context: RunContext) -> None:
         atomic_path(context.path("registration")) as folder,
     ):
         options = register_options(context.config.register_, context.base)
+        guides = run_guides(context, Channel(fixed, moving))
         result = register(
             fixed,
             moving,
             options,
+            guides=guides,
             work_dir=folder / "elastix-runs",
             progress=progress,
         )
         result.save(folder, fixed.grid)
         splits = context.config.register_.halves
-        write_halves(find_halves((fixed, moving), result, options, splits, progress), folder)
+        halves = find_halves((fixed, moving), guides, result, options, splits, progress)
+        write_halves(halves, folder)
         for image in (folder / "elastix-runs").rglob("*.npy"):
             image.unlink()  # the prepared images are kept once, as zarr
+
+
+def run_guides(context: RunContext, first: Channel) -> Guides:
+    """Open and prepare the channels, masks and landmarks of the configuration.
+
+    Raises
+    ------
+    ConfigError
+        As `read_guides`; or the landmarks that are fitted are those that the result is checked
+        with.
+    """
+    files = context.guides()
+    psf = MovingOptions(psf_sigma_nm=psf_sigma_nm(context.config.register_))
+    guides = read_guides(files, context.open_lm(), first, psf)
+    proof = context.input(context.config.proof.landmarks)
+    fitted = guides.landmarks is not None and "fit" not in guides.landmarks.role
+    if fitted and files.landmarks is not None and proof == str(files.landmarks):
+        raise ConfigError(
+            f"{proof} is register.landmarks and proof.landmarks: what is fitted proves nothing",
+            hint="give some rows the role fit, or keep two tables",
+        )
+    return guides
 
 
 def read_result(context: RunContext) -> Transform:

@@ -117,7 +117,12 @@ def plan(context: RunContext) -> list[Step]:
             lm | {k: register[k] for k in ("psf", "psf_fwhm")},
             (context.path("prepared"),),
         ),
-        step("register", registration.register_run, register, (context.path("registration"),)),
+        step(
+            "register",
+            registration.register_run,
+            register | context.guide_inputs(),
+            (context.path("registration"),),
+        ),
         step("apply", registration.apply_run, {}, (context.path("warped_em.zarr"),)),
         step("evaluate", evaluation.evaluate_run, proof, (context.path("evaluation.json"),)),
         step(

@@ -20,6 +20,7 @@ from clemreg.pipeline.halves import (
     write_halves,
 )
 from clemreg.register.engines import ElastixStages, NewtonStages
+from clemreg.register.guides import Guides
 from clemreg.register.newton import AffineFit, DeformableFit
 from clemreg.register.registration import RegisterOptions
 from clemreg.space import Affine, Grid
@@ -82,7 +83,7 @@ def test_the_error_is_larger_where_mitochondria_are_few():
     fixed, moving = noisy_pair(np.random.default_rng(0))
     stages = NewtonStages(AffineFit(samples=6000), DeformableFit(samples=10_000))
     options = RegisterOptions(stages=stages)
-    pairs = find_halves((fixed, moving), start_at_identity(), options, 2, no_progress)
+    pairs = find_halves((fixed, moving), Guides(), start_at_identity(), options, 2, no_progress)
     assert len(pairs) == 2
     found = predicted_error(pairs, (), fixed.grid, np.ones(SHAPE, bool)).read()
     columns = np.linspace(0, SHAPE[2], found.shape[2], endpoint=False)
@@ -103,7 +104,7 @@ def test_the_error_is_larger_where_mitochondria_are_few():
 def test_no_halves(options, places, splits, monkeypatch):
     monkeypatch.setattr(halves, "engine_for", None)  # not even tried
     images = blobs(places, "lm"), blobs(places, "em")
-    assert find_halves(images, start_at_identity(), options, splits, no_progress) == []
+    assert find_halves(images, Guides(), start_at_identity(), options, splits, no_progress) == []
 
 
 def test_a_half_that_cannot_be_registered_does_not_stop_the_run(caplog):
@@ -111,7 +112,7 @@ def test_a_half_that_cannot_be_registered_does_not_stop_the_run(caplog):
         attempts=(), orientation=SimpleNamespace(affine=shift(1e7))
     )  # the images do not overlap
     images = blobs(crowded(), "lm"), blobs(crowded(), "em")
-    assert find_halves(images, far, RegisterOptions(), 1, no_progress) == []
+    assert find_halves(images, Guides(), far, RegisterOptions(), 1, no_progress) == []
     assert "could not be registered" in caplog.text
 
 
