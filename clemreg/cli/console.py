@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,6 +100,13 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
 
         atomic_write_json(path, report)
         say(f"wrote {path}")
+
+
+def print_verdict(status: str, reasons: Iterable[str]) -> None:
+    """Print a verdict and what speaks for and against."""
+    result(f"verdict: {status}")
+    for reason in reasons:
+        result(f"  - {reason}")
 
 
 def table(rows: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import JsonOption, print_verdict, progress_bar, result, table, write_json
 
 if TYPE_CHECKING:
     from clemreg.pipeline.register import RegisterCommand
@@ -66,7 +66,10 @@ def register(
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Register an EM mask to a light volume: orientation search, affine, B-spline."""
+    """Register an EM mask to a light volume: orientation search, affine, B-spline; and a verdict.
+
+    The verdict (pass, warn or fail, with reasons) is that of `clemreg run`, but for the accuracy.
+    """
     from clemreg.pipeline.register import GuideFiles, RegisterCommand, StageChoice, register_files
     from clemreg.register.orientation import OrientationOptions
 
@@ -88,7 +91,9 @@ def register(
         return
     with progress_bar("register") as progress:
         answer = register_files(command, progress)
-    table(answer)
+    verdict = answer["verdict"]
+    table({name: value for name, value in answer.items() if name != "verdict"})
+    print_verdict(verdict["status"], verdict["reasons"])
     write_json(json, answer)
     result(f"transform: {out / 'transform.json'}")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, Progress, progress_bar, result, say
+from clemreg.cli.console import JsonOption, Progress, print_verdict, progress_bar, result, say
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -98,9 +98,7 @@ def _run(
         progress=_display(),
         announce=_announce,
     )
-    result(f"verdict: {outcome.status}")
-    for reason in outcome.reasons:
-        result(f"  - {reason}")
+    print_verdict(outcome.status, outcome.reasons)
     result(f"report:  {outcome.report}")
     write_json(json, outcome.to_json())
 

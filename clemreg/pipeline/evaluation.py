@@ -27,6 +27,7 @@ from clemreg.pipeline.halves import (
     read_halves,
     suggested_landmarks,
 )
+from clemreg.pipeline.register import imaged_part
 from clemreg.pipeline.registration import read_repeats, read_result, read_start
 from clemreg.register.apply import covering_box, warped_volume
 from clemreg.space.grid import Box, Grid
@@ -67,10 +68,7 @@ def evaluate_run(context: RunContext) -> None:
 
 def evaluation_grid(context: RunContext, transform: Transform) -> tuple[Grid, NDArray[np.bool_]]:
     """Coarse LM grid (about 200 nm) and which of its voxels lie in the imaged EM."""
-    lm, em = context.open_lm().grid, context.open_em().grid
-    grid = lm.with_spacing(tuple(max(200.0, s) for s in lm.spacing_nm))
-    there = transform(grid.points_nm().reshape(-1, 3))
-    return grid, em.contains(there).reshape(grid.shape)
+    return imaged_part(context.open_lm().grid, context.open_em().grid, transform)
 
 
 def landmark_report(context: RunContext, transform: Transform) -> LandmarkReport | None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
+from clemreg.evaluate.jacobian import evaluate_jacobian
 from clemreg.io.elastix_files import read_parameter_file
 from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
@@ -23,9 +24,11 @@ from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import OrientationOptions
 from clemreg.register.registration import RegisterOptions, register
 from clemreg.register.stages import preset_parameters
+from clemreg.report.verdict import decide_unmeasured
 from clemreg.space.grid import Grid
 from clemreg.space.landmarks import Landmarks
 from clemreg.space.resample import sample_array
+from clemreg.space.transform import Transform
 from clemreg.volume import Volume
 
 
@@ -147,7 +150,7 @@ class Prepared:
 
 
 def register_files(command: RegisterCommand, progress: Progress | None = None) -> dict[str, Any]:
-    """Prepare, register and save; return the figures.
+    """Prepare, register and save; return the figures, the Jacobian determinant and a verdict.
 
     Raises
     ------
@@ -158,7 +161,18 @@ def register_files(command: RegisterCommand, progress: Progress | None = None) -
     ready = prepare_files(command)
     result = register(ready.fixed, ready.moving, options, guides=ready.guides, progress=progress)
     result.save(command.out, ready.fixed.grid)
-    return result.to_json()
+    grid, inside = imaged_part(ready.fixed.grid, ready.moving.grid, result.transform)
+    figures = result.to_json()
+    if inside.any():
+        figures["jacobian"] = evaluate_jacobian(result.transform, grid, inside).to_json()
+    return {**figures, "verdict": decide_unmeasured(figures).to_json()}
+
+
+def imaged_part(lm: Grid, em: Grid, transform: Transform) -> tuple[Grid, NDArray[np.bool_]]:
+    """Coarse LM grid (about 200 nm) and which of its voxels lie in the imaged EM."""
+    grid = lm.with_spacing(tuple(max(200.0, s) for s in lm.spacing_nm))
+    there = transform(grid.points_nm().reshape(-1, 3))
+    return grid, em.contains(there).reshape(grid.shape)
 
 
 def options_of(command: RegisterCommand) -> RegisterOptions:

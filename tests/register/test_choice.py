@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -161,6 +163,40 @@ def test_a_scan_from_landmarks_writes_its_table_and_picture(files, tmp_path):
     assert width[1] < width[0]
     assert (tmp_path / "scan.csv").read_text().splitlines()[0].startswith("bending_weight,tre_mean")
     assert (tmp_path / "scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_register_gives_a_verdict_with_its_reasons(files, tmp_path):
+    folder, _ = files
+    words = ["register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr"),
+             "--out", str(tmp_path), "--landmarks", str(folder / "marks.csv"),
+             "--use-landmarks", "start", "--json", str(tmp_path / "out.json")]  # fmt: skip
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["verdict"]["status"] == "pass"
+    assert found["jacobian"]["without_affine"]["fold_fraction"] == 0
+    assert "verdict: pass\n" in answer.stdout
+    for reason in found["verdict"]["reasons"]:
+        assert f"  - {reason}\n" in answer.stdout
+
+
+@pytest.mark.slow
+def test_register_names_a_z_spacing_that_the_affine_has_absorbed(files, tmp_path):
+    """The file says 1.5 times too little."""
+    folder, pair = files
+    z, y, x = pair.prediction.grid.spacing_nm
+    said = replace(pair.prediction.grid, spacing_nm=(z / 1.5, y, x))
+    wrong = Volume(pair.prediction.read(), said, channels=pair.prediction.channels)
+    write_volume(tmp_path / "em.zarr", wrong)
+    words = ["register", "--fixed", str(folder / "lm.zarr"), "--moving", str(tmp_path / "em.zarr"),
+             "--out", str(tmp_path / "out"), "--json", str(tmp_path / "out.json")]  # fmt: skip
+    answer = CliRunner().invoke(app, words)
+    assert answer.exit_code == 0, answer.output
+    assert "verdict: warn\n" in answer.stdout
+    reasons = json.loads((tmp_path / "out.json").read_text())["verdict"]["reasons"]
+    named = re.search(r"EM z voxel size is probably ([\d.]+) times too small", "\n".join(reasons))
+    assert float(named[1]) == pytest.approx(1.5, rel=0.08)
 
 
 @pytest.mark.slow

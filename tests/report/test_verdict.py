@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from clemreg.report.verdict import decide
+from clemreg.report.verdict import decide, decide_unmeasured
 from clemreg.space import Affine
 from clemreg.testing import random_rotation
 
@@ -153,3 +153,40 @@ def test_one_voxel_size_is_complained_of_once():
     report = affine_part(np.diag([1.6, 1.0, 1.0]))
     report["affine"]["warnings"] = ["The affine stretches z: its voxel size is wrong."]
     assert sum("voxel size" in reason for reason in decide(report).reasons) == 1
+
+
+NAMED = (
+    "The affine stretches z of the LM by 0.65; preparation does not: the EM z voxel size is "
+    "probably 1.53 times too small, or the LM z voxel size 1.53 times too large."
+)
+
+
+def test_the_name_of_a_wrong_voxel_size_stands_in_the_verdict():
+    report = affine_part(np.diag([0.65, 1.0, 1.0]))
+    report["affine"]["warnings"] = [NAMED]
+    for verdict in (decide(report), decide_unmeasured(report)):
+        assert verdict.status == "warn"
+        assert "EM z voxel size is probably 1.53 times too small" in verdict.reasons[0]
+        assert "should be" not in verdict.reasons[0]
+    # An axis may be off against the others though its scale is usual.
+    report = affine_part(np.diag([0.75, 1.0, 1.0]))
+    report["affine"]["warnings"] = [NAMED]
+    assert decide_unmeasured(report).reasons[0] == NAMED
+
+
+@pytest.mark.parametrize(
+    ("part", "status", "words"),
+    [
+        ({}, "pass", "No folds"),
+        ({"orientation": {"margin": 0.01}}, "warn", "too close"),
+        ({"orientation": {"mirrored": True}}, "warn", "mirrored"),
+        ({"affine": {"singular_values": [1.6, 1.0, 1.0]}}, "warn", "voxel size"),
+        ({"jacobian": {"without_affine": {**STATS, "fold_fraction": 0.01}}}, "fail", "folds"),
+        ({"jacobian": None}, "warn", "Folds were not looked for"),
+    ],
+)
+def test_without_landmarks_the_rest_decides(part, status, words):
+    verdict = decide_unmeasured(changed(**part, landmarks=None))
+    assert verdict.status == status
+    assert words in verdict.reasons[0]
+    assert any("Accuracy was not measured" in reason for reason in verdict.reasons)
