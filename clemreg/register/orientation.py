@@ -32,8 +32,9 @@ _TARGET_SIZE = 2.5e5  # voxels of the zero-padded correlation: about 10 ms each
 _COARSER = 1.4  # voxel size of the wide rounds over that of the first one
 _CLEAR_SCORE = 0.4
 _CLEAR_MARGIN = 0.15
-_TRIED = (16, 48, 64)  # different poses that are refined on the coarse images, per round
-_SETTLED = (4, 6, 6)  # and of these on the full ones
+# How many different poses are refined on the coarse images, and how many of these on the full
+# ones: twice in the first round, since refining is cheaper than the many rotations of the others.
+_DEPTHS = (((16, 4), (48, 6)), ((48, 6),), ((64, 6),))
 
 
 @dataclass(frozen=True)
@@ -129,14 +130,15 @@ def search_orientation(
     options = OrientationOptions() if options is None else options
     spacing = options.spacing_nm or _coarse_spacing(fixed.grid, moving.grid)
     rivals = _Rivals(fixed, moving, spacing)
-    for number, linears in enumerate(_rounds(options)):
-        if not linears:
+    for number, (linears, depths) in enumerate(zip(_rounds(options), _DEPTHS, strict=True)):
+        if rivals.clear or not linears:
             continue
         voxel = spacing if number == 0 else spacing * _COARSER
         finder = Finder(_coarse(fixed, voxel), _coarse(moving, voxel), linears, options.threads)
-        rivals.add(finder.poses(), _TRIED[number], _SETTLED[number])
-        if rivals.clear:
-            break
+        poses = finder.poses()
+        for tried, settled in depths:
+            if not rivals.clear:
+                rivals.add(poses, tried, settled)
     return _decide(rivals, fixed.grid.frame, moving.grid.frame, spacing)
 
 
