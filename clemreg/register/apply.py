@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from clemreg.errors import FrameError, GridError
 from clemreg.io.atomic import partial_path, remove
 from clemreg.io.volumes import WriteOptions, create_volume, open_labels, open_volume
 from clemreg.io.writer import Format
-from clemreg.register.positions import TOLERANCE_VOXELS, Positions
+from clemreg.register.positions import TOLERANCE_VOXELS, Planes, Positions
 from clemreg.space.grid import Box, Grid, Shape
+from clemreg.space.resample import Corners, take_nearest
 from clemreg.space.transform import FloatArray, Transform
 from clemreg.volume import Labels, Volume
 
@@ -68,8 +70,8 @@ def warp_box(positions: Positions, image: Volume, box: Box) -> NDArray[np.generi
     box
         Voxels of the grid to resample.
     """
-    index = positions(box)
-    source = source_box(index, image.shape)
+    planes = positions.planes(box)
+    source = source_box(planes, image.shape)
     if source.size > SOURCE_VOXELS and box.size > 1:
         axis = int(np.argmax(box.shape))
         halves = _halves(box, axis)
@@ -77,20 +79,14 @@ def warp_box(positions: Positions, image: Volume, box: Box) -> NDArray[np.generi
         return np.concatenate(parts, axis=axis - 3)
     result = np.zeros((len(image.channels) or 1, *box.shape), image.dtype)
     if source.size:
-        part = image.read(source)
-        outside = _outside(index, image.shape)
-        index -= np.reshape(source.start, (3, 1, 1, 1))
-        for c, pixels in enumerate(part if image.channels else part[None]):
-            result[c] = _sample(pixels, index, isinstance(image, Labels))
-        result[:, outside] = 0
+        _fill(result, planes, image, source)
     return result if image.channels else result[0]
 
 
-def source_box(index: FloatArray, shape: tuple[int, ...]) -> Box:
-    """Voxels of an image of that shape that indices (3, ...) need for interpolation."""
-    flat = index.reshape(3, -1)
-    low = np.maximum(0, np.floor(flat.min(axis=1)).astype(int) - 1)
-    high = np.minimum(shape, np.ceil(flat.max(axis=1)).astype(int) + 2)
+def source_box(planes: Planes, shape: tuple[int, ...]) -> Box:
+    """Voxels of an image of that shape that planes of indices need for interpolation."""
+    low = np.maximum(0, np.floor(planes.low).astype(int) - 1)
+    high = np.minimum(shape, np.ceil(planes.high).astype(int) + 2)
     return Box(tuple(low), tuple(np.maximum(low, high)))
 
 
@@ -101,26 +97,42 @@ def _halves(box: Box, axis: int) -> tuple[Box, Box]:
     return Box(box.start, tuple(stop)), Box(tuple(start), box.stop)  # type: ignore[arg-type]
 
 
-def _outside(index: FloatArray, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """Tell which indices (3, z, y, x) are more than half a voxel off the image."""
-    outside = np.zeros(index.shape[1:], dtype=bool)
-    for axis, n in zip(index, shape, strict=True):
-        outside |= (axis < -0.5) | (axis > n - 0.5)
-    return outside
+def _fill(result: NDArray[Any], planes: Planes, image: Volume, source: Box) -> None:
+    """Sample the voxels of `source`, which are all that is needed, at planes of indices."""
+    part = np.ascontiguousarray(image.read(source))
+    channels = part if image.channels else part[None]
+    sample = _nearest if isinstance(image, Labels) else _linear
+    for z in range(len(planes)):
+        index = planes[z]
+        outside = list(_outside(index, planes, image.shape))
+        index -= np.reshape(source.start, (3, 1, 1))
+        for c, values in enumerate(sample(channels, index)):
+            result[c, z] = values
+        for where in outside:
+            result[:, z, where] = 0
 
 
-def _sample(pixels: NDArray[Any], index: FloatArray, labels: bool) -> NDArray[Any]:
-    """Interpolate (z, y, x) at indices (3, z, y, x); beyond the edge the edge value holds."""
-    from scipy.ndimage import map_coordinates
+def _outside(
+    index: FloatArray, planes: Planes, shape: tuple[int, ...]
+) -> Iterator[NDArray[np.bool_]]:
+    """Tell where indices are more than half a voxel off the image, side by side of it."""
+    for axis, n in enumerate(shape):
+        if planes.low[axis] < -0.5:
+            yield index[axis] < -0.5
+        if planes.high[axis] > n - 0.5:
+            yield index[axis] > n - 0.5
 
-    if labels:
-        nearest = np.floor(index + 0.5).astype(np.intp)
-        return np.asarray(
-            pixels[tuple(np.clip(i, 0, n - 1) for i, n in zip(nearest, pixels.shape, strict=True))]
-        )
-    work = np.float64 if pixels.dtype.itemsize > 2 and pixels.dtype != np.float32 else np.float32
-    values = map_coordinates(pixels, index, order=1, mode="nearest", output=work, prefilter=False)
-    return np.asarray(np.rint(values) if pixels.dtype.kind in "iu" else values)
+
+def _nearest(channels: NDArray[Any], index: FloatArray) -> list[NDArray[Any]]:
+    return [take_nearest(pixels, index) for pixels in channels]
+
+
+def _linear(channels: NDArray[Any], index: FloatArray) -> list[NDArray[Any]]:
+    kind = channels.dtype
+    work = np.float64 if kind.itemsize > 2 and kind != np.float32 else np.float32
+    corners = Corners.around(index, channels.shape[1:], work)
+    values = [corners(pixels) for pixels in channels]
+    return [np.rint(v, out=v) for v in values] if kind.kind in "iu" else values
 
 
 @dataclass(frozen=True)

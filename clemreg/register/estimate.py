@@ -70,7 +70,9 @@ def estimate_apply(
     blocks = plan_blocks(onto.shape, options.block)
     channels = len(image.channels) or 1
     width = image.dtype.itemsize * channels
-    read = [source_box(positions(b.core), image.shape).size for b in _spread(blocks, _MAPPED)]
+    read = [
+        source_box(positions.planes(b.core), image.shape).size for b in _spread(blocks, _MAPPED)
+    ]
     timed = _spread(blocks, _TIMED)
     begin = time.perf_counter()
     for block in timed:

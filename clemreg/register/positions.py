@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -25,7 +26,29 @@ _EXACT_BELOW = 64**3
 _PROBES = 64
 _LEAF = 216
 _MARGIN = 2
-_QUANTUM = 2.0**-32
+# Added and taken away again, it leaves multiples of 2^-30 of numbers below 2^21.
+_QUANTISER = 1.5 * 2.0**22
+
+
+class Planes(Protocol):
+    """Image indices of the voxels of a box, made plane by plane so that they stay in the cache.
+
+    No index is below `low` or above `high`, (3,) zyx; they need not be reached.
+    """
+
+    @property
+    def low(self) -> FloatArray:
+        """Lower bounds."""
+
+    @property
+    def high(self) -> FloatArray:
+        """Upper bounds."""
+
+    def __len__(self) -> int:
+        """Count the planes along z."""
+
+    def __getitem__(self, z: int, /) -> FloatArray:
+        """Fractional image indices (3, y, x) of a plane."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,9 +99,23 @@ class Positions:
         ConvergenceError
             The transform is an inverse that does not exist there.
         """
-        if self.step:
-            return _quantised(self._interpolated(box))
-        return _quantised(self._at(_voxels(box)).reshape(3, *box.shape))
+        planes = self.planes(box)
+        return np.stack([planes[z] for z in range(len(planes))], axis=1)
+
+    def planes(self, box: Box) -> Planes:
+        """Return the same indices, one plane at a time, and their bounds.
+
+        Raises
+        ------
+        ConvergenceError
+            The transform is an inverse that does not exist there.
+        """
+        if not self.step:
+            return _Evaluated(_quantised(self._at(_voxels(box)).reshape(3, *box.shape)))
+        values = self._nodes(box)
+        rough = ~(_error(values) <= self.tolerance)
+        smooth = _Interpolated(values, box, self.step)
+        return self._mended(smooth, box, rough) if rough.any() else smooth
 
     def _at(self, voxel: FloatArray) -> FloatArray:
         """Image indices (3, N) of voxels (N, 3)."""
@@ -99,41 +136,98 @@ class Positions:
         around = np.stack(np.meshgrid(*[np.arange(-2, 4)] * 3, indexing="ij"), -1)
         nodes = (cell[:, None] + around.reshape(-1, 3)).reshape(-1, 3) * step
         values = self._at_nodes(nodes.astype(np.float64)).reshape(3, len(cell), 6, 6, 6)
-        return np.array([_error(values[:, k])[0, 0, 0] for k in range(len(cell))])
+        return _error(values)[:, 0, 0, 0]
 
-    def _interpolated(self, box: Box) -> FloatArray:
-        step = self.step
-        first = [a // step for a in box.start]
-        count = [-(-b // step) - f for b, f in zip(box.stop, first, strict=True)]
+    def _nodes(self, box: Box) -> FloatArray:
+        """Image indices (3, a, b, c) of the nodes around a box, with a margin of two."""
         axes = [
-            np.arange(f - _MARGIN, f + n + _MARGIN + 1, dtype=np.float64) * step
-            for f, n in zip(first, count, strict=True)
-        ]
-        nodes = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
-        values = self._at_nodes(nodes.reshape(-1, 3)).reshape(3, *nodes.shape[:3])
-        weights = [
-            _weights(np.arange(a, b), f - _MARGIN, step, len(axis))
-            for a, b, f, axis in zip(box.start, box.stop, first, axes, strict=True)
-        ]
-        # A node without a value spoils its neighbours only, which are mended.
-        filled = np.nan_to_num(values)
-        index = np.einsum("za,cabd->czbd", weights[0], filled, optimize=True)
-        index = np.matmul(weights[1], index)
-        index = np.asarray(np.matmul(index, weights[2].T))
-        self._mend(index, box, ~(_error(values) <= self.tolerance))
-        return index
-
-    def _mend(self, index: FloatArray, box: Box, rough: NDArray[np.bool_]) -> None:
-        """Evaluate the voxels of the cells where interpolation is not good enough."""
-        if not rough.any():
-            return
-        cell = [
-            np.arange(a, b) // self.step - a // self.step
+            np.arange(a // self.step - _MARGIN, -(-b // self.step) + _MARGIN + 1) * float(self.step)
             for a, b in zip(box.start, box.stop, strict=True)
         ]
-        voxel = np.argwhere(rough[np.ix_(*cell)])
-        exact = self._at((voxel + np.asarray(box.start)).astype(np.float64))
-        index[:, voxel[:, 0], voxel[:, 1], voxel[:, 2]] = exact
+        nodes = np.stack(np.meshgrid(*axes, indexing="ij"), -1)
+        return self._at_nodes(nodes.reshape(-1, 3)).reshape(3, *nodes.shape[:3])
+
+    def _mended(self, smooth: Planes, box: Box, rough: NDArray[np.bool_]) -> Planes:
+        """Evaluate the voxels of the cells where interpolation is not good enough."""
+        step = self.step
+        corner = (np.argwhere(rough) + np.asarray(box.start) // step) * step
+        offset = np.stack(np.meshgrid(*[np.arange(step)] * 3, indexing="ij"), -1)
+        voxel = (corner[:, None] + offset.reshape(-1, 3)).reshape(-1, 3)
+        voxel = voxel[((voxel >= box.start) & (voxel < box.stop)).all(axis=1)]
+        voxel = voxel[np.argsort(voxel[:, 0], kind="stable")]
+        exact = self._at(voxel.astype(np.float64))
+        return _Mended(smooth, voxel - np.asarray(box.start), _quantised(exact))
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluated:
+    """Planes of indices (3, z, y, x) that are all there."""
+
+    index: FloatArray
+
+    @cached_property
+    def low(self) -> FloatArray:
+        return np.asarray(self.index.min(axis=(1, 2, 3)))
+
+    @cached_property
+    def high(self) -> FloatArray:
+        return np.asarray(self.index.max(axis=(1, 2, 3)))
+
+    def __len__(self) -> int:
+        return int(self.index.shape[1])
+
+    def __getitem__(self, z: int, /) -> FloatArray:
+        return self.index[:, z].copy()
+
+
+class _Interpolated:
+    """Planes interpolated from nodes (3, a, b, c): cubic Lagrange polynomials, axis by axis.
+
+    What a node without a value (NaN) spoils must not be used.
+    """
+
+    def __init__(self, nodes: FloatArray, box: Box, step: int) -> None:
+        z, y, x = (
+            _weights(np.arange(a, b), a // step - _MARGIN, step, n)
+            for a, b, n in zip(box.start, box.stop, nodes.shape[1:], strict=True)
+        )
+        self._columns = np.einsum("za,cabd->zcbd", z, np.nan_to_num(nodes), optimize=True)
+        self._along_y = y
+        self._rows = np.empty((3, len(y), nodes.shape[3]))
+        # Along x all cells are alike: their four nodes times the same weights.
+        inner = self._rows[..., _MARGIN - 1 : 1 - _MARGIN]
+        self._cells = sliding_window_view(inner, 4, axis=2)
+        self._along_x = _lagrange(np.arange(step) / step)
+        self._within = slice(box.start[2] % step, box.start[2] % step + len(x))
+        self.low, self.high = _bounds(nodes)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+    def __getitem__(self, z: int, /) -> FloatArray:
+        np.matmul(self._along_y, self._columns[z], out=self._rows)
+        index = np.matmul(self._cells, self._along_x).reshape(*self._rows.shape[:2], -1)
+        return _quantised(np.ascontiguousarray(index[..., self._within]))
+
+
+class _Mended:
+    """Planes in which some voxels (n, 3), sorted, have other indices (3, n)."""
+
+    def __init__(self, planes: Planes, voxel: NDArray[np.intp], index: FloatArray) -> None:
+        self._planes, self._voxel, self._index = planes, voxel, index
+        self._first = np.searchsorted(voxel[:, 0], np.arange(len(planes) + 1))
+        self.low = np.minimum(planes.low, index.min(axis=1))
+        self.high = np.maximum(planes.high, index.max(axis=1))
+
+    def __len__(self) -> int:
+        return len(self._planes)
+
+    def __getitem__(self, z: int, /) -> FloatArray:
+        index = self._planes[z]
+        part = slice(self._first[z], self._first[z + 1])
+        _, y, x = self._voxel[part].T
+        index[:, y, x] = self._index[:, part]
+        return index
 
 
 def _voxels(box: Box) -> FloatArray:
@@ -142,41 +236,64 @@ def _voxels(box: Box) -> FloatArray:
 
 
 def _quantised(index: FloatArray) -> FloatArray:
-    """Round to 2e-10 voxel, so that a tie is a tie in every block."""
-    index /= _QUANTUM
-    np.rint(index, out=index)
-    index *= _QUANTUM
+    """Round to 1e-9 voxel in place, so that a tie is a tie in every block."""
+    index += _QUANTISER
+    index -= _QUANTISER
     return index
 
 
-def _weights(voxel: NDArray[np.int64], first_node: int, step: int, nodes: int) -> FloatArray:
-    """Matrix (voxels, nodes) of cubic Lagrange interpolation from the four nodes around."""
-    node, t = voxel // step - first_node, (voxel % step) / step
-    four = (
-        -t * (t - 1) * (t - 2) / 6,
-        (t + 1) * (t - 1) * (t - 2) / 2,
-        -(t + 1) * t * (t - 2) / 2,
-        (t + 1) * t * (t - 1) / 6,
+def _lagrange(t: FloatArray) -> FloatArray:
+    """Weights (4, n) of the four nodes around fractions t of a cell: cubic polynomials."""
+    return np.stack(
+        [
+            -t * (t - 1) * (t - 2) / 6,
+            (t + 1) * (t - 1) * (t - 2) / 2,
+            -(t + 1) * t * (t - 2) / 2,
+            (t + 1) * t * (t - 1) / 6,
+        ]
     )
+
+
+def _weights(voxel: NDArray[np.int64], first_node: int, step: int, nodes: int) -> FloatArray:
+    """Matrix (voxels, nodes) of cubic interpolation from the four nodes around."""
+    node = voxel // step - first_node
     matrix = np.zeros((len(voxel), nodes))
-    for k, weight in enumerate(four):
+    for k, weight in enumerate(_lagrange((voxel % step) / step)):
         matrix[np.arange(len(voxel)), node - 1 + k] = weight
     return matrix
 
 
-def _error(values: FloatArray) -> FloatArray:
-    """Error bound of each cell from nodes (3, a, b, c) with a margin of two: (a-5, b-5, c-5).
+def _bounds(values: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Least and greatest index (3,) that interpolation of nodes (3, a, b, c) can give.
 
-    For each axis the fourth differences at the two ends of the cell, in all rows of nodes that
-    the interpolation uses: so a jump at any of its nodes is seen.
+    A cubic through four nodes is within an eighth of their greatest second difference of the line
+    between the middle two; interpolating along the axes before makes that at most 1.25 times
+    larger each time, the greatest sum of the weights' magnitudes. NaN does not count.
     """
-    total = np.zeros(tuple(n - 2 * _MARGIN - 1 for n in values.shape[1:]))
+    kept = (slice(None), *(slice(_MARGIN, -_MARGIN),) * 3)
+    over = np.zeros(3)
     for axis in range(3):
-        fourth = np.abs(np.diff(values, n=4, axis=axis + 1)).max(axis=0)
-        for other in range(3):
+        second = np.abs(np.diff(values, n=2, axis=axis + 1))
+        second = np.fmax.reduce(second, axis=(1, 2, 3), initial=0.0)
+        over += second * (1.25**axis / 8)
+    low = np.fmin.reduce(values[kept], axis=(1, 2, 3), initial=np.inf)
+    high = np.fmax.reduce(values[kept], axis=(1, 2, 3), initial=-np.inf)
+    return low - over, high + over
+
+
+def _error(values: FloatArray) -> FloatArray:
+    """Error bound of each cell from nodes (3, ..., a, b, c): (..., a-5, b-5, c-5).
+
+    The nodes have a margin of two. For each axis the fourth differences at the two ends of the
+    cell, in all rows of nodes that the interpolation uses: so a jump at any of its nodes is seen.
+    """
+    total = np.zeros(1)
+    for axis in (-3, -2, -1):
+        fourth = np.abs(np.diff(values, n=4, axis=axis)).max(axis=0)
+        for other in (-3, -2, -1):
             if other != axis:
                 fourth = np.take(fourth, np.arange(1, fourth.shape[other] - 1), axis=other)
             window = 2 if other == axis else 4
             fourth = sliding_window_view(fourth, window, axis=other).max(axis=-1)
-        total += fourth * (3 / 128)
+        total = total + fourth * (3 / 128)
     return total

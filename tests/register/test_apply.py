@@ -86,6 +86,41 @@ def test_positions_are_within_the_tolerance_of_the_exact_ones(direction):
     np.testing.assert_allclose(exact(box).reshape(3, -1).T, truth, atol=1e-8)
 
 
+@pytest.mark.parametrize("control_nm", [(450.0, 380.0, 400.0), (150.0, 140.0, 160.0)])
+def test_bounds_of_planes_hold_and_are_close(control_nm):
+    """The finer control grid ends, so the cells at its end are evaluated voxel by voxel."""
+    positions = Positions(smooth_transform(1, control_nm), LM, EM)
+    assert positions.step > 0
+    for box in (Box((3, 5, 7), (40, 69, 70)), Box((16, 16, 16), (48, 64, 80))):
+        planes, index = positions.planes(box), positions(box).reshape(3, -1)
+        np.testing.assert_array_equal(planes[4], positions(box)[:, 4])
+        assert (planes.low <= index.min(axis=1)).all()
+        assert (planes.high >= index.max(axis=1)).all()
+        slack = positions.step * np.abs(positions.transform.jacobian(LM.centre_nm[None])[0]).max()
+        assert (planes.low > index.min(axis=1) - 3 * slack - 2).all()
+        assert (planes.high < index.max(axis=1) + 3 * slack + 2).all()
+
+
+class Parabola(Affine):
+    """Bends x so that its least value lies in the middle between two nodes."""
+
+    def __call__(self, points_nm):
+        there = super().__call__(points_nm)
+        there[:, 2] = 0.002 * (points_nm[:, 2] - LM.to_world((0, 0, 48))[2]) ** 2
+        return there
+
+
+def test_bounds_hold_between_the_nodes():
+    positions = Positions(Parabola(np.eye(4), "lm", "em"), LM, EM)
+    assert positions.step == 32
+    box = Box((0, 0, 33), (8, 8, 60))
+    planes, least = positions.planes(box), positions(box)[2].min()
+    assert least == pytest.approx(-13.0 / 6)
+    nearest_node = (0.002 * (16 * 8) ** 2 - 13.0) / 6
+    assert nearest_node > least + 5
+    assert least - 4 < planes.low[2] <= least + 1e-9
+
+
 def test_few_points_are_mapped():
     Counted.points = 0
     affine = smooth_transform().parts[0]
