@@ -5,17 +5,20 @@
 FOLDER holds the published `palm_def_TransformParameters.txt` (with its affine) and
 `mask_bin.tif.gz`. Each seed draws another cell and another place inside the published cell mask;
 the EM is segmented by the bundled network. Finished seeds are kept in the JSON file, so that the
-same command goes on where it was stopped.
+same command goes on where it was stopped. With `--keep FOLDER` pairs and predictions are kept: PALM
+and SIM see the same cells, which are then predicted once.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import io
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +33,8 @@ from clemreg.pipeline.segment import segment_volume
 from clemreg.register.features import PSF_SIGMA_NM, MovingOptions, prepare_fixed, prepare_moving
 from clemreg.register.registration import RegisterOptions, register
 from clemreg.simulate.pair import PairOptions, simulate_clem
-from clemreg.space.transform import Affine, Chain, FloatArray
+from clemreg.space.transform import Affine, Chain, FloatArray, Transform
+from clemreg.volume import Volume
 
 EM_SHAPE = (160, 320, 320)
 MASK_GRID_NM = (104.0, 52.0, 52.0)
@@ -56,7 +60,10 @@ def published_at(transform_file: Path, place_nm: FloatArray, out: Path) -> Path:
     return out
 
 
-def measure(seed: int, modality: str, folder: Path, work: Path) -> dict[str, object]:
+def simulate(seed: int, modality: str, folder: Path, work: Path) -> Transform:
+    """Make the pair of a seed, or take it as it was kept; return the true transform."""
+    if (work / "config.toml").is_file():  # written last
+        return read_transform(work / "truth.json", source="lm", target="em")
     rng = np.random.default_rng(5000 + seed)
     transform_file = folder / "palm_def_TransformParameters.txt"
     assert read_fixed_grid(transform_file) is not None
@@ -64,16 +71,25 @@ def measure(seed: int, modality: str, folder: Path, work: Path) -> dict[str, obj
     options = PairOptions(seed=seed, em_shape=EM_SHAPE, microscope=modality)
     # simulate_clem looks through the file at the centre of the simulated light field.
     extent = np.array(EM_SHAPE) * options.em_spacing_nm * 1.05 + 2 * np.array([360, 1080, 1080])
-    options = PairOptions(
-        seed=seed,
-        em_shape=EM_SHAPE,
-        microscope=modality,
-        transform=str(published_at(transform_file, place - extent / 2, work / "published.json")),
-    )
-    truth = simulate_clem(work, options)
+    seen = published_at(transform_file, place - extent / 2, work / "published.json")
+    return simulate_clem(work, replace(options, transform=str(seen)))
+
+
+def predicted(em: Volume, kept: Path) -> Volume:
+    """Segment, or take the prediction of the same pixels."""
+    digest = hashlib.sha256(np.ascontiguousarray(em.read()).tobytes()).hexdigest()[:16]
+    out = kept / f"prediction-{digest}.zarr"
+    if not out.exists():
+        segment_volume(em, out)
+    return open_volume(out, frame="em")
+
+
+def measure(
+    seed: int, modality: str, folder: Path, work: Path, predictions: Path
+) -> dict[str, object]:
+    truth = simulate(seed, modality, folder, work)
     em, lm = open_volume(work / "em.zarr", frame="em"), open_volume(work / "lm.zarr", frame="lm")
-    prediction = segment_volume(em, work / "prediction.zarr")
-    prediction = open_volume(work / "prediction.zarr", frame="em")
+    prediction = predicted(em, predictions)
     began, cpu = time.monotonic(), time.process_time()
     psf = MovingOptions(psf_sigma_nm=PSF_SIGMA_NM[modality])
     fixed = prepare_fixed(lm.channel("mito"))
@@ -116,18 +132,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--modality", choices=("palm", "sim"), default="palm")
     parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--keep", type=Path, help="folder in which the pairs are kept")
+    parser.add_argument("--keep", type=Path, help="folder that keeps pairs and predictions")
     arguments = parser.parse_args()
     rows = []
     if arguments.json.is_file():
         rows = json.loads(arguments.json.read_text(encoding="utf-8"))["seeds"]
     for seed in range(len(rows), arguments.seeds):
         with tempfile.TemporaryDirectory() as temporary:
-            work = Path(temporary)
-            if arguments.keep is not None:
-                work = arguments.keep / f"{arguments.modality}-{seed}"
-                work.mkdir(parents=True, exist_ok=True)
-            rows.append(measure(seed, arguments.modality, arguments.transforms, work))
+            kept = arguments.keep or Path(temporary)
+            work = kept / f"{arguments.modality}-{seed}"
+            work.mkdir(parents=True, exist_ok=True)
+            rows.append(measure(seed, arguments.modality, arguments.transforms, work, kept))
         atomic_write_json(arguments.json, {"summary": summary(rows), "seeds": rows})
         print(rows[-1], flush=True)
     print(json.dumps(summary(rows), indent=1))
