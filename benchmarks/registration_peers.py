@@ -5,7 +5,8 @@
 The peers are installed into a virtual environment of their own. They get clemreg's prepared images
 and, since none of them searches poses, clemreg's start pose for free; clemreg's time includes the
 search. Every peer brings images of the coordinates along with its transform, so that no convention
-of theirs has to be known. Simulated tubes deformed by a smooth random field.
+of theirs has to be known. Simulated tubes deformed by a smooth random field. What is in the JSON
+file is not run again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -152,34 +154,40 @@ def children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def measure(seed: int, python: Path) -> dict[str, dict[str, object]]:
+Row = dict[str, object]
+
+
+def measure(seed: int, python: Path, rows: dict[str, Row]) -> Iterator[dict[str, Row]]:
+    """Add the rows that are missing, one after the other."""
     pair = simulate(seed)
     fixed = prepare_fixed(pair.lm)
     moving = prepare_moving(pair.prediction, pair.lm.grid.spacing_nm)
     points, truth = pair.points_nm, pair.truth(pair.points_nm)
     began, cpu = time.monotonic(), time.process_time()
     ours = register(fixed, moving, RegisterOptions(threads=2))
-    rows: dict[str, dict[str, object]] = {
+    seconds, cpu = time.monotonic() - began, time.process_time() - cpu
+    start = ours.orientation.affine
+    rows = {
+        **rows,
         "clemreg": {
             **errors(ours.transform(points), truth),
-            "seconds": time.monotonic() - began,
-            "cpu_seconds": time.process_time() - cpu,
+            "seconds": seconds,
+            "cpu_seconds": cpu,
         },
-        "start pose": errors(ours.orientation.affine(points), truth),
+        "start pose": errors(start(points), truth),
     }
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_inputs(fixed, moving, ours.orientation.affine, folder)
-        for name in PEERS:
+    yield rows
+    for name in (peer for peer in PEERS if peer not in rows):
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            write_inputs(fixed, moving, start, folder)
             if name == "elastix":
-                start = ours.orientation.affine
                 found = run_elastix_defaults(fixed, moving, start, folder / "e", points)
             else:
                 found = run_peer(name, python, folder, fixed.grid, points)
-            there = found.pop("there", None)
-            rows[name] = {**found, **({} if there is None else errors(there, truth))}
-            print(seed, name, rows[name], flush=True)
-    return rows
+        there = found.pop("there", None)
+        rows = {**rows, name: {**found, **({} if there is None else errors(there, truth))}}
+        yield rows
 
 
 def errors(there: FloatArray, truth: FloatArray) -> dict[str, object]:
@@ -187,10 +195,10 @@ def errors(there: FloatArray, truth: FloatArray) -> dict[str, object]:
     return {"median_nm": float(np.median(distance)), "mean_nm": float(distance.mean())}
 
 
-def summary(runs: list[dict[str, dict[str, object]]]) -> dict[str, object]:
+def summary(runs: list[dict[str, Row]]) -> dict[str, object]:
     table: dict[str, object] = {}
     for name in ("start pose", "clemreg", *PEERS):
-        rows = [run[name] for run in runs if "median_nm" in run[name]]
+        rows = [run[name] for run in runs if "median_nm" in run.get(name, {})]
         keys = [
             k for k in ("median_nm", "mean_nm", "seconds", "cpu_seconds") if rows and k in rows[0]
         ]
@@ -206,11 +214,17 @@ def main() -> None:
     arguments = parser.parse_args()
     python = environment(arguments.venv)
     runs = []
+    if arguments.json and arguments.json.is_file():
+        runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
     for seed in range(arguments.seeds):
-        runs.append(measure(seed, python))
-        print(seed, json.dumps(runs[-1]), flush=True)
-        if arguments.json:
-            atomic_write_json(arguments.json, {"summary": summary(runs), "runs": runs})
+        if seed < len(runs) and all(peer in runs[seed] for peer in PEERS):
+            continue
+        runs[seed:] = runs[seed:] or [{}]
+        for rows in measure(seed, python, runs[seed]):
+            runs[seed] = rows
+            print(seed, json.dumps(rows), flush=True)
+            if arguments.json:
+                atomic_write_json(arguments.json, {"summary": summary(runs), "runs": runs})
     print(json.dumps(summary(runs), indent=1))
 
 

@@ -11,12 +11,13 @@ import numpy as np
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.register.apply import ApplyOptions, check_frames, source_box, warp_box
 from clemreg.register.positions import Positions
-from clemreg.space.grid import Grid
+from clemreg.space.grid import Box, Grid
 from clemreg.space.transform import Transform
 from clemreg.volume import Volume
 
 _MAPPED = 64
 _TIMED = 4
+_PLANE_BYTES = 64  # corners, fractions and the values around each voxel of a plane
 
 
 @dataclass(frozen=True)
@@ -78,16 +79,22 @@ def estimate_apply(
     for block in timed:
         warp_box(positions, image, block.core)
     rate = sum(b.core.size for b in timed) / max(time.perf_counter() - begin, 1e-9)
-    largest = max(b.core.size for b in blocks)
+    largest = max((b.core for b in blocks), key=lambda core: core.size)
     return ApplyEstimate(
         blocks=len(blocks),
         voxels=onto.size,
         output_bytes=onto.size * width,
         input_bytes=int(np.mean(read) * len(blocks)) * width,
-        block_bytes=largest * (3 * 8 + 8 + width) + max(read) * width,
+        block_bytes=largest.size * width + max(read) * width + _index_bytes(largest, positions),
         step=positions.step,
         seconds=onto.size / rate / max(1, options.workers),
     )
+
+
+def _index_bytes(box: Box, positions: Positions) -> int:
+    """Memory for places in the image: of a plane, or of all voxels if each is evaluated."""
+    plane = box.shape[1] * box.shape[2]
+    return plane * _PLANE_BYTES + (plane if positions.step else box.size) * 3 * 8
 
 
 def _spread(blocks: list[Block], count: int) -> list[Block]:
