@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ from clemreg.space.resample import sample_array
 from clemreg.space.transform import Affine, FloatArray
 from clemreg.volume import Volume
 
-PEERS = ("elastix", "greedy", "ants")
+PEERS = ("ants", "greedy", "elastix")
 AXES = "xyz"
 PACKAGES = ("antspyx", "picsl-greedy")
 
@@ -157,7 +157,9 @@ def children_seconds() -> float:
 Row = dict[str, object]
 
 
-def measure(seed: int, python: Path, rows: dict[str, Row]) -> Iterator[dict[str, Row]]:
+def measure(
+    seed: int, python: Path, peers: Sequence[str], rows: dict[str, Row]
+) -> Iterator[dict[str, Row]]:
     """Add the rows that are missing, one after the other."""
     pair = simulate(seed)
     fixed = prepare_fixed(pair.lm)
@@ -177,7 +179,7 @@ def measure(seed: int, python: Path, rows: dict[str, Row]) -> Iterator[dict[str,
         "start pose": errors(start(points), truth),
     }
     yield rows
-    for name in (peer for peer in PEERS if peer not in rows):
+    for name in (peer for peer in peers if peer not in rows):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             write_inputs(fixed, moving, start, folder)
@@ -210,6 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--venv", type=Path, default=Path("peers-venv"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     python = environment(arguments.venv)
@@ -217,10 +220,10 @@ def main() -> None:
     if arguments.json and arguments.json.is_file():
         runs = json.loads(arguments.json.read_text(encoding="utf-8"))["runs"]
     for seed in range(arguments.seeds):
-        if seed < len(runs) and all(peer in runs[seed] for peer in PEERS):
+        if seed < len(runs) and all(peer in runs[seed] for peer in arguments.peers):
             continue
         runs[seed:] = runs[seed:] or [{}]
-        for rows in measure(seed, python, runs[seed]):
+        for rows in measure(seed, python, arguments.peers, runs[seed]):
             runs[seed] = rows
             print(seed, json.dumps(rows), flush=True)
             if arguments.json:
