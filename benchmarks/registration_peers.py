@@ -41,6 +41,7 @@ from clemreg.volume import Volume
 
 PEERS = ("ants", "greedy", "elastix")
 AXES = "xyz"
+OUTSIDE_NM = 1e5  # the peers' coordinates outside the moving image are 1e6 um
 PACKAGES = ("antspyx", "picsl-greedy")
 
 
@@ -193,8 +194,15 @@ def measure(
 
 
 def errors(there: FloatArray, truth: FloatArray) -> dict[str, object]:
+    """Errors of the points that arrived inside the EM, and the share that did not."""
     distance = np.linalg.norm(there - truth, axis=1)
-    return {"median_nm": float(np.median(distance)), "mean_nm": float(distance.mean())}
+    arrived = distance < OUTSIDE_NM
+    distance = distance[arrived]
+    return {
+        "median_nm": float(np.median(distance)),
+        "mean_nm": float(distance.mean()),
+        "lost": 1.0 - float(arrived.mean()),
+    }
 
 
 def summary(runs: list[dict[str, Row]]) -> dict[str, object]:
@@ -202,7 +210,9 @@ def summary(runs: list[dict[str, Row]]) -> dict[str, object]:
     for name in ("start pose", "clemreg", *PEERS):
         rows = [run[name] for run in runs if "median_nm" in run.get(name, {})]
         keys = [
-            k for k in ("median_nm", "mean_nm", "seconds", "cpu_seconds") if rows and k in rows[0]
+            k
+            for k in ("median_nm", "mean_nm", "lost", "seconds", "cpu_seconds")
+            if rows and k in rows[0]
         ]
         table[name] = {k: float(np.median([float(str(r[k])) for r in rows])) for k in keys}
     return table
