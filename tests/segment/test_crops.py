@@ -55,7 +55,7 @@ def cosem_crop(em, ids=None, masks=None, versions=None):
     return TrainingCrop("s/crop9", versions or (em,), (20, 220), CosemAnnotations(crop))
 
 
-def agreement(patches, shape, seeds=6):
+def agreement(patches, shape, seeds=4):
     """Share of the surely inside or outside voxels whose grey value says the same."""
     right = total = 0
     for seed in range(seeds):
@@ -67,7 +67,7 @@ def agreement(patches, shape, seeds=6):
         assert target.shape == known.shape == (len(target), *(shape.outputs,) * 3)
         right += ((grey < 0) == (target[0] > 0))[sure].sum()
         total += sure.sum()
-    assert total > 1000
+    assert total > 600
     return right / total
 
 
@@ -84,7 +84,7 @@ def test_coarse_em_and_fine_targets_lie_together(em, augment):
     shape = PatchShape(14, 12, 8.0, 4.0)
     crop = cosem_crop(em, versions=tuple(subsample(em, phase) for phase in range(8)))
     patches = CropPatches([crop], CropOptions(shape, ("mito",), augment))
-    assert agreement(patches, shape, 10) > 0.98
+    assert agreement(patches, shape) > 0.98
 
 
 def test_targets_are_the_signed_distance(em):
