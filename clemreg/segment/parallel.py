@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import distributed, nn
@@ -21,12 +22,24 @@ def alone(part: torch.Tensor) -> torch.Tensor:
     return part
 
 
-def _over_all(part: torch.Tensor) -> torch.Tensor:
-    from torch.distributed.nn.functional import all_reduce
+class _Sum(torch.autograd.Function):
+    """Sum over the processes; each of them hears how the sums of all count."""
 
-    result: torch.Tensor = all_reduce(part) if part.requires_grad else part.clone()
-    if not part.requires_grad:
+    @staticmethod
+    def forward(_ctx: Any, part: torch.Tensor) -> torch.Tensor:
+        result = part.clone()
         distributed.all_reduce(result)
+        return result
+
+    @staticmethod
+    def backward(_ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        result = gradients[0].clone()
+        distributed.all_reduce(result)
+        return result
+
+
+def _over_all(part: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = _Sum.apply(part)
     return result
 
 
@@ -91,7 +104,13 @@ class Team:
 
 @contextmanager
 def team(device: torch.device) -> Iterator[Team]:
-    """Join the processes that ``torchrun`` started, by its environment; one process otherwise."""
+    """Join the processes that ``torchrun`` started, by its environment; one process otherwise.
+
+    Inside another such block its processes are used.
+    """
+    if distributed.is_initialized():
+        yield Team(distributed.get_rank(), distributed.get_world_size())
+        return
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Team()

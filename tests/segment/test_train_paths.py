@@ -175,13 +175,14 @@ PROCESS = """
 import dataclasses, json, sys
 sys.path.insert(0, {folder!r})
 from test_train_paths import TOGETHER, Balls, sums
-from clemreg.segment.parallel import writes
+from clemreg.segment.parallel import team, training_device, writes
 from clemreg.segment.training import train
 results = []
-for loss in ("paper", "entropy"):
-    options = dataclasses.replace(TOGETHER, loss=loss)
-    done = train(Balls(options.patch()), options)
-    results.append([done.losses, sums(done.network)])
+with team(training_device("cpu")):
+    for loss in ("paper", "entropy"):
+        options = dataclasses.replace(TOGETHER, loss=loss)
+        done = train(Balls(options.patch()), options)
+        results.append([done.losses, sums(done.network)])
 if writes():
     print(json.dumps(results))
 """
@@ -208,7 +209,11 @@ def test_two_processes_train_as_one_with_the_whole_batch():
         )
         for rank in range(2)
     ]
-    printed = [process.communicate(timeout=300)[0] for process in started]
+    try:
+        printed = [process.communicate(timeout=300)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0]
     assert not printed[1]
     for loss, (losses, weights) in zip(("paper", "entropy"), json.loads(printed[0]), strict=True):
