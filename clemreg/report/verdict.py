@@ -15,8 +15,8 @@ Status = Literal["pass", "warn", "fail"]
 Finding = tuple[Status, str]
 Numbers = Mapping[str, Any]
 
-# On simulated pairs a wrong pose scores 0.2 to 0.3, and stands out from the next one by less than
-# 0.05; a right one scores 0.4 to 0.6 where half of the EM or more lies in the field.
+# On simulated pairs the best wrong pose scores 0.2 to 0.35, and stands out from the next one by
+# less than 0.05; the right one scores 0.4 to 0.7 where 40 % of the EM or more lies in the field.
 CLEAR_MARGIN = 0.2
 LOW_MARGIN = 0.15
 LOW_SCORE = 0.3
