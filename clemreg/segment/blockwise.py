@@ -83,8 +83,10 @@ def open_ledger(out: Path, job: str) -> Ledger:
     return Ledger(path, job)
 
 
-def read_mirrored(volume: Volume, box: Box) -> NDArray[np.float32]:
-    """Read a box that may reach outside; there, the volume is mirrored at its outer voxels.
+def read_extended(volume: Volume, box: Box) -> NDArray[np.float32]:
+    """Read a box that may reach outside; there, the outermost voxels go on.
+
+    Not mirrored: in a thin volume, a mirrored piece of cytoplasm looks like an organelle.
 
     Raises
     ------
@@ -92,26 +94,21 @@ def read_mirrored(volume: Volume, box: Box) -> NDArray[np.float32]:
         The EM holds NaN or infinite values.
     """
     indices = [
-        _mirror(np.arange(a, b), n)
+        np.clip(np.arange(a, b), 0, n - 1)
         for a, b, n in zip(box.start, box.stop, volume.shape, strict=True)
     ]
-    low = [int(i.min()) for i in indices]
-    inner = Box(tuple(low), tuple(int(i.max()) + 1 for i in indices))  # type: ignore[arg-type]
+    inner = Box(
+        tuple(int(i[0]) for i in indices),  # type: ignore[arg-type]
+        tuple(int(i[-1]) + 1 for i in indices),  # type: ignore[arg-type]
+    )
     block = np.asarray(volume.read(inner), dtype=np.float32)
     if not np.isfinite(block).all():
         raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values in {inner}")
-    for axis, (index, first) in enumerate(zip(indices, low, strict=True)):
-        local = index - first
-        if len(local) != block.shape[axis] or (local != np.arange(len(local))).any():
+    for axis, index in enumerate(indices):
+        local = index - index[0]
+        if len(local) != block.shape[axis]:
             block = np.take(block, local, axis=axis)
     return np.ascontiguousarray(block)
-
-
-def _mirror(index: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    """Reflect indices at the outer voxels, as often as needed."""
-    period = max(1, 2 * (n - 1))
-    folded = np.abs(index) % period
-    return np.where(folded > n - 1, period - folded, folded)
 
 
 def find_limits(volume: Volume) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from clemreg.segment.augment import (
     turn,
     warp,
 )
-from clemreg.segment.blockwise import read_mirrored
+from clemreg.segment.blockwise import read_extended
 from clemreg.segment.classes import Annotation, category
 from clemreg.segment.groundtruth import CellMapLabel, CosemCrop
 from clemreg.segment.sampling import BoolArray, FloatArray, Patch, PatchShape
@@ -290,7 +290,7 @@ class CropPatches:
         labels = Box(start, stop).grow(context)  # type: ignore[arg-type]
         augment = self.options.augment
         if augment is None:
-            grey = (_grey(read_mirrored(em, box), crop.limits) * 2 - 1).astype(np.float32)
+            grey = (_grey(read_extended(em, box), crop.limits) * 2 - 1).astype(np.float32)
             arrays = _padded(crop.annotations, labels)
         else:
             around = em.grid.crop(box.grow(_reach(em.grid, crop.annotations.grid, context)))
@@ -411,7 +411,7 @@ def _warped_em(
 ) -> FloatArray:
     target = em.grid.crop(box)
     source = _source(em.grid, target, deformation)
-    values = _grey(read_mirrored(em, source), limits)
+    values = _grey(read_extended(em, source), limits)
     return np.asarray(warp(values, em.grid.crop(source), target, deformation))
 
 

@@ -21,7 +21,7 @@ from clemreg.segment.blockwise import (
     Where,
     find_limits,
     open_ledger,
-    read_mirrored,
+    read_extended,
 )
 from clemreg.segment.contract import BlockNetwork
 from clemreg.space.grid import Box, Grid
@@ -83,7 +83,7 @@ def predict_with(
             if not inside.any():
                 writer[block.core] = np.zeros((len(network.classes), *block.core.shape), np.uint8)
                 return
-            em = _normalised(read_mirrored(level, _input_box(block.core, network)), limits)
+            em = _normalised(read_extended(level, _input_box(block.core, network)), limits)
             z, y, x = block.core.shape
             mean = _mean_of_views(network, em, options.mirrorings)
             writer[block.core] = quantise(mean[:, :z, :y, :x]) * inside

@@ -23,7 +23,7 @@ from clemreg.segment.blockwise import (
     Where,
     find_limits,
     open_ledger,
-    read_mirrored,
+    read_extended,
 )
 from clemreg.segment.data import normalise
 from clemreg.segment.inference import FastUNet, joined, mirrored
@@ -193,7 +193,7 @@ def _stored(cubes: torch.Tensor) -> torch.Tensor:
 
 
 class _Reader:
-    """Boxes of a volume at the model's voxel size; beyond its borders it is mirrored."""
+    """Boxes of a volume at the model's voxel size; beyond its borders the outer voxels go on."""
 
     def __init__(self, volume: Volume, model: Model) -> None:
         if min(volume.shape) < 2:
@@ -223,7 +223,7 @@ class _Reader:
     def read(self, box: Box) -> NDArray[np.float32]:
         """Read a box that may reach outside."""
         if self.same:
-            return read_mirrored(self.volume, box)
+            return read_extended(self.volume, box)
         from clemreg.segment.data import separable_resample
 
         positions, widths = [], []
@@ -235,7 +235,7 @@ class _Reader:
             widths.append(self.grid.spacing_nm[axis] / fine.spacing_nm[axis])
         low = [int(np.floor(p.min() - w)) for p, w in zip(positions, widths, strict=True)]
         high = [int(np.ceil(p.max() + w)) + 2 for p, w in zip(positions, widths, strict=True)]
-        part = read_mirrored(self.volume, Box(tuple(low), tuple(high)))  # type: ignore[arg-type]
+        part = read_extended(self.volume, Box(tuple(low), tuple(high)))  # type: ignore[arg-type]
         shifted = [p - a for p, a in zip(positions, low, strict=True)]
         return separable_resample(part, shifted, widths)
 

@@ -50,11 +50,11 @@ def em():
 
 
 def whole(em, model):
-    """The network on the whole mirrored volume at once, written independently."""
+    """The network on the whole extended volume at once, written independently."""
     x = normalise(em.read(), contrast_limits(em.read()))
     halo, step = model.network.halo, model.network.step
     up = [-n % step for n in x.shape]
-    padded = np.pad(x, [(halo, halo + u) for u in up], mode="reflect")
+    padded = np.pad(x, [(halo, halo + u) for u in up], mode="edge")
     with torch.inference_mode():
         out = model.network(torch.from_numpy(padded)[None, None])[0].numpy()
     z, y, x_ = em.shape
@@ -195,7 +195,7 @@ def test_mirrored_views_are_averaged(tmp_path, em, model):
     network = model.network
     up = [-n % network.step for n in em.shape]
     x = normalise(em.read(), limits)
-    padded = np.pad(x, [(network.halo, network.halo + u) for u in up], mode="reflect")
+    padded = np.pad(x, [(network.halo, network.halo + u) for u in up], mode="edge")
     tensor = torch.from_numpy(padded)[None, None]
     with torch.inference_mode():
         views = [network(tensor.flip(axes)).flip(axes) for axes in ([], [4], [3], [3, 4])]
