@@ -26,7 +26,9 @@ def main():
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     scyjava.config.add_classpath(*more)
-    options = (f"-Duser.home={home}", f"-Dplugins.dir={home}", "-Dfile.encoding=UTF-8")
+    # A temporary folder of its own: two workers that unpack one native library spoil it.
+    folders = (f"-Duser.home={home}", f"-Dplugins.dir={home}", f"-Djava.io.tmpdir={home}")
+    options = (*folders, "-Dfile.encoding=UTF-8")
     imagej = open_imagej(JvmOptions(ij_jar=Path(ij_jar), mode="hidden", options=options))
     runner = groovy_runner() if any("groovy" in jar for jar in more) else None
     tell(answers, {"ready": imagej.version})

@@ -51,13 +51,18 @@ def test_blocks_of_any_size_give_whole_volume_resampling(tmp_path, monkeypatch):
     back = random_bspline(rng, onto, amplitude_nm=3, target="em")
     pixels = rng.integers(0, 4000, em.shape).astype(np.uint16)
     points = back(onto.points_nm().reshape(-1, 3))
-    expected = np.rint(sample_array(pixels, em, points)).reshape(onto.shape)
+    expected = sample_array(pixels, em, points).reshape(onto.shape)
     assert (expected > 0).mean() > 0.3
+    found = []
     for block in ((64, 128, 128), (4, 5, 7)):
         monkeypatch.setattr("clemreg.register.apply.BLOCK", block)
         out = apply_to_image(back, Volume(pixels, em), onto, tmp_path / f"{block[0]}.zarr")
-        np.testing.assert_array_equal(out.read(), expected)
         assert out.grid == onto
+        found.append(out.read().astype(float))
+    np.testing.assert_array_equal(found[1], found[0])
+    # Places are right to 0.001 voxel along each axis, where neighbours differ by up to 4000.
+    assert np.abs(found[0] - expected).max() < 0.5 + 3 * 0.001 * 4000
+    assert (found[0] != np.rint(expected)).mean() < 0.005
 
 
 def test_labels_keep_their_ids_and_scipy_agrees():
