@@ -124,7 +124,7 @@ def by_loop(volume: Volume, model: Model, block: int) -> NDArray[np.uint8]:
     halo = network.halo
     up = [-n % network.step for n in volume.shape]
     em = normalise(volume.read(), find_limits(volume))
-    padded = np.pad(em, [(halo, halo + u) for u in up], mode="reflect")
+    padded = np.pad(em, [(halo, halo + u) for u in up], mode="edge")
     result = np.zeros(
         (len(model.classes), *(n + u for n, u in zip(em.shape, up, strict=True))), np.uint8
     )
