@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,15 +14,20 @@ from clemreg.errors import ClemregError, ConfigError, MissingError
 from clemreg.units import parse_xyz_nm
 
 
-def _is_xyz(text: str) -> str:
-    try:
-        parse_xyz_nm(text)
-    except ClemregError as error:
-        raise ValueError(error.message) from error
-    return text
+def readable_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Validate a text by a function of ours; what that says is what the user reads."""
+
+    def check(text: str) -> str:
+        try:
+            parse(text)
+        except ClemregError as error:
+            raise ValueError(error.message) from error
+        return text
+
+    return AfterValidator(check)
 
 
-XyzLength = Annotated[str, AfterValidator(_is_xyz)]
+XyzLength = Annotated[str, readable_by(parse_xyz_nm)]
 Model = TypeVar("Model", bound=BaseModel)
 
 

@@ -6,22 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from clemreg.config import Section, XyzLength, read_config
-from clemreg.errors import ClemregError
+from clemreg.config import Section, XyzLength, read_config, readable_by
 from clemreg.units import parse_length_nm
 
-
-def _is_length(text: str) -> str:
-    try:
-        parse_length_nm(text)
-    except ClemregError as error:
-        raise ValueError(error.message) from error
-    return text
-
-
-Length = Annotated[str, AfterValidator(_is_length)]
+Length = Annotated[str, readable_by(parse_length_nm)]
 # Names become names of folders.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Names = Annotated[tuple[Name, ...], Field(min_length=1)]

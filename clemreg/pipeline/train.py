@@ -13,9 +13,11 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from clemreg.blocks.run import Progress
+from clemreg.config import Section
 from clemreg.errors import ConfigError, MissingError
 from clemreg.io.volumes import open_labels, open_volume
-from clemreg.pipeline.train_crops import AugmentSection, CellMapData, CosemData, Section, open_crops
+from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
+from clemreg.segment.augment import AugmentOptions
 from clemreg.segment.checkpoints import CosemModel
 from clemreg.segment.cosem import CosemUNet
 from clemreg.segment.crops import CropOptions, CropPatches, TrainingCrop, usable_crops
@@ -75,7 +77,7 @@ class TrainConfig(Section):
     setup: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     present: float = 0.0
-    augment: AugmentSection = AugmentSection()
+    augment: AugmentOptions = AugmentOptions()
     simulated: SimulatedData | None = None
     real: tuple[RealData, ...] = ()
     cosem: tuple[CosemData, ...] = ()
@@ -202,7 +204,7 @@ def _source(
     samplers: list[Sampler] = [volume_patches(volumes, options)] if volumes else []
     weights = [sum(v.weight for v in volumes)] if volumes else []
     present = 0.5 if config.setup and setup(config.setup).present_first else config.present
-    drawn = CropOptions(options.patch(), options.classes, config.augment.options(), present)
+    drawn = CropOptions(options.patch(), options.classes, config.augment, present)
     for entry, found in crops.items():
         learnt = entry.learnt(found)
         if learnt:

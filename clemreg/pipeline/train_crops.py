@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict
-
+from clemreg.config import Section
 from clemreg.errors import ConfigError, FormatError, MissingError
 from clemreg.io.volumes import open_volume
-from clemreg.segment.augment import AugmentOptions
 from clemreg.segment.blockwise import find_limits
 from clemreg.segment.classes import AnnotatedIds, category
 from clemreg.segment.crops import CellMapAnnotations, CosemAnnotations, TrainingCrop
@@ -26,28 +23,6 @@ from clemreg.segment.groundtruth import (
     open_cosem_raw,
 )
 from clemreg.volume import Volume
-
-
-class Section(BaseModel):
-    """A section of a configuration; a key that it does not have is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AugmentSection(Section):
-    """Random changes of crops, as in the paper; see `clemreg.segment.augment.AugmentOptions`."""
-
-    control_voxels: int = 100
-    jitter_nm: float = 10.0
-    rotation: tuple[float, float] = (0.0, np.pi / 2)
-    subsample: int = 8
-    contrast: tuple[float, float] = (0.25, 1.75)
-    brightness: tuple[float, float] = (-0.5, 0.35)
-    gamma: tuple[float, float] = (0.5, 2.0)
-
-    def options(self) -> AugmentOptions:
-        """Return them as the library takes them."""
-        return AugmentOptions(**self.model_dump())
 
 
 class CropData(Section):

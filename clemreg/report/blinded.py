@@ -6,13 +6,13 @@ import base64
 import hashlib
 import io
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.evaluate.blinded import Pair
+from clemreg.report.html import fill
 
 GREEN = (70, 255, 90, 255)
 Bytes = NDArray[np.uint8]
@@ -29,8 +29,6 @@ def render_pairs(title: str, shown: Sequence[Shown]) -> str:
         For each place: the pair, the EM as grey levels, and the masks of predictions a and b,
         each (z, y, x) of its box.
     """
-    from jinja2 import Environment
-
     pairs = []
     identity = hashlib.sha256()
     for pair, em, mask_a, mask_b in shown:
@@ -41,11 +39,7 @@ def render_pairs(title: str, shown: Sequence[Shown]) -> str:
         identity.update(b"".join(p.tobytes() for p in pictures.values()))
         uris = {name: data_uri(picture) for name, picture in pictures.items()}
         pairs.append({"number": pair.number} | uris)
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = (files("clemreg.report") / "blinded.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
-        title=title, pairs=pairs, identity=identity.hexdigest()[:16]
-    )
+    return fill("blinded.html", title=title, pairs=pairs, identity=identity.hexdigest()[:16])
 
 
 def montage(volume: NDArray[Any]) -> NDArray[Any]:

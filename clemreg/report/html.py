@@ -59,12 +59,8 @@ def render_html(
     worst
         Rows (name, error nm, dz, dy, dx nm) of the landmarks with the largest errors.
     """
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "share": share}
-    source = (files("clemreg.report") / "template.html").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    return fill(
+        "template.html",
         title=title,
         heading=HEADINGS[report["verdict"]["status"]],
         verdict=report["verdict"],
@@ -80,6 +76,20 @@ def render_html(
         provenance=report.get("provenance") or {},
         config=_toml((report.get("provenance") or {}).get("config")),
     )
+
+
+def fill(template: str, **values: Any) -> str:
+    """Fill in one of the templates of this folder, which may include others of it."""
+    from jinja2 import Environment, FunctionLoader
+
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (files("clemreg.report") / name).read_text("utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "share": share}
+    return environment.get_template(template).render(**values)
 
 
 def number(value: Any, digits: int = 1) -> str:

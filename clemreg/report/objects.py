@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from clemreg.io.atomic import atomic_write_text
 from clemreg.report.canvas import BLUE, INK, new_figure, plain_text, png
-from clemreg.report.html import Figure
+from clemreg.report.html import Figure, fill
 
 FloatArray = NDArray[np.float64]
 _PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b79a20", "#439894", "#d6616b", "#9467bd", "#8c6d31")
@@ -63,15 +62,12 @@ def write_object_report(
     cut_by_border
         Number of objects that reach the border of the volume.
     """
-    from jinja2 import Environment
-
     figures = [Figure("Histograms", "Number of objects by size.", png(histograms(quantities)))]
     if surfaces:
         caption = "The same objects from two sides, each in a colour of its own; axes in µm."
         figures.insert(0, Figure("Shape", caption, png(picture(surfaces))))
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    source = (files("clemreg.report") / "objects.html").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
+    page = fill(
+        "objects.html",
         title=title,
         count=len(quantities[0].values),
         cut=cut_by_border,

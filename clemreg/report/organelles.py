@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from clemreg.io.atomic import atomic_write_text
-from clemreg.report.html import number, share
+from clemreg.report.html import fill
 
 
 def write_organelles_page(path: Path, report: Mapping[str, Any]) -> None:
@@ -22,12 +21,5 @@ def write_organelles_page(path: Path, report: Mapping[str, Any]) -> None:
     report
         Content of ``organelles.json``.
     """
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number, "share": share}
-    source = (files("clemreg.report") / "organelles.html").read_text(encoding="utf-8")
-    page = environment.from_string(source).render(
-        report=report, config=json.dumps(report["provenance"]["config"], indent=1)
-    )
-    atomic_write_text(path, page)
+    config = json.dumps(report["provenance"]["config"], indent=1)
+    atomic_write_text(path, fill("organelles.html", report=report, config=config))

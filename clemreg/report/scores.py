@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from clemreg.errors import DataError
 from clemreg.io.atomic import atomic_write_text
 from clemreg.report import canvas
 from clemreg.report.canvas import BLUE, GREEN, INK, MAGENTA, ORANGE, SOFT
-from clemreg.report.html import Figure, number
+from clemreg.report.html import Figure, fill, number
 from clemreg.space.grid import Grid
 
 BARS = {"dice": "F1 (Dice)", "precision": "precision", "recall": "recall"}
@@ -96,12 +95,8 @@ def write_score_report(
     """
     if not labels:
         raise DataError("there is no class to report on", hint="score some predictions first")
-    from jinja2 import Environment
-
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"number": number}
-    source = (files("clemreg.report") / "scores.html").read_text(encoding="utf-8")
-    text = environment.from_string(source).render(
+    text = fill(
+        "scores.html",
         title=title,
         summary=summary,
         labels=labels,

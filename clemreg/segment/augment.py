@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class AugmentOptions:
     gamma
         Range of the exponent.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # as a section of a configuration
 
     control_voxels: int = 100
     jitter_nm: float = 10.0

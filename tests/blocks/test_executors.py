@@ -114,7 +114,7 @@ def test_processes_end_when_their_parent_is_killed(tmp_path):
     pid = _wait_for(lambda: [p.name for p in tmp_path.glob("pid-*")])[0].removeprefix("pid-")
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    _wait_for(lambda: not psutil.pid_exists(int(pid)) or _zombie(int(pid)))
+    assert _wait_for(lambda: not psutil.pid_exists(int(pid)) or _zombie(int(pid)))
 
 
 @dataclass(frozen=True)
