@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from clemreg.cli.console import JsonOption, progress_bar, table, write_json
+from clemreg.cli.scoring import (
+    ClipOption,
+    MetricOption,
+    ToleranceOption,
+    score_options,
+    unannotated_rule,
+)
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -24,9 +31,7 @@ def score(
             "--voxel-size", "--spacing", help='Voxel size "x, y, z unit", if the files have none.'
         ),
     ] = None,
-    metric: Annotated[
-        list[str] | None, typer.Option(help="Only this metric; repeat. Default: all 21.")
-    ] = None,
+    metric: MetricOption = None,
     label: Annotated[
         str, typer.Option(help="Class to score, if the truth holds COSEM ids (0 not annotated).")
     ] = "",
@@ -44,12 +49,8 @@ def score(
     instances: Annotated[
         bool, typer.Option("--instances", help="Both hold object ids: match them, too.")
     ] = False,
-    tolerance: Annotated[
-        str, typer.Option(help="Distance that is no error in *_with_tolerance.")
-    ] = "40 nm",
-    clip: Annotated[
-        str, typer.Option(help="Longest distance that counts in *_clipped.")
-    ] = "200 nm",
+    tolerance: ToleranceOption = "40 nm",
+    clip: ClipOption = "200 nm",
     report: Annotated[
         Path | None, typer.Option(help="Also write a page with bars and a slice, FILE.html.")
     ] = None,
@@ -57,26 +58,21 @@ def score(
     json: JsonOption = None,
 ) -> None:
     """Score a segmentation: overlap, distances and information; object by object if asked."""
-    from clemreg.evaluate.scores import METRICS, ScoreOptions
     from clemreg.pipeline.score import (
         ScoreRequest,
-        Unannotated,
         report_scores,
         score_files,
         score_instance_files,
     )
-    from clemreg.units import parse_length_nm
 
-    if unannotated not in ("leave-out", "background"):
-        raise typer.BadParameter(f"{unannotated!r} is neither leave-out nor background")
     request = ScoreRequest(
         voxel_size,
         label,
         channel,
         threshold,
         annotated,
-        cast("Unannotated", unannotated),
-        ScoreOptions(tuple(metric or METRICS), parse_length_nm(tolerance), parse_length_nm(clip)),
+        unannotated_rule(unannotated),
+        score_options(metric, tolerance, clip),
     )
     with progress_bar("score") as progress:
         scores = dict(score_files(prediction, truth, request, progress=progress))

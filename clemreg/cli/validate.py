@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from clemreg.cli.console import JsonOption, progress_bar, result, rows_table, write_json
+from clemreg.cli.scoring import (
+    ClipOption,
+    MetricOption,
+    ToleranceOption,
+    score_options,
+    unannotated_rule,
+)
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -42,15 +49,9 @@ def validate(
     unannotated: Annotated[
         str, typer.Option(help='Unknown voxels: "leave-out", or "background" as in the paper.')
     ] = "leave-out",
-    metric: Annotated[
-        list[str] | None, typer.Option(help="Only this metric; repeat. Default: all 21.")
-    ] = None,
-    tolerance: Annotated[
-        str, typer.Option(help="Distance that is no error in *_with_tolerance.")
-    ] = "40 nm",
-    clip: Annotated[
-        str, typer.Option(help="Longest distance that counts in *_clipped.")
-    ] = "200 nm",
+    metric: MetricOption = None,
+    tolerance: ToleranceOption = "40 nm",
+    clip: ClipOption = "200 nm",
     replace: Annotated[
         bool, typer.Option("--replace", help="Replace scores that the store has already.")
     ] = False,
@@ -63,7 +64,6 @@ def validate(
 
     Choose, compare and report from the store: clemreg results best, compare, converged, report.
     """
-    from clemreg.evaluate.scores import METRICS, ScoreOptions
     from clemreg.pipeline.crop_scores import (
         CropRequest,
         keep_scores,
@@ -71,20 +71,16 @@ def validate(
         rows_by_class,
         score_on_crops,
     )
-    from clemreg.pipeline.validation import Unannotated
-    from clemreg.units import parse_length_nm
 
-    if unannotated not in ("leave-out", "background"):
-        raise typer.BadParameter(f"{unannotated!r} is neither leave-out nor background")
-    metrics = tuple(metric or METRICS)
+    chosen = score_options(metric, tolerance, clip)
     request = CropRequest(
         n5, setup, iteration, tuple(crop or ()), tuple(label or ()), ids, sample, raw_dataset,
-        refined, threshold, cast("Unannotated", unannotated),
-        ScoreOptions(metrics, parse_length_nm(tolerance), parse_length_nm(clip)),
+        refined, threshold, unannotated_rule(unannotated),
+        chosen,
     )  # fmt: skip
     with progress_bar("validate") as progress:
         results = score_on_crops(prediction, request, progress=progress)
-    shown = "dice" if "dice" in metrics else metrics[0]
+    shown = "dice" if "dice" in chosen.metrics else chosen.metrics[0]
     rows_table(rows_by_class(results, shown))
     if store is not None:
         result(f"{keep_scores(store, results, replace)} scores kept in {store}")

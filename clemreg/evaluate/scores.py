@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,8 @@ _DISTANCES = ("hausdorff", "distance", "tolerance")
 _BLOCK = (128, 256, 256)
 
 BoolArray = NDArray[np.bool_]
+# What becomes of voxels that nobody annotated.
+Unannotated = Literal["leave-out", "background"]
 
 
 @dataclass(frozen=True)

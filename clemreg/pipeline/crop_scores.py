@@ -12,11 +12,11 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import MissingError
 from clemreg.evaluate.masks import at_least, mask_on, nonzero, sampled
 from clemreg.evaluate.results import Result, ResultStore
-from clemreg.evaluate.scores import ScoreOptions
+from clemreg.evaluate.scores import ScoreOptions, Unannotated
 from clemreg.io.quantise import SURFACE
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.train_crops import read_ids
-from clemreg.pipeline.validation import Prediction, Unannotated, validate
+from clemreg.pipeline.validation import Prediction, validate
 from clemreg.report.scores import LabelScores, Slice, write_score_report
 from clemreg.segment.classes import CATEGORIES, Annotation, category
 from clemreg.segment.groundtruth import (

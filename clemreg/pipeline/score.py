@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from clemreg.evaluate.masks import (
     one_of,
     sampled,
 )
-from clemreg.evaluate.scores import ScoreOptions, score_masks, to_json
+from clemreg.evaluate.scores import ScoreOptions, Unannotated, score_masks, to_json
 from clemreg.io.volumes import open_volume
 from clemreg.report.scores import LabelScores, Slice, write_score_report
 from clemreg.segment.classes import Category, category
@@ -29,8 +29,6 @@ from clemreg.segment.sdt import grow
 from clemreg.space.grid import Box, Grid
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import LazyArray, Volume
-
-Unannotated = Literal["leave-out", "background"]
 
 
 @dataclass(frozen=True)

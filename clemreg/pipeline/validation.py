@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.evaluate.masks import at_least, mask_on, nonzero
 from clemreg.evaluate.results import Result, metric_params
-from clemreg.evaluate.scores import ScoreOptions, score_masks
+from clemreg.evaluate.scores import ScoreOptions, Unannotated, score_masks
 from clemreg.evaluate.selection import Arm, Mode, compare
 from clemreg.io.quantise import SURFACE
 from clemreg.segment.classes import Annotation, category
@@ -55,9 +55,6 @@ class Prediction:
     parent_dataset_id: str = ""
     refined: bool = False
     threshold: float = SURFACE
-
-
-Unannotated = Literal["leave-out", "background"]
 
 
 def validate(
