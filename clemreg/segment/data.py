@@ -69,12 +69,16 @@ class PatchOptions:
         Output voxels along each axis.
     halo
         Extra input voxels on each side.
+    slabs
+        Share of patches of which only a slab across one axis is seen, as if the volume ended at
+        its faces. Thin volumes are all border.
     """
 
     spacing_nm: float
     output: int
     halo: int
     scale: tuple[float, float] = (0.8, 1.25)
+    slabs: float = 0.0
 
 
 def contrast_limits(em: NDArray[np.generic]) -> tuple[float, float]:
@@ -114,7 +118,8 @@ class PatchSampler:
         step = self.options.spacing_nm * rng.uniform(*self.options.scale)
         scale = step * rng.uniform(0.95, 1.05, 3) / np.asarray(volume.spacing_nm)
         low = self._corner(rng, volume, scale, self.places[chosen])
-        em, distances, known = self._cut(volume, low, scale, size)
+        ends = self._ends(rng, volume, low, scale)
+        em, distances, known = self._cut(volume, low, scale, size, ends)
         x = recolour(rng, normalise(em, limits))
         turned = _turn(rng, x, distances, known)
         return turned[0], turned[1], turned[2]
@@ -138,20 +143,41 @@ class PatchSampler:
             return np.asarray(np.clip(about, first, last))
         return np.asarray(rng.uniform(first, last))
 
+    def _ends(
+        self,
+        rng: np.random.Generator,
+        volume: TrainingVolume,
+        low: NDArray[np.float64],
+        scale: NDArray[np.float64],
+    ) -> NDArray[np.intp]:
+        """First and last voxel (2, zyx) that are seen; at times only those of a slab."""
+        ends = np.stack([np.zeros(3, np.intp), np.asarray(volume.em.shape) - 1])
+        if self.options.slabs and rng.random() < self.options.slabs:
+            axis = rng.integers(3)
+            span = self.options.output * scale[axis]
+            thickness = span * rng.uniform(0.2, 1.0)
+            first = low[axis] + rng.uniform(0, span - thickness)
+            seen = np.array([first, first + thickness]).astype(np.intp)
+            ends[:, axis] = np.clip(seen, 0, ends[1, axis])
+        return ends
+
     def _cut(
         self,
         volume: TrainingVolume,
         low: NDArray[np.float64],
         scale: NDArray[np.float64],
         size: int,
+        ends: NDArray[np.intp],
     ) -> tuple[FloatVolume, FloatVolume, NDArray[np.bool_]]:
-        """Resample a cube of `size` voxels; beyond the volume it is mirrored and not known."""
-        shape = np.asarray(volume.em.shape)
+        """Resample a cube of `size` voxels; beyond the ends the last voxel goes on, not known."""
         start = low - self.options.halo * scale
         axes = [s + (np.arange(size) + 0.5) * k - 0.5 for s, k in zip(start, scale, strict=True)]
-        known_axes = [(a >= -0.5) & (a <= n - 0.5) for a, n in zip(axes, shape, strict=True)]
-        mirrored = [_mirror(a, n) for a, n in zip(axes, shape, strict=True)]
-        em = _separable(volume.em, mirrored, scale, smooth=True)
+        known_axes = [(a >= f - 0.5) & (a <= b + 0.5) for a, f, b in zip(axes, *ends, strict=True)]
+        held = [np.clip(a, f, b) for a, f, b in zip(axes, *ends, strict=True)]
+        seen = volume.em[tuple(slice(f, b + 1) for f, b in ends.T)]
+        em = _separable(
+            seen, [a - f for a, f in zip(held, ends[0], strict=True)], scale, smooth=True
+        )
         core = slice(self.options.halo, self.options.halo + self.options.output)
         # Distances in nm stretch with the magnification of this patch.
         stretch = self.options.spacing_nm / float(np.mean(scale * np.asarray(volume.spacing_nm)))
@@ -163,7 +189,7 @@ class PatchSampler:
         for i, organelle in enumerate(ORGANELLES):
             if organelle in volume.distances_nm:
                 full = volume.distances_nm[organelle]
-                part = _separable(full, [a[core] for a in mirrored], scale, smooth=False)
+                part = _separable(full, [a[core] for a in held], scale, smooth=False)
                 distances[i], known[i] = part * np.float32(stretch), here
         return em, distances, known
 
@@ -174,15 +200,6 @@ def _places(volume: TrainingVolume, most: int = 20_000) -> NDArray[np.intp]:
     inside = np.flatnonzero(first > 0)
     kept = inside[:: max(1, len(inside) // most)]
     return np.stack(np.unravel_index(kept, first.shape), axis=-1)
-
-
-def _mirror(position: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """Reflect positions into 0 .. n - 1."""
-    if n == 1:
-        return np.zeros_like(position)
-    period = 2 * (n - 1)
-    folded = np.abs(position) % period
-    return np.where(folded > n - 1, period - folded, folded)
 
 
 def _separable(

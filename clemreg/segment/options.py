@@ -43,6 +43,8 @@ class TrainOptions:
         How far positives and negatives are made to count alike: 1 fully (the paper), 0 not at all.
     scale
         Range of random magnification.
+    slabs
+        Share of patches of which only a slab is seen, as if the volume ended at its faces.
     average
         Decay of the moving average of the weights.
     seed
@@ -94,6 +96,7 @@ class TrainOptions:
     fold: int = 1
     balance: float = 1.0
     scale: tuple[float, float] = (0.8, 1.25)
+    slabs: float = 0.0
     average: float = 0.998
     seed: int = 0
     threads: int = 2

@@ -118,7 +118,9 @@ def volume_patches(volumes: Sequence[TrainingVolume], options: TrainOptions) -> 
             "volumes cannot teach a COSEM network for 8 nm EM, whose output has 4 nm",
             hint="train it on crops: [[cosem]] or [[cellmap]]",
         )
-    patches = PatchOptions(options.spacing_nm, options.output, shape.halo, options.scale)
+    patches = PatchOptions(
+        options.spacing_nm, options.output, shape.halo, options.scale, options.slabs
+    )
     return VolumePatches(PatchSampler(volumes, patches), options.classes)
 
 

@@ -10,7 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from clemreg.errors import FormatError  # noqa: E402
-from clemreg.segment.data import PatchOptions, PatchSampler, TrainingVolume  # noqa: E402
+from clemreg.segment import data  # noqa: E402
+from clemreg.segment.data import (  # noqa: E402
+    PatchOptions,
+    PatchSampler,
+    TrainingVolume,
+    contrast_limits,
+)
 from clemreg.segment.loss import (  # noqa: E402
     balanced_loss,
     balancing_weights,
@@ -174,6 +180,29 @@ def test_patches_keep_image_and_distance_together():
             agree.append(abs(core[inside].mean() - core[outside].mean()) > 3 * core[outside].std())
     assert len(agree) >= 6
     assert np.mean(agree) > 0.8
+
+
+def test_beyond_a_slab_the_outermost_voxels_go_on_and_are_not_known(monkeypatch):
+    """Grey values and distances grow along z alike, so each tells where the other should be."""
+    monkeypatch.setattr(data, "recolour", lambda _rng, x: x)
+    z = np.arange(60.0)[:, None, None] + np.zeros((60, 40, 50))
+    volume = TrainingVolume(
+        (4 * z).astype(np.uint8), {"mito": (16 * z).astype(np.float32)}, SPACING
+    )
+    sampler = PatchSampler([volume], PatchOptions(16.0, 24, 6, scale=(1.0, 1.0), slabs=1.0))
+    low, high = contrast_limits(volume.em)
+    cut = 0
+    for seed in range(20):
+        x, distances, known = sampler.draw(np.random.default_rng(seed))
+        em = (x[6:-6, 6:-6, 6:-6] + 1) * (high - low) / 2 + low
+        truth, here = distances[0], known[0]
+        assert 0 < here.mean() < 1
+        truth = truth / np.median(truth[here] / em[here])  # patches are magnified a little
+        np.testing.assert_allclose(em[here], truth[here], atol=5)
+        assert em.min() > truth[here].min() - 5
+        assert em.max() < truth[here].max() + 5
+        cut += np.ptp(em) < 60  # a whole patch spans 24 voxels of 4 levels
+    assert 3 <= cut <= 15  # the slabs across z
 
 
 @pytest.mark.parametrize(
