@@ -19,7 +19,7 @@ from clemreg.errors import ConfigError, DataError, RegistrationError
 from clemreg.register.contest import Contest
 from clemreg.register.finder import Finder
 from clemreg.register.pose import Pose, pose_difference, refine_pose
-from clemreg.register.rotations import products, tilts, upright
+from clemreg.register.rotations import products, tilts, turns, ups
 from clemreg.space.grid import Grid
 from clemreg.space.resample import pool_mean, sample_array
 from clemreg.space.transform import Affine, FloatArray
@@ -230,20 +230,16 @@ def _coarse(volume: Volume, spacing: float) -> Volume:
 
 def _rounds(options: OrientationOptions) -> list[list[FloatArray]]:
     """Linear parts (lm -> em, zyx) of the poses to try, easy ones first."""
-    narrow, wide = (
-        upright(
-            step * options.angle_step_deg,
-            every_axis=options.search == "all",
-            mirror=options.allow_mirror,
-        )
-        for step in (1.0, 2.0)
-    )
+    standing = ups(every_axis=options.search == "all", mirror=options.allow_mirror)
+    narrow, wide = turns(options.angle_step_deg), turns(2.0 * options.angle_step_deg)
     little, much = tilts(0.5 * options.tilt_deg, 6), tilts(0.85 * options.tilt_deg, 8)
     near = [options.scale**-0.5, options.scale**0.5] if options.scale > 1 else []
     far = [1 / options.scale, options.scale] if options.scale > 1 else []
     level = [np.eye(3)]
     return [
-        narrow,
-        products(wide, little, [1.0]) + products(wide, level, near),
-        products(wide, much, [1.0]) + products(wide, little, near) + products(wide, level, far),
+        products(standing, level, narrow, [1.0]),
+        products(standing, little, wide, [1.0]) + products(standing, level, wide, near),
+        products(standing, much, wide, [1.0])
+        + products(standing, little, wide, near)
+        + products(standing, level, wide, far),
     ]

@@ -10,25 +10,26 @@ from scipy.spatial.transform import Rotation
 from clemreg.space.transform import FloatArray
 
 
-def upright(step_deg: float, *, every_axis: bool, mirror: bool) -> list[FloatArray]:
-    """Rotations about z, the same after a half turn; all matrices lm -> em, zyx.
+def turns(step_deg: float) -> list[FloatArray]:
+    """Rotations about z by multiples of `step_deg`."""
+    return [_about("z", a) for a in np.arange(0.0, 360.0 - 0.5 * step_deg, step_deg)]
+
+
+def ups(*, every_axis: bool, mirror: bool) -> list[FloatArray]:
+    """Which axis of the EM lies along z of the LM; matrices lm -> em, zyx.
 
     Parameters
     ----------
-    step_deg
-        Between rotations about z.
     every_axis
-        Also with another axis of the EM along z of the LM.
+        Any of them, not only z; either way round.
     mirror
         Also mirrored.
     """
-    in_plane = [_about("z", a) for a in np.arange(0.0, 360.0 - 0.5 * step_deg, step_deg)]
-    ups = [np.eye(3), _about("x", 180.0)]
+    proper = [np.eye(3), _about("x", 180.0)]
     if every_axis:
-        ups += [_about(axis, angle) for axis, angle in itertools.product("xy", (90.0, -90.0))]
-    proper = [up @ r for up, r in itertools.product(ups, in_plane)]
+        proper += [_about(axis, angle) for axis, angle in itertools.product("xy", (90.0, -90.0))]
     flip = np.diag([-1.0, 1.0, 1.0])
-    return proper + [flip @ r for r in proper] if mirror else proper
+    return proper + [flip @ up for up in proper] if mirror else proper
 
 
 def tilts(tilt_deg: float, count: int) -> list[FloatArray]:
@@ -42,10 +43,13 @@ def tilts(tilt_deg: float, count: int) -> list[FloatArray]:
 
 
 def products(
-    turns: list[FloatArray], tilted: list[FloatArray], scales: list[float]
+    standing: list[FloatArray],
+    tilted: list[FloatArray],
+    turned: list[FloatArray],
+    scales: list[float],
 ) -> list[FloatArray]:
-    """Every scale of every tilt of every turn."""
-    return [s * (t @ r) for r, t, s in itertools.product(turns, tilted, scales)]
+    """Turn in the plane of the LM, tilt out of it, stand up in the EM, scale: every combination."""
+    return [s * (up @ t @ r) for up, r, t, s in itertools.product(standing, turned, tilted, scales)]
 
 
 def _about(axis: str, degrees: float) -> FloatArray:

@@ -14,7 +14,7 @@ from clemreg.register.correlate import MaskedCorrelator, strength
 from clemreg.register.features import prepare_fixed, prepare_moving
 from clemreg.register.orientation import OrientationOptions, _rounds, search_orientation
 from clemreg.register.pose import SPENT_UM3, Pose, overlap_of, refine_pose
-from clemreg.register.rotations import tilts, upright
+from clemreg.register.rotations import products, tilts, turns, ups
 from clemreg.report.verdict import suspicions
 from clemreg.space import Affine, Box, Grid
 from clemreg.space.resample import sample_array
@@ -51,13 +51,34 @@ def test_tilts_turn_the_optical_axis_by_their_angle_in_every_direction():
 
 def test_upright_poses_hold_any_rotation_in_the_plane():
     rng = np.random.default_rng(0)
-    poses = upright(12.0, every_axis=False, mirror=False)
+    poses = products(ups(every_axis=False, mirror=False), [np.eye(3)], turns(12.0), [1.0])
     for _ in range(20):
         a = rng.uniform(0, 2 * np.pi)
-        turn = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+        turn = in_plane(a)
         over = np.diag([-1.0, -1.0, 1.0])
         for wanted in (turn, over @ turn):
             assert min(angle_deg(u.T @ wanted) for u in poses) <= 6.0 + 1e-6
+
+
+def test_the_em_may_stand_on_any_axis_and_be_tilted_any_way():
+    """Axes of the EM in any order and hand, the light field tilted by up to 28 degrees."""
+    rng = np.random.default_rng(1)
+    options = OrientationOptions(search="all", allow_mirror=True, scale=1.0)
+    tried = np.array([m for linears in _rounds(options) for m in linears])
+    for _ in range(40):
+        standing = np.eye(3)[rng.permutation(3)] * rng.choice([-1.0, 1.0], 3)
+        a, b, t = *rng.uniform(0, 2 * np.pi, 2), np.deg2rad(rng.uniform(0, 28))
+        wanted = standing @ in_plane(b).T @ about_x(t) @ in_plane(b) @ in_plane(a)
+        same_hand = tried[np.linalg.det(tried) * np.linalg.det(wanted) > 0]
+        assert min(angle_deg(m.T @ wanted) for m in same_hand) < 17.0
+
+
+def in_plane(a):
+    return np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
+
+
+def about_x(a):
+    return np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
 
 
 def test_impossible_searches_are_refused():
