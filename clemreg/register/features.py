@@ -62,7 +62,10 @@ class MovingOptions:
     ramp
         Stored values from which and up to which a prediction counts, linearly.
     min_volume_nm3
-        Mitochondria smaller than this are dropped.
+        Mitochondria smaller than this are dropped (2e7 in the paper).
+    min_cut_volume_nm3
+        The same for mitochondria that the faces of the volume cut: how large they are is not known,
+        and what they show in the light image would be matched with a neighbour instead.
     membrane_reach_nm
         Membrane farther than this from a kept mitochondrion is dropped.
     smooth_voxels
@@ -73,6 +76,7 @@ class MovingOptions:
     kind: Kind = "auto"
     ramp: tuple[float, float] = (120.0, 134.0)
     min_volume_nm3: float = 2e7
+    min_cut_volume_nm3: float = 4e6
     membrane_reach_nm: float = 16.0
     smooth_voxels: float = 0.6
 
@@ -294,26 +298,27 @@ def _density_of_prediction(volume: Volume, options: MovingOptions) -> Image:
 
 
 def _large_enough(mask: NDArray[np.bool_], grid: Grid, options: MovingOptions) -> NDArray[np.bool_]:
-    """Components of at least `min_volume_nm3`, with their holes filled."""
+    """Components that are large enough, with their holes filled."""
     import cc3d
 
-    voxels = max(1, math.ceil(options.min_volume_nm3 / math.prod(grid.spacing_nm)))
-    kept = cc3d.dust(np.asfortranarray(mask), threshold=voxels, connectivity=6) > 0
-    outside = cc3d.connected_components(~kept, connectivity=6)
-    faces = [
-        outside[0],
-        outside[-1],
-        outside[:, 0],
-        outside[:, -1],
-        outside[..., 0],
-        outside[..., -1],
-    ]
-    open_ids = np.unique(np.concatenate([f.ravel() for f in faces]))
+    components = cc3d.connected_components(np.asfortranarray(mask), connectivity=6)
+    volumes = np.bincount(components.ravel()) * math.prod(grid.spacing_nm)
+    kept = volumes >= options.min_volume_nm3
+    cut = _touching_faces(components)
+    kept[cut] |= volumes[cut] >= options.min_cut_volume_nm3
+    kept[0] = False
+    outside = cc3d.connected_components(~kept[components], connectivity=6)
     is_open = np.zeros(int(outside.max()) + 1, dtype=bool)
-    is_open[open_ids] = True
+    is_open[_touching_faces(outside)] = True
     is_open[0] = False
     filled: NDArray[np.bool_] = np.ascontiguousarray(~is_open[outside])
     return filled
+
+
+def _touching_faces(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Ids on the outer planes of a volume."""
+    faces = (ids.take(end, axis=axis) for axis in range(3) for end in (0, -1))
+    return np.unique(np.concatenate([face.ravel() for face in faces]))
 
 
 def _near(mask: NDArray[np.bool_], grid: Grid, reach_nm: float) -> NDArray[np.bool_]:

@@ -89,7 +89,7 @@ class DeformableFit:
     samples: int = 60_000
     bending_weight: float = 2.0
     landmark_um: float = 0.05
-    contrast_um: float | None = 0.3
+    contrast_um: float | None = 0.2
 
     def __post_init__(self) -> None:
         if not self.smooth_um or len(self.smooth_um) != len(self.grid_schedule):
