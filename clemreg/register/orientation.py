@@ -33,8 +33,9 @@ _COARSER = 1.4  # voxel size of the wide rounds over that of the first one
 _CLEAR_SCORE = 0.4
 _CLEAR_MARGIN = 0.15
 # How many different poses are refined on the coarse images, and how many of these on the full
-# ones: twice in the first round, since refining is cheaper than the many rotations of the others.
-_DEPTHS = (((16, 4), (48, 6)), ((48, 6),), ((64, 6),))
+# ones: twice in the first round, since refining is cheaper than the many rotations of the others,
+# and in the last one, since no other comes.
+_DEPTHS = (((16, 4), (48, 6)), ((48, 6),), ((64, 6), (160, 6)))
 
 
 @dataclass(frozen=True)
