@@ -155,6 +155,15 @@ def test_loss_leaves_out_the_unknown():
     assert float((balanced_loss(changed, other, known, classes) - loss).abs()) > 0.01
 
 
+def test_a_batch_of_which_nothing_is_known_teaches_nothing():
+    logits = torch.randn(1, 2, 4, 4, 4, requires_grad=True)
+    nowhere = torch.zeros(logits.shape, dtype=torch.bool)
+    loss = balanced_loss(logits, torch.zeros_like(logits), nowhere, ("mito", "er"))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert not logits.grad.any()
+
+
 def ball_volume(rng):
     grid = np.stack(np.meshgrid(*[np.arange(48) * 16.0] * 3, indexing="ij"), -1)
     distance = 150 - np.linalg.norm(grid - 376, axis=-1)
