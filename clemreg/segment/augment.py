@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from clemreg.errors import ConfigError, DataError
 from clemreg.segment.data import separable_resample
-from clemreg.space.grid import Grid
+from clemreg.space.grid import Box, Grid
 
 FloatArray = NDArray[np.float32]
 
@@ -80,6 +80,18 @@ class Deformation:
         step = np.asarray(grid.spacing_nm) / np.asarray(self.grid.spacing_nm)
         axes = [a + np.arange(n) * k for a, n, k in zip(low, grid.shape, step, strict=True)]
         return np.stack([separable_resample(p, axes, (1.0, 1.0, 1.0)) for p in self.positions_nm])
+
+    def reach_nm(self, grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest world position zyx that the voxels of `grid` may be taken from.
+
+        Between coarse voxels positions are linear, so these bound them.
+        """
+        index = self.grid.to_index(grid.corners_nm())
+        low = np.floor(index.min(axis=0) + 1e-6).astype(int)
+        high = np.ceil(index.max(axis=0) - 1e-6).astype(int) + 1
+        around = Box(tuple(low), tuple(high)).clip(self.grid.shape)
+        corners = self.positions_nm[(slice(None), *around.slices)].reshape(3, -1)
+        return corners.min(axis=1).astype(float), corners.max(axis=1).astype(float)
 
 
 def draw_deformation(

@@ -32,6 +32,7 @@ TOLERATED_RATIO = 1.35
 # Of the voxels of a patch, as many must be annotated (35000 of 36^3 in the paper).
 LEAST_ANNOTATED = 0.75
 _TRIES = 200
+_MOST_EMPTY = 20
 _MASK = "mask "
 
 
@@ -224,13 +225,14 @@ class CropPatches:
         )
 
     def draw(self, rng: np.random.Generator) -> Patch:
-        """Draw a patch.
+        """Draw a patch in which at least one voxel of one class is known.
 
         Raises
         ------
         DataError
             No place with enough annotated voxels was found.
         """
+        empty = 0
         for _ in range(_TRIES):
             chosen = self._choose(rng)
             crop, stride = self.crops[chosen], self.strides[chosen]
@@ -239,7 +241,17 @@ class CropPatches:
             if _annotated(crop, start, stride, self.options.shape.outputs) >= self._least(
                 crop, stride
             ):
-                return self._patch(rng, crop, em, (start, box, stride))
+                patch = self._patch(rng, crop, em, (start, box, stride))
+                if patch[2].any():
+                    return patch
+                empty += 1
+            if empty == _MOST_EMPTY:
+                raise DataError(
+                    f"in {empty} patches that are annotated nothing can be known of "
+                    f"{', '.join(self.options.classes)}: the border of the annotation is nearer "
+                    "than their surface may be",
+                    hint="take larger crops, or a larger output",
+                )
         raise DataError(
             f"{_TRIES} places were tried and in none were enough voxels annotated",
             hint="take a smaller output, or crops with more annotation",
@@ -400,10 +412,9 @@ def _grey(values: FloatArray, limits: tuple[float, float]) -> FloatArray:
 
 def _source(grid: Grid, target: Grid, deformation: Deformation) -> Box:
     """Voxels of `grid` from which the voxels of `target` are taken."""
-    flat = deformation.at(target).reshape(3, -1)
-    index = (flat - np.asarray(grid.origin_nm)[:, None]) / np.asarray(grid.spacing_nm)[:, None]
-    low = np.floor(index.min(axis=1)).astype(int) - 1
-    return Box(tuple(low), tuple(np.ceil(index.max(axis=1)).astype(int) + 2))
+    low, high = (grid.to_index(nm) for nm in deformation.reach_nm(target))
+    start, stop = np.floor(low).astype(int) - 1, np.ceil(high).astype(int) + 2
+    return Box(tuple(start), tuple(stop))
 
 
 def _warped_em(

@@ -75,10 +75,13 @@ def signed_distance_nm(mask: BoolArray, spacing_nm: Sequence[float]) -> FloatArr
     """
     mask = np.asarray(mask, dtype=bool)
     if mask.all():
-        return border_distance_nm(np.ones_like(mask), spacing_nm)
+        return _depth_nm(mask.shape, spacing_nm)
     if not mask.any():
-        return -(border_distance_nm(np.ones_like(mask), spacing_nm) + np.float32(1))
-    return _distance(_eroded(mask), spacing_nm) - _distance(~mask, spacing_nm)
+        return -(_depth_nm(mask.shape, spacing_nm) + np.float32(1))
+    # One transform for both sides: the voxel nearest to either lies in the layer between them.
+    sides = np.where(mask, _eroded(mask), np.uint8(2)).astype(np.uint8)
+    distance = _distance(sides, spacing_nm)
+    return np.negative(distance, out=distance, where=~mask)
 
 
 def grow(mask: BoolArray, grown_nm: float, spacing_nm: Sequence[float]) -> BoolArray:
@@ -93,22 +96,54 @@ def grow(mask: BoolArray, grown_nm: float, spacing_nm: Sequence[float]) -> BoolA
 
 def border_distance_nm(known: BoolArray, spacing_nm: Sequence[float]) -> FloatArray:
     """Distance to the nearest voxel beside something unknown, or beside the block's border."""
-    eroded = _eroded(np.pad(known, 1))
-    return _distance(eroded, spacing_nm)[1:-1, 1:-1, 1:-1]
+    box = _filled_box(known)
+    if box is None:
+        eroded = _eroded(np.pad(known, 1))
+        return _distance(eroded, spacing_nm)[1:-1, 1:-1, 1:-1]
+    distance = np.zeros(known.shape, dtype=np.float32)
+    inside = distance[box]
+    inside[...] = _depth_nm(inside.shape, spacing_nm)
+    return distance
+
+
+def _filled_box(mask: BoolArray) -> tuple[slice, ...] | None:
+    """Box that a mask is, all of it; None if it has another shape."""
+    spans = []
+    for axis in range(mask.ndim):
+        others = tuple(a for a in range(mask.ndim) if a != axis)
+        found = np.flatnonzero(mask.any(axis=others))
+        spans.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0))
+    box = tuple(spans)
+    return box if mask[box].all() else None
+
+
+def _depth_nm(shape: Sequence[int], spacing_nm: Sequence[float]) -> FloatArray:
+    """Distance of each voxel of a block to its outermost layer."""
+    depth = np.full(tuple(shape), np.inf, dtype=np.float32)
+    for axis, (n, s) in enumerate(zip(shape, spacing_nm, strict=True)):
+        index = np.arange(n)
+        along = (np.minimum(index, index[::-1]) * s).astype(np.float32)
+        np.minimum(depth, along.reshape([n if a == axis else 1 for a in range(3)]), out=depth)
+    return depth
 
 
 def _eroded(mask: BoolArray) -> BoolArray:
-    from scipy.ndimage import binary_erosion
-
-    result: BoolArray = binary_erosion(mask, structure=np.ones((3, 3, 3)), border_value=1)
+    """Voxels whose 26 neighbours are all inside; beyond the block is inside."""
+    result = np.array(mask, dtype=bool)
+    for axis in range(mask.ndim):
+        along = np.moveaxis(result, axis, 0)
+        before = along.copy()
+        along[1:] &= before[:-1]
+        along[:-1] &= before[1:]
     return result
 
 
-def _distance(mask: BoolArray, spacing_nm: Sequence[float]) -> FloatArray:
+def _distance(parts: NDArray[Any], spacing_nm: Sequence[float]) -> FloatArray:
+    """Distance to the nearest voxel of another part; 0 in part 0."""
     import edt
 
     anisotropy = tuple(float(s) for s in spacing_nm)
-    result: FloatArray = edt.edt(np.ascontiguousarray(mask), anisotropy=anisotropy, parallel=1)
+    result: FloatArray = edt.edt(np.ascontiguousarray(parts), anisotropy=anisotropy, parallel=1)
     return result
 
 

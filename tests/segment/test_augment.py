@@ -5,7 +5,7 @@ import pytest
 
 from clemreg.errors import ConfigError, DataError
 from clemreg.segment.augment import AugmentOptions, draw_deformation, recolour, turn, warp
-from clemreg.space.grid import Grid
+from clemreg.space.grid import Box, Grid
 
 EM = Grid((30, 42, 50), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), "em")
 FINE = Grid((60, 84, 100), (2.62, 2.0, 2.0), (298.69, -201.0, 69.0), "em")
@@ -98,3 +98,16 @@ def test_all_48_ways_and_all_arrays_alike():
         np.testing.assert_array_equal(b, np.stack([a, a * 2]))
         seen.add(a.tobytes())
     assert len(seen) == 48
+
+
+def test_reach_holds_every_place_that_is_taken():
+    """Of a part of the volume, too, and not of much more."""
+    deformation = draw_deformation(np.random.default_rng(3), EM)
+    part = FINE.crop(Box((2, 3, 4), (9, 11, 17)))
+    for grid in (FINE, part):
+        places = deformation.at(grid).reshape(3, -1)
+        low, high = deformation.reach_nm(grid)
+        assert (low <= places.min(axis=1) + 1e-2).all()
+        assert (high >= places.max(axis=1) - 1e-2).all()
+    span = [np.subtract(*deformation.reach_nm(g)[::-1]) for g in (part, FINE)]
+    assert (span[0] < span[1]).all()

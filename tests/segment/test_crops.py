@@ -15,7 +15,7 @@ from clemreg.segment.crops import (
 )
 from clemreg.segment.groundtruth import CellMapLabel, CosemCrop, subsample
 from clemreg.segment.sampling import Bent, Mixture, PatchShape
-from clemreg.space.grid import Grid
+from clemreg.space.grid import Box, Grid
 from clemreg.volume import Labels, Volume
 
 EM = Grid((40, 60, 66), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), "em")
@@ -162,6 +162,7 @@ def test_patches_lie_where_it_is_annotated():
     grid = fine_grid()
     every = np.zeros(grid.shape, np.uint64)
     every[:30, :34, :38] = 35
+    every[:30:5, :34, :38] = 4
     bright = np.zeros(EM.shape, np.uint8)
     first = np.asarray(START) // 2
     bright[tuple(slice(a, a + n) for a, n in zip(first, (15, 17, 19), strict=True))] = 255
@@ -174,6 +175,26 @@ def test_patches_lie_where_it_is_annotated():
     every[5:] = 0
     with pytest.raises(DataError, match="places were tried"):
         patches.draw(np.random.default_rng(0))
+
+
+def test_patches_where_nothing_can_be_known_are_drawn_again():
+    """A class that is absent is known far from the border only: in the middle of this crop."""
+    grid = Grid((150, 160, 160), (2.0, 2.0, 2.0), (-1.0, -1.0, -1.0), "em")
+    em = Volume(np.zeros((75, 80, 80), np.uint8), Grid((75, 80, 80), (4.0,) * 3, frame="em"))
+    ids = AnnotatedIds(frozenset({35}), frozenset({14, 15}))
+
+    def crop(part):
+        every = Labels(np.full(part.shape, 35, np.uint8), part)
+        return TrainingCrop(
+            "c", (em,), (0, 255), CosemAnnotations(CosemCrop("c", {"all": every}, {}, ids))
+        )
+
+    options = CropOptions(PatchShape(28, 28, 4.0, 4.0), ("ld",))
+    patches = CropPatches([crop(grid)], options)
+    assert all(patches.draw(np.random.default_rng(seed))[2].any() for seed in range(6))
+    small = CropPatches([crop(grid.crop(Box((0, 0, 0), (60, 60, 60))))], options)
+    with pytest.raises(DataError, match="20 patches that are annotated nothing can be known of ld"):
+        small.draw(np.random.default_rng(0))
 
 
 def test_crops_with_the_class_come_first_if_asked(em):

@@ -69,6 +69,8 @@ def brute_force(mask, annotated, spacing, grown):
 PARTLY = np.ones(SHAPE, dtype=bool)
 PARTLY[:, :3] = False
 PARTLY[4:6, 9, 11] = False
+BOX = np.zeros(SHAPE, dtype=bool)
+BOX[2:8, 1:, :9] = True
 MASKS = {
     "blob": blob(1),
     "sheet": np.indices(SHAPE)[2] == 11,
@@ -83,7 +85,7 @@ MASKS = {
 @pytest.mark.parametrize("grown", [0.0, 8.0])
 @pytest.mark.parametrize("name", MASKS)
 def test_against_brute_force(name, grown, spacing):
-    for annotated in (np.ones(SHAPE, bool), PARTLY):
+    for annotated in (np.ones(SHAPE, bool), PARTLY, BOX, np.zeros(SHAPE, bool)):
         found = label_target(MASKS[name], annotated, spacing, grown_nm=grown)
         distance, known = brute_force(MASKS[name], annotated, spacing, grown)
         np.testing.assert_allclose(found.distance_nm, distance, atol=1e-3, rtol=1e-6)
