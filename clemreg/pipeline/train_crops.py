@@ -11,14 +11,13 @@ from clemreg.config import Section
 from clemreg.errors import ConfigError, FormatError, MissingError
 from clemreg.io.volumes import open_volume
 from clemreg.segment.blockwise import find_limits
-from clemreg.segment.classes import AnnotatedIds, category
+from clemreg.segment.cellmap import find_cellmap_crops, open_cellmap_crop
+from clemreg.segment.classes import AnnotatedIds
 from clemreg.segment.crops import CellMapAnnotations, CosemAnnotations, TrainingCrop
 from clemreg.segment.groundtruth import (
     annotated_ids,
     contrast_limits,
-    find_cellmap_classes,
     find_cosem_crops,
-    open_cellmap_label,
     open_cosem_crop,
     open_cosem_raw,
 )
@@ -151,28 +150,14 @@ def read_ids(path: Path) -> dict[str, AnnotatedIds]:
 
 def _open_cellmap(entry: CellMapData) -> tuple[TrainingCrop, ...]:
     root = Path(entry.groundtruth)
-    names = entry.crops or tuple(sorted(p.name for p in root.glob("crop*") if p.is_dir()))
-    if not names:
-        raise MissingError(f"{root} holds no crops", hint="groundtruth is the group of crop<N>")
     em = open_volume(entry.em, frame="em")
     limits = entry.contrast or find_limits(em)
-    crops = []
-    for name in names:
-        wanted = entry.classes or _known(find_cellmap_classes(root / name))
-        labels = {category(c).name: open_cellmap_label(root / name, c) for c in wanted}
-        crops.append(
-            TrainingCrop(f"{entry.name}/{name}", em.levels, limits, CellMapAnnotations(labels))
+    return tuple(
+        TrainingCrop(
+            f"{entry.name}/{name}",
+            em.levels,
+            limits,
+            CellMapAnnotations(open_cellmap_crop(root / name, entry.classes)),
         )
-    return tuple(crops)
-
-
-def _known(names: Sequence[str]) -> tuple[str, ...]:
-    """Names that clemreg knows; CellMap has classes beyond the paper's."""
-    known = []
-    for name in names:
-        try:
-            category(name)
-        except MissingError:
-            continue
-        known.append(name)
-    return tuple(known)
+        for name in entry.crops or find_cellmap_crops(root)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,8 +19,9 @@ from clemreg.segment.augment import (
     warp,
 )
 from clemreg.segment.blockwise import read_extended
+from clemreg.segment.cellmap import CellMapCrop
 from clemreg.segment.classes import Annotation, category
-from clemreg.segment.groundtruth import CellMapLabel, CosemCrop
+from clemreg.segment.groundtruth import CosemCrop
 from clemreg.segment.sampling import BoolArray, FloatArray, Patch, PatchShape
 from clemreg.segment.sdt import context_voxels, crop_targets, label_target, unknown_target
 from clemreg.space.grid import Box, Grid, Shape
@@ -92,33 +93,19 @@ class CosemAnnotations:
 
 @dataclass(frozen=True, eq=False)
 class CellMapAnnotations:
-    """A crop with one label array a class, all on one grid.
+    """A crop with one label array a class, all on one grid."""
 
-    Raises
-    ------
-    DataError
-        There is no class, or their grids differ.
-    """
-
-    labels: Mapping[str, CellMapLabel]
-
-    def __post_init__(self) -> None:
-        grids = {label.labels.grid for label in self.labels.values()}
-        if len(grids) != 1:
-            raise DataError(
-                f"classes {', '.join(self.labels) or 'none'} lie on {len(grids)} grids, not on one",
-                hint="name the classes of a crop that have the same voxels",
-            )
+    crop: CellMapCrop
 
     @property
     def grid(self) -> Grid:
         """Voxels of the annotation."""
-        return next(iter(self.labels.values())).labels.grid
+        return self.crop.grid
 
     def read(self, box: Box) -> Arrays:
         """0 not annotated, 1 absent, 2 present, by class."""
         arrays = {}
-        for name, label in self.labels.items():
+        for name, label in self.crop.labels.items():
             inside, known = label.truth(box)
             arrays[name] = known.astype(np.uint8) + inside
         return arrays
@@ -139,9 +126,8 @@ class CellMapAnnotations:
         return np.stack([p.tanh for p in parts]), np.stack([p.known for p in parts])
 
     def of(self, name: str) -> Annotation:
-        """Return what is known of a class: whether it occurs is not looked up."""
-        known = category(name).name in self.labels
-        return Annotation.PRESENT if known else Annotation.UNKNOWN
+        """Return what is known of a class."""
+        return self.crop.of(name)
 
 
 @dataclass(frozen=True, eq=False)

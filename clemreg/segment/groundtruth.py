@@ -1,4 +1,4 @@
-"""Annotated crops as COSEM (N5) and CellMap (OME-NGFF) publish them."""
+"""Annotated crops as COSEM publishes them, in N5."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from clemreg.io.n5 import read_attributes
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.segment.classes import AnnotatedIds, Annotation, Category, category
 from clemreg.segment.sdt import grow
-from clemreg.space.grid import Box, Grid
+from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import Labels, LazyArray, Volume
 
 SEPARATE_SETS = ("ribosomes", "nucleolus", "centrosome")
 FINE_RAW, COARSE_RAW, PHASES = "volumes/raw/s0", "volumes/raw/s1", "volumes/subsampled/raw"
 CROPS = "volumes/groundtruth/0003"
-Triple = tuple[float, float, float]
+Truth = tuple[NDArray[np.bool_], NDArray[np.bool_], Grid]
+"""Where a class is, where that is known (z, y, x), and the grid of both."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +56,8 @@ class CosemCrop:
         """Return what is known of a class in this crop."""
         return self.ids.of(category(name))
 
-    def truth(self, name: str) -> tuple[NDArray[np.bool_], NDArray[np.bool_], Grid]:
-        """Where a class is, where that is known, and the grid of both: every second voxel.
+    def truth(self, name: str, stride: Shape = (2, 2, 2)) -> Truth:
+        """Where a class is, where that is known, and the grid of both: every `stride`-th voxel.
 
         Ribosomes and centrosomes are grown by what they are drawn too small. A class that was
         looked for and is not there is known to be nowhere.
@@ -77,8 +78,9 @@ class CosemCrop:
         known = every > 0
         if kind.name in self.masks:
             known = known & (self.masks[kind.name].read() > 0)
-        grid = _every_second(self.grid)
-        return mask[::2, ::2, ::2], known[::2, ::2, ::2], grid
+        thin = tuple(slice(None, None, s) for s in stride)
+        # The voxel that stays is the first of its block; the block's centre is farther on.
+        return mask[thin], known[thin], self.grid.downsample(stride)
 
     def _mask(self, kind: Category, every: NDArray[Any]) -> NDArray[np.bool_]:
         labels = self.sets[kind.separate].read() if kind.separate in self.sets else every
@@ -92,14 +94,6 @@ class CosemCrop:
         single labels, see `masks`.
         """
         return {name: labels.read(box) for name, labels in self.sets.items()}
-
-
-def _every_second(grid: Grid) -> Grid:
-    """Grid of ``array[::2, ::2, ::2]``, whose voxels stand for two by two by two.
-
-    The voxel that stays is the first of its block; the block's centre is half a fine voxel on.
-    """
-    return grid.downsample((2, 2, 2))
 
 
 def find_cosem_crops(n5: str | Path, version: str = CROPS) -> tuple[str, ...]:
@@ -306,105 +300,3 @@ class _EverySecond:
             slice(s + 2 * k.start, s + 2 * k.stop - 1) for k, s in zip(key, self.start, strict=True)
         )
         return np.asarray(self.parent[fine])[::2, ::2, ::2]
-
-
-@dataclass(frozen=True, eq=False)
-class CellMapLabel:
-    """Annotation of one class in a CellMap crop.
-
-    Attributes
-    ----------
-    name
-        Class, as CellMap calls it.
-    labels
-        Values as stored.
-    unknown, absent, present
-        Stored values that stand for not annotated, not there, there. In objects, every value
-        other than `unknown` and `absent` is an object.
-    instances
-        Whether values tell objects apart.
-    """
-
-    name: str
-    labels: Labels
-    unknown: int | None
-    absent: int
-    present: int | None
-    instances: bool
-
-    def truth(self, box: Box | None = None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Where the class is, and where that is known (z, y, x)."""
-        values = self.labels.read(box)
-        known = np.ones(values.shape, bool) if self.unknown is None else values != self.unknown
-        inside = known & (values != self.absent)
-        if not self.instances and self.present is not None:
-            inside &= values == self.present
-        return inside, known
-
-
-def find_cellmap_classes(crop: str | Path) -> tuple[str, ...]:
-    """Names of the classes annotated in a CellMap crop group.
-
-    Raises
-    ------
-    FormatError
-        It has no ``cellmap.annotation``.
-    """
-    annotation = _annotation(Path(crop))
-    names = annotation.get("class_names")
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise FormatError(
-            f"{crop}: cellmap.annotation has no class_names", hint="name the crop group, crop<N>"
-        )
-    return tuple(names)
-
-
-def open_cellmap_label(crop: str | Path, name: str) -> CellMapLabel:
-    """Open the annotation of one class of a CellMap crop (OME-NGFF 0.4).
-
-    Raises
-    ------
-    MissingError
-        The crop does not have that class.
-    FormatError
-        The annotation does not say what its values mean.
-    """
-    folder = Path(crop) / name
-    if not folder.is_dir():
-        raise MissingError(
-            f"{crop} has no class {name!r}",
-            hint=f"it has: {', '.join(find_cellmap_classes(crop))}",
-        )
-    annotation = _annotation(folder)
-    try:
-        kind = annotation["annotation_type"]
-        encoding = {k: int(v) for k, v in kind["encoding"].items() if v is not None}
-        instances = {"semantic_segmentation": False, "instance_segmentation": True}[kind["type"]]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FormatError(
-            f"{folder}: cellmap.annotation does not say what its values mean ({error})"
-        ) from error
-    return CellMapLabel(
-        str(annotation.get("class_name", name)),
-        open_labels(folder, frame="em"),
-        encoding.get("unknown"),
-        encoding.get("absent", 0),
-        encoding.get("present"),
-        instances,
-    )
-
-
-def _annotation(folder: Path) -> Mapping[str, Any]:
-    import zarr
-
-    try:
-        attributes = zarr.open_group(str(folder), mode="r").attrs.asdict()
-    except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
-        raise MissingError(f"{folder} is not a zarr group") from error
-    cellmap = attributes.get("cellmap")
-    annotation = cellmap.get("annotation") if isinstance(cellmap, Mapping) else None
-    if not isinstance(annotation, Mapping):
-        raise FormatError(
-            f"{folder} has no cellmap.annotation", hint="is it a crop of labels/groundtruth?"
-        )
-    return annotation

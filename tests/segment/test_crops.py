@@ -5,6 +5,7 @@ import pytest
 
 from clemreg.errors import ConfigError, DataError, VoxelSizeError
 from clemreg.segment.augment import AugmentOptions
+from clemreg.segment.cellmap import CellMapCrop, CellMapLabel
 from clemreg.segment.classes import AnnotatedIds
 from clemreg.segment.crops import (
     CellMapAnnotations,
@@ -13,7 +14,7 @@ from clemreg.segment.crops import (
     CropPatches,
     TrainingCrop,
 )
-from clemreg.segment.groundtruth import CellMapLabel, CosemCrop, subsample
+from clemreg.segment.groundtruth import CosemCrop, subsample
 from clemreg.segment.sampling import Bent, Mixture, PatchShape
 from clemreg.space.grid import Box, Grid
 from clemreg.volume import Labels, Volume
@@ -147,14 +148,14 @@ def test_cellmap_crops_teach_class_by_class(em):
     values = np.where(ball(grid) > 0, 2, 1).astype(np.uint8)
     values[:, :, :30] = 0
     label = CellMapLabel("mito", Labels(values, grid), 0, 1, 2, False)
-    annotations = CellMapAnnotations({"mito": label})
+    annotations = CellMapAnnotations(CellMapCrop("crop1", {"mito": label}))
     crop = TrainingCrop("j/crop1", (subsample(em, 0), em), (20, 220), annotations)
     patches = CropPatches([crop], CropOptions(SMALL, ("mito", "nuc"), GREY))
     assert agreement(patches, SMALL) > 0.99
     assert not patches.draw(np.random.default_rng(1))[2][1].any()
     other = CellMapLabel("ld", Labels(values, EM.crop(grid.box)), 0, 1, 2, False)
     with pytest.raises(DataError, match="2 grids"):
-        CellMapAnnotations({"mito": label, "LD": other})
+        CellMapCrop("crop1", {"mito": label, "LD": other})
 
 
 def test_patches_lie_where_it_is_annotated():

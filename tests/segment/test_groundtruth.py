@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import tensorstore
-import zarr
 from scipy.ndimage import distance_transform_edt
 
 from clemreg.errors import ConfigError, DataError, FormatError, MissingError
@@ -13,9 +12,7 @@ from clemreg.segment.classes import AnnotatedIds, Annotation
 from clemreg.segment.groundtruth import (
     annotated_ids,
     contrast_limits,
-    find_cellmap_classes,
     find_cosem_crops,
-    open_cellmap_label,
     open_cosem_crop,
     open_cosem_raw,
     subsample,
@@ -190,67 +187,3 @@ def test_contrast_must_be_said(tmp_path):
     path.write_text(json.dumps(own))
     with pytest.raises(FormatError, match="no range"):
         contrast_limits(tmp_path)
-
-
-def write_cellmap(root, name, array, kind, encoding):
-    group = zarr.open_group(str(root / name), mode="w", zarr_format=2)
-    group.create_array("s0", data=array, chunks=(5, 6, 7))
-    transformations = [
-        {"type": "scale", "scale": [2.62, 2.0, 2.0]},
-        {"type": "translation", "translation": [104.8, 200.0, 400.0]},
-    ]
-    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
-    datasets = [{"path": "s0", "coordinateTransformations": transformations}]
-    annotation = {"class_name": name, "annotation_type": {"type": kind, "encoding": encoding}}
-    group.attrs.update({
-        "multiscales": [{"version": "0.4", "axes": axes, "datasets": datasets}],
-        "cellmap": {"annotation": annotation},
-    })  # fmt: skip
-    return group
-
-
-@pytest.fixture
-def crop(tmp_path):
-    root = tmp_path / "recon-1" / "labels" / "groundtruth" / "crop234"
-    group = zarr.open_group(str(root), mode="w", zarr_format=2)
-    names = ["mito", "nuc"]
-    group.attrs["cellmap"] = {"annotation": {"version": "0.1.1", "class_names": names}}
-    rng = np.random.default_rng(1)
-    semantic = rng.integers(0, 3, FINE).astype(np.uint8)
-    objects = rng.choice([0, 1, 70_000], FINE).astype(np.uint32)
-    encoding = {"unknown": 0, "absent": 1, "present": 2}
-    write_cellmap(root, "mito", semantic, "semantic_segmentation", encoding)
-    write_cellmap(root, "nuc", objects, "instance_segmentation", {"unknown": 1, "absent": 0})
-    return root, semantic, objects
-
-
-def test_cellmap_crops(crop):
-    root, semantic, objects = crop
-    assert find_cellmap_classes(root) == ("mito", "nuc")
-    mito, nucleus = (open_cellmap_label(root, name) for name in ("mito", "nuc"))
-    assert mito.labels.grid == Grid(FINE, (2.62, 2, 2), (104.8, 200, 400), "em")
-    inside, known = mito.truth()
-    np.testing.assert_array_equal(inside, semantic == 2)
-    np.testing.assert_array_equal(known, semantic != 0)
-    assert nucleus.instances
-    inside, known = nucleus.truth(Box((1, 2, 3), (5, 6, 7)))
-    part = objects[1:5, 2:6, 3:7]
-    np.testing.assert_array_equal(inside, part == 70_000)
-    np.testing.assert_array_equal(known, part != 1)
-
-
-def test_bad_cellmap_crops(crop, tmp_path):
-    root, semantic, _ = crop
-    with pytest.raises(MissingError, match="no class 'golgi'") as error:
-        open_cellmap_label(root, "golgi")
-    assert "mito, nuc" in error.value.hint
-    with pytest.raises(FormatError, match=r"no class_names"):
-        find_cellmap_classes(root / "mito")
-    write_cellmap(root, "er", semantic, "skeleton", {"unknown": 0})
-    with pytest.raises(FormatError, match="what its values mean"):
-        open_cellmap_label(root, "er")
-    zarr.open_group(str(tmp_path / "plain"), mode="w", zarr_format=2)
-    with pytest.raises(FormatError, match=r"no cellmap\.annotation"):
-        find_cellmap_classes(tmp_path / "plain")
-    with pytest.raises(MissingError, match="not a zarr group"):
-        find_cellmap_classes(tmp_path / "absent")
