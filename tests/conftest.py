@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,4 +77,57 @@ def cosem_sample(tmp_path_factory) -> Path:
     looked = {"present_annotated": [[3, 4], [35]], "absent_annotated": [[5], [14, 15]]}
     documents = [{"number": n, "labels": looked} for n in ("3", "8")]
     (root.parent / "ids.json").write_text(json.dumps(documents))
+    return root
+
+
+def _write_cellmap_label(path: Path, array: Any, spacing_nm: Any, origin_nm: Any) -> None:
+    """A class of a crop (z, y, x) as CellMap publishes it; 0 unknown, 1 absent, 2 present."""
+    import zarr
+
+    steps = [
+        {"type": "scale", "scale": list(spacing_nm)},
+        {"type": "translation", "translation": list(origin_nm)},
+    ]
+    axes = [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+    datasets = [{"path": "s0", "coordinateTransformations": steps}]
+    encoding = {"unknown": 0, "absent": 1, "present": 2}
+    kind = {"type": "semantic_segmentation", "encoding": encoding}
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    group.create_array("s0", data=array, chunks=(32, 32, 32))
+    group.attrs.update({
+        "multiscales": [{"version": "0.4", "axes": axes, "datasets": datasets}],
+        "cellmap": {"annotation": {"class_name": path.name, "annotation_type": kind}},
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def cellmap_sample(tmp_path_factory) -> Path:
+    """EM ``em.zarr`` of a dark ball, and ``groundtruth`` with two crops: its parts, and no ER."""
+    import numpy as np
+    import zarr
+
+    from clemreg.io.volumes import write_volume
+    from clemreg.space.grid import Grid
+    from clemreg.volume import Volume
+
+    root = tmp_path_factory.mktemp("jrc_ball")
+    grid = Grid((48, 52, 60), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), "em")
+    distance = 60 - np.linalg.norm(grid.points_nm() - (420, -92, 186), axis=-1)
+    noise = np.random.default_rng(0).normal(scale=6, size=grid.shape)
+    em = (np.where(distance > 0, 70, 170) + noise).clip(0, 255).astype(np.uint8)
+    write_volume(root / "em.zarr", Volume(em, grid))
+    for name, start in (("crop21", 2), ("crop110", 12)):
+        fine = distance[4:44, 6:46, start : start + 44].repeat(2, 0).repeat(2, 1).repeat(2, 2)
+        crop = root / "groundtruth" / name
+        zarr.open_group(str(crop), mode="w", zarr_format=2).attrs["cellmap"] = {
+            "annotation": {"class_names": ["mito_mem", "mito_lum", "mito_ribo", "er"]}
+        }
+        parts = {
+            "mito_mem": (fine > 0) & (fine <= 8), "mito_lum": fine > 8, "mito_ribo": fine > 1000,
+            "er": fine > 1000,
+        }  # fmt: skip
+        origin = grid.to_world((4, 6, start)) - (1.31, 1.0, 1.0)
+        for part, mask in parts.items():
+            values = np.where(mask, 2, 1).astype(np.uint8)
+            _write_cellmap_label(crop / part, values, (2.62, 2.0, 2.0), origin.tolist())
     return root

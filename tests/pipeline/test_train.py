@@ -185,6 +185,33 @@ def test_crops_of_the_paper_teach_and_score(cosem_sample, tmp_path):
 
 
 @pytest.mark.slow
+def test_cellmap_crops_teach_and_score(cellmap_sample, tmp_path):
+    """From OME-NGFF to a network: mitochondria from their parts, ER absent, LD unknown."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    path = tmp_path / "crops.toml"
+    text = CROPS[: CROPS.index("[[cosem]]")].replace('"LD"]', '"er", "LD"]')
+    path.write_text(
+        text + '[[cellmap]]\nname = "ball"\nem = "em.zarr"\ngroundtruth = "groundtruth"\n'
+        'held_out = ["crop110"]\n'
+    )
+    command = ["train", str(path), "--data", f"ball={cellmap_sample}"]
+    assert run_app([*command, "--journal", str(tmp_path / "runs")]) == 0
+    model = load_model(tmp_path / "crops.safetensors")
+    assert model.classes == ("mito", "mito_membrane", "er", "LD")
+    assert (model.card.trained_on, model.card.steps) == (("ball/crop21",), 2)
+    events = EventAccumulator(str(tmp_path / "runs")).Reload()
+    scored = {tag.split("/")[0] for tag in events.Tags()["scalars"] if tag.endswith("/iou")}
+    assert {"mito", "mito_membrane"} <= scored
+    assert "LD" not in scored
+    path.write_text(path.read_text().replace("crop110", "crop3"))
+    with pytest.raises(ConfigError, match="held_out names crop3") as error:
+        train_from_config(path, (f"ball={cellmap_sample}",))
+    assert "crop110, crop21" in error.value.hint
+
+
+@pytest.mark.slow
 def test_the_network_of_the_paper_is_trained_from_a_file(cosem_sample, tmp_path):
     from clemreg.segment.exchange import open_network
 
