@@ -31,6 +31,7 @@ from clemreg.cli import (
     shape,
     simulate,
     validate,
+    validate_training,
 )
 from clemreg.cli.console import say
 from clemreg.errors import ClemregError
@@ -81,6 +82,7 @@ for group in (
     model,
     score,
     validate,
+    validate_training,
     results,
     ab,
     register,

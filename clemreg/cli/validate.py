@@ -24,9 +24,13 @@ def add_to(parent: typer.Typer) -> None:
 
 def validate(
     prediction: Annotated[str, typer.Argument(help="Prediction with one channel a class.")],
-    n5: Annotated[Path, typer.Option(help="COSEM container with crops, SAMPLE.n5.")],
     setup: Annotated[str, typer.Option(help="Network that made it: setup04, or any name.")],
     iteration: Annotated[int, typer.Option(help="Training step of its checkpoint.")],
+    n5: Annotated[Path | None, typer.Option(help="COSEM container with crops, SAMPLE.n5.")] = None,
+    cellmap: Annotated[
+        Path | None, typer.Option(help="CellMap group with crops, labels/groundtruth.")
+    ] = None,
+    em: Annotated[str, typer.Option(help="EM behind the slices of CellMap crops.")] = "",
     store: Annotated[
         Path | None, typer.Option(help="SQLite file to keep the scores in, for clemreg results.")
     ] = None,
@@ -38,8 +42,8 @@ def validate(
     ] = None,
     sample: Annotated[str, typer.Option(help="Name of the sample; default: the N5's.")] = "",
     raw_dataset: Annotated[
-        str, typer.Option(help="EM that was predicted from, inside the N5.")
-    ] = "volumes/raw/s0",
+        str, typer.Option(help="EM that was predicted from; default volumes/raw/s0 of the N5.")
+    ] = "",
     refined: Annotated[
         bool, typer.Option("--refined", help="It was cleaned up: all that is not 0 counts.")
     ] = False,
@@ -66,6 +70,7 @@ def validate(
     """
     from clemreg.pipeline.crop_scores import (
         CropRequest,
+        CropSource,
         keep_scores,
         report_on_crops,
         rows_by_class,
@@ -73,10 +78,10 @@ def validate(
     )
 
     chosen = score_options(metric, tolerance, clip)
+    source = CropSource(n5, cellmap, em, ids, tuple(crop or ()))
     request = CropRequest(
-        n5, setup, iteration, tuple(crop or ()), tuple(label or ()), ids, sample, raw_dataset,
-        refined, threshold, unannotated_rule(unannotated),
-        chosen,
+        source, setup, iteration, tuple(label or ()), sample, raw_dataset, refined, threshold,
+        unannotated_rule(unannotated), chosen,
     )  # fmt: skip
     with progress_bar("validate") as progress:
         results = score_on_crops(prediction, request, progress=progress)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ from clemreg.segment.data import TrainingVolume
 from clemreg.segment.exchange import write_safetensors
 from clemreg.segment.journal import Journal
 from clemreg.segment.models import ModelCard, save_model
+from clemreg.segment.network import UNet
 from clemreg.segment.options import TrainOptions
 from clemreg.segment.parallel import writes
 from clemreg.segment.sampling import Mixture, Sampler
 from clemreg.segment.setups import Setup, setup
 from clemreg.segment.targets import signed_distance_nm
-from clemreg.segment.training import Trained, train, volume_patches
+from clemreg.segment.training import Outlets, train, volume_patches
 from clemreg.segment.validation import Examiner, PatchValidation, Validation
 from clemreg.simulate.em import random_training_block
 from clemreg.simulate.phantom import ER_CLASSES
@@ -69,7 +70,8 @@ class TrainConfig(Section):
 
     `setup` names a setup of the paper, whose classes, network, loss, optimiser and sampling are
     then the defaults of `options`. `present` is the share of the patches of crops that come from
-    crops where one of the classes occurs.
+    crops where one of the classes occurs. Every `keep_every` steps the network is kept, to be
+    scored and chosen from (`clemreg.pipeline.checkpoints`); 0: at the end only.
     """
 
     name: str
@@ -77,6 +79,7 @@ class TrainConfig(Section):
     setup: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     present: float = 0.0
+    keep_every: int = Field(default=0, ge=0)
     augment: AugmentOptions = AugmentOptions()
     simulated: SimulatedData | None = None
     real: tuple[RealData, ...] = ()
@@ -179,19 +182,28 @@ def train_from_config(
     entries: list[CosemData | CellMapData] = [*config.cosem, *config.cellmap]
     crops = {entry: open_crops(entry) for entry in entries}
     learnt = [crop for entry, found in crops.items() for crop in entry.learnt(found)]
+    names = [v.name for v in volumes] + [crop.name for crop in learnt]
+    described = _Described(config.name, options, tuple(dict.fromkeys(names)))
+
+    def keep(step: int, network: UNet | CosemUNet) -> None:
+        described.save(network, step, kept_networks(out) / f"{step:08d}.safetensors")
+
     with nullcontext() if journal is None or not writes() else closing(Journal(journal)) as writer:
         trained = train(
             _source(config, options, volumes, crops),
             options,
             validation=_validation(config, options, crops),
             checkpoint=out.with_suffix(".checkpoint"),
-            journal=writer,
-            progress=progress,
+            outlets=Outlets(writer, progress, keep, config.keep_every),
         )
     if writes():
-        names = [v.name for v in volumes] + [crop.name for crop in learnt]
-        _save(config.name, trained, options, tuple(dict.fromkeys(names)), out)
+        described.save(trained.network, trained.steps, out)
     return out
+
+
+def kept_networks(out: Path) -> Path:
+    """Folder of the networks that a training keeps, ``<steps>.safetensors``."""
+    return out.with_suffix(".kept")
 
 
 Crops = dict[CosemData | CellMapData, tuple[TrainingCrop, ...]]
@@ -225,15 +237,22 @@ def _validation(config: TrainConfig, options: TrainOptions, crops: Crops) -> Exa
     return Validation(volumes, options.spacing_nm, options.classes)
 
 
-def _save(
-    name: str, trained: Trained, options: TrainOptions, data: tuple[str, ...], out: Path
-) -> None:
-    if isinstance(trained.network, CosemUNet):
-        made = Setup(name, options.spacing_nm, options.classes, trained.steps)
-        write_safetensors(CosemModel(made, trained.network, out), out)
-        return
-    card = ModelCard(name, (float(options.spacing_nm),) * 3, data, trained.steps)
-    save_model(trained.network, card, out)
+@dataclass(frozen=True)
+class _Described:
+    """What a network's file says beside its weights."""
+
+    name: str
+    options: TrainOptions
+    data: tuple[str, ...]
+
+    def save(self, network: UNet | CosemUNet, steps: int, out: Path) -> None:
+        """Write a network."""
+        spacing = float(self.options.spacing_nm)
+        if isinstance(network, CosemUNet):
+            made = Setup(self.name, spacing, self.options.classes, steps)
+            write_safetensors(CosemModel(made, network, out), out)
+        else:
+            save_model(network, ModelCard(self.name, (spacing,) * 3, self.data, steps), out)
 
 
 def training_volumes(

@@ -15,6 +15,9 @@ from clemreg.segment.cellmap import find_cellmap_crops, open_cellmap_crop
 from clemreg.segment.classes import AnnotatedIds
 from clemreg.segment.crops import CellMapAnnotations, CosemAnnotations, TrainingCrop
 from clemreg.segment.groundtruth import (
+    COARSE_RAW,
+    FINE_RAW,
+    PHASES,
     annotated_ids,
     contrast_limits,
     find_cosem_crops,
@@ -61,6 +64,16 @@ class CosemData(CropData):
         """Name of the sample."""
         return self.name or Path(self.n5).stem
 
+    @property
+    def container(self) -> str:
+        """Where the EM lies."""
+        return self.n5
+
+    @property
+    def raw_dataset(self) -> str:
+        """EM that is predicted from to score: of the sub-samplings, the first."""
+        return {"fine": FINE_RAW, "averaged": COARSE_RAW, "phases": f"{PHASES}/0"}[self.em]
+
     def located(self, base: Path, folders: dict[str, str]) -> CosemData:
         """Return it with paths from where the configuration, or a folder by name, lies."""
         folder = Path(folders.get(self.sample, base))
@@ -78,6 +91,16 @@ class CellMapData(CropData):
     groundtruth: str
     name: str
     classes: tuple[str, ...] = ()
+
+    @property
+    def container(self) -> str:
+        """Where the EM lies."""
+        return str(Path(self.em).parent)
+
+    @property
+    def raw_dataset(self) -> str:
+        """EM that is predicted from."""
+        return Path(self.em).name
 
     def located(self, base: Path, folders: dict[str, str]) -> CellMapData:
         """Return it with paths from where the configuration, or a folder by name, lies."""

@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from clemreg.blocks.run import Progress
-from clemreg.errors import ConfigError
+from clemreg.errors import ConfigError, GridError
 from clemreg.evaluate.masks import at_least, mask_on, nonzero
 from clemreg.evaluate.results import Result, metric_params
 from clemreg.evaluate.scores import ScoreOptions, Unannotated, score_masks
 from clemreg.evaluate.selection import Arm, Mode, compare
 from clemreg.io.quantise import SURFACE
 from clemreg.segment.classes import Annotation, category
-from clemreg.segment.groundtruth import FINE_RAW, PHASES, CosemCrop
-from clemreg.segment.setups import SETUPS
-from clemreg.volume import Volume
+from clemreg.segment.data import separable_resample
+from clemreg.segment.groundtruth import FINE_RAW, PHASES, AnnotatedCrop, Truth
+from clemreg.segment.setups import OUTPUT_NM, SETUPS
+from clemreg.space.grid import Box, Grid
+from clemreg.volume import LazyArray, Volume
 
 SIMULATED = f"{PHASES}/0"
 FINE_SETUPS = ("03", "25", "27.1", "31", "35", "45", "47")
@@ -59,7 +63,7 @@ class Prediction:
 
 def validate(
     prediction: Prediction,
-    crops: Sequence[CosemCrop],
+    crops: Sequence[AnnotatedCrop],
     options: ScoreOptions | None = None,
     *,
     unannotated: Unannotated = "leave-out",
@@ -68,7 +72,9 @@ def validate(
     """Score a prediction on every crop where its class was looked for.
 
     A crop where the class was looked for and is not there counts as empty truth, whatever its
-    voxels hold, as in the paper.
+    voxels hold, as in the paper. Truth and prediction are compared on every so many voxels of the
+    annotation as come nearest to the prediction's, 4 nm or more; where these are no whole multiple
+    of the prediction's, it is interpolated.
 
     Parameters
     ----------
@@ -90,15 +96,55 @@ def validate(
     return results
 
 
-def _on_crop(
-    prediction: Prediction, crop: CosemCrop, options: ScoreOptions, unannotated: Unannotated
-) -> list[Result]:
-    truth, known, grid = crop.truth(prediction.label)
+def compared_on(prediction: Prediction, crop: AnnotatedCrop) -> tuple[LazyArray, Truth]:
+    """Find prediction and truth on one grid, as `validate` compares them.
+
+    Raises
+    ------
+    GridError
+        The prediction does not cover the crop.
+    """
+    wanted = np.maximum(prediction.volume.grid.spacing_nm, OUTPUT_NM)
+    z, y, x = np.maximum(1, np.rint(wanted / np.asarray(crop.grid.spacing_nm))).astype(int)
+    truth, known, grid = crop.truth(prediction.label, (int(z), int(y), int(x)))
     if crop.of(prediction.label) is Annotation.ABSENT:
         truth = truth & False
+    return _found_on(prediction, grid), (truth, known, grid)
+
+
+def _found_on(prediction: Prediction, grid: Grid) -> LazyArray:
+    volume, own = prediction.volume, prediction.volume.grid
     test = nonzero if prediction.refined else at_least(prediction.threshold)
+    step = np.asarray(grid.spacing_nm) / np.asarray(own.spacing_nm)
+    if (np.rint(step) >= 1).all() and np.allclose(step, np.rint(step), rtol=1e-3):
+        return mask_on(volume, grid, test)
+    first = own.to_index(grid.origin_nm)
+    axes = [a + np.arange(n) * k for a, n, k in zip(first, grid.shape, step, strict=True)]
+    last = np.asarray(own.shape) - 0.5
+    if any(a[0] < -0.5 or a[-1] > b for a, b in zip(axes, last, strict=True)):
+        raise GridError(
+            f"{prediction.path} (shape {own.shape}, origin {own.origin_nm} nm) does not cover the "
+            f"voxels {grid.shape} from {grid.origin_nm} nm on",
+            hint="check that both are in the same frame: `clemreg info` shows the origins",
+        )
+    box = Box(
+        tuple(max(0, int(a[0])) for a in axes),  # type: ignore[arg-type]
+        tuple(min(n, int(a[-1]) + 2) for a, n in zip(axes, own.shape, strict=True)),  # type: ignore[arg-type]
+    )
+    values = volume.read(box)
+    if prediction.refined:
+        values = values != 0
+    within = [np.clip(a, 0, n - 1) - b for a, n, b in zip(axes, own.shape, box.start, strict=True)]
+    even = separable_resample(values.astype(np.float32), within, (1.0, 1.0, 1.0))
+    return even >= (0.5 if prediction.refined else prediction.threshold)
+
+
+def _on_crop(
+    prediction: Prediction, crop: AnnotatedCrop, options: ScoreOptions, unannotated: Unannotated
+) -> list[Result]:
+    found, (truth, known, grid) = compared_on(prediction, crop)
     scores = score_masks(
-        mask_on(prediction.volume, grid, test),
+        found,
         truth & known,
         grid.spacing_nm,
         annotated=known if unannotated == "leave-out" else None,

@@ -21,7 +21,7 @@ from clemreg.segment.augment import (
 from clemreg.segment.blockwise import read_extended
 from clemreg.segment.cellmap import CellMapCrop
 from clemreg.segment.classes import Annotation, category
-from clemreg.segment.groundtruth import CosemCrop
+from clemreg.segment.groundtruth import AnnotatedCrop, CosemCrop
 from clemreg.segment.sampling import BoolArray, FloatArray, Patch, PatchShape
 from clemreg.segment.sdt import context_voxels, crop_targets, label_target, unknown_target
 from clemreg.space.grid import Box, Grid, Shape
@@ -39,6 +39,10 @@ _MASK = "mask "
 
 class Annotations(Protocol):
     """What is annotated in a crop, as label arrays on one grid."""
+
+    @property
+    def crop(self) -> AnnotatedCrop:
+        """The crop itself."""
 
     @property
     def grid(self) -> Grid:

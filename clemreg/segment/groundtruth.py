@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,24 @@ FINE_RAW, COARSE_RAW, PHASES = "volumes/raw/s0", "volumes/raw/s1", "volumes/subs
 CROPS = "volumes/groundtruth/0003"
 Truth = tuple[NDArray[np.bool_], NDArray[np.bool_], Grid]
 """Where a class is, where that is known (z, y, x), and the grid of both."""
+
+
+class AnnotatedCrop(Protocol):
+    """A crop as COSEM or CellMap publish them."""
+
+    @property
+    def name(self) -> str:
+        """``crop<number>``."""
+
+    @property
+    def grid(self) -> Grid:
+        """Voxels of the annotation."""
+
+    def of(self, name: str) -> Annotation:
+        """Return what is known of a class."""
+
+    def truth(self, name: str, stride: Shape = (2, 2, 2)) -> Truth:
+        """Where a class is, where that is known, and the grid of both: every `stride`-th voxel."""
 
 
 @dataclass(frozen=True, eq=False)

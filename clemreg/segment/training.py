@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,14 +59,32 @@ class Trained:
     history: tuple[tuple[int, dict[str, Score]], ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Outlets:
+    """Where a training tells how it goes.
+
+    Attributes
+    ----------
+    journal, progress
+        Losses and scores for TensorBoard; steps done.
+    keep, keep_every
+        Called with the steps done and the network with averaged weights, every so many steps; 0:
+        never. A training that goes on from a checkpoint may call it again with the same.
+    """
+
+    journal: Journal | None = None
+    progress: Progress | None = None
+    keep: Callable[[int, UNet | CosemUNet], None] | None = None
+    keep_every: int = 0
+
+
 def train(
     source: Sequence[TrainingVolume] | Sampler,
     options: TrainOptions,
     *,
     validation: Examiner | None = None,
     checkpoint: Path | None = None,
-    journal: Journal | None = None,
-    progress: Progress | None = None,
+    outlets: Outlets | None = None,
 ) -> Trained:
     """Train from random weights, or go on from `checkpoint` if it exists.
 
@@ -94,7 +112,7 @@ def train(
         state = _State(options, members)
         if checkpoint is not None and checkpoint.exists():
             state.load(checkpoint)
-        watch = _Watch(options.steps, journal, progress) if members.rank == 0 else None
+        watch = _Watch(options.steps, outlets or Outlets()) if members.rank == 0 else None
         with ThreadPoolExecutor(1) as pool:
             losses = _steps(
                 state, _Feed(pool, sampler, options, members), watch, validation, checkpoint
@@ -134,8 +152,10 @@ def _steps(
     options, losses = state.options, []
     while state.step < options.steps and not state.done:
         losses.append(state.advance(feed.take(state)))
+        if watch is not None:
+            watch.keep(state)  # before the checkpoint: what is kept is never left out
         if state.step % options.checkpoint_every == 0:
-            state.pause(validation if watch else None, watch.journal if watch else None)
+            state.pause(validation if watch else None, watch.outlets.journal if watch else None)
             if checkpoint is not None and watch is not None:
                 state.save(checkpoint)
         if watch is not None:
@@ -144,22 +164,29 @@ def _steps(
 
 
 class _Watch:
-    """Tells how the loss goes."""
+    """Tells how the loss goes, and hands out the network."""
 
-    def __init__(self, steps: int, journal: Journal | None, progress: Progress | None) -> None:
-        self.steps, self.journal, self.progress = steps, journal, progress
+    def __init__(self, steps: int, outlets: Outlets) -> None:
+        self.steps, self.outlets = steps, outlets
         self.begin = time.monotonic()
+
+    def keep(self, state: _State) -> None:
+        """Hand out the network, if this is a step to do so."""
+        outlets = self.outlets
+        if outlets.keep is not None and outlets.keep_every and state.step % outlets.keep_every == 0:
+            outlets.keep(state.step, state.averaged())
 
     def look(self, step: int, losses: Sequence[float]) -> None:
         """Note the mean of the last losses, at every tenth step."""
+        outlets = self.outlets
         if step % 10:
             return
         rate = len(losses) / max(time.monotonic() - self.begin, 1e-6)
         recent = float(np.mean(losses[-100:]))
-        if self.journal is not None:
-            self.journal.loss(step, recent, rate)
-        if self.progress is not None:
-            self.progress(step, self.steps, f"loss {recent:.4f}, {rate:.2f} steps/s")
+        if outlets.journal is not None:
+            outlets.journal.loss(step, recent, rate)
+        if outlets.progress is not None:
+            outlets.progress(step, self.steps, f"loss {recent:.4f}, {rate:.2f} steps/s")
 
 
 class _Feed:

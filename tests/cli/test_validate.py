@@ -120,3 +120,32 @@ def test_every_option_is_in_the_scores(cosem_sample, prediction, tmp_path, capsy
     assert run_app([*changed, "--replace"]) == 0
     (row,) = ResultStore(store).find(metric="precision")
     assert np.isnan(row.value)
+
+
+def test_cellmap_crops_are_scored_too(cellmap_sample, tmp_path, capsys):
+    """Against SimpleITK; the prediction has voxels of its own, and what is absent is scored."""
+    em = open_volume(cellmap_sample / "em.zarr", frame="em")
+    dark = np.where(em.read() < 74, 200, 30).astype(np.uint8)
+    path, store, page = tmp_path / "p.zarr", tmp_path / "s.db", tmp_path / "r.html"
+    write_volume(path, Volume(np.stack([dark, np.zeros_like(dark)]), em.grid, ("mito", "er")))
+    truth = cellmap_sample / "groundtruth"
+    arguments = [
+        "validate", str(path), "--cellmap", str(truth), "--em", str(cellmap_sample / "em.zarr"),
+        "--setup", "mine", "--iteration", "5", "--store", str(store), "--report", str(page),
+        "--sample", "ball",
+    ]  # fmt: skip
+    assert run_app(arguments) == 0
+    rows = {(r.label, r.crop, r.metric): r for r in ResultStore(store).find()}
+    assert {key[:2] for key in rows} == {(c, n) for c in ("mito", "er") for n in ("21", "110")}
+    parts = [open_volume(truth / "crop21" / n).read() == 2 for n in ("mito_mem", "mito_lum")]
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    masks = (dark[4:44, 6:46, 2:46] >= 127, np.any(parts, axis=0)[::2, ::2, ::2])
+    overlap.Execute(*(sitk.GetImageFromArray(m.astype(np.uint8)) for m in masks))
+    row = rows["mito", "21", "dice"]
+    assert row.value == pytest.approx(overlap.GetDiceCoefficient(), abs=1e-6)
+    assert 0.6 < row.value < 0.95
+    assert (row.parent_dataset_id, row.raw_dataset) == ("ball", "em.zarr")
+    assert np.isnan(rows["er", "21", "dice"].value)  # looked for, not there, not found
+    assert page.read_text().count("data:image/png") >= 3
+    assert run_app(arguments[:2] + arguments[6:]) == 1
+    assert "--n5 SAMPLE.n5, or --cellmap" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from clemreg.segment.loss import (  # noqa: E402
 )
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.targets import class_targets, signed_distance_nm  # noqa: E402
-from clemreg.segment.training import TrainOptions, converged, train  # noqa: E402
+from clemreg.segment.training import Outlets, TrainOptions, converged, train  # noqa: E402
 from clemreg.segment.validation import Score, Validation  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
@@ -304,7 +304,7 @@ def test_training_learns_a_ball_and_resumes_alike(tmp_path):
             options,
             validation=validation,
             checkpoint=tmp_path / "b.ckpt",
-            progress=stop,
+            outlets=Outlets(progress=stop),
         )
     resumed = train([volume], options, validation=validation, checkpoint=tmp_path / "b.ckpt")
     assert len(resumed.losses) == 30
