@@ -165,15 +165,20 @@ def _three(names: Mapping[str, Any], name: str, kind: type[Any], path: Path) -> 
 
 
 def _as_function(model: Any) -> Run:
-    """Turn a module of torch into a function of numpy arrays."""
+    """Turn a module of torch into a function of numpy arrays; it computes where the module is."""
     import torch
 
+    device = torch.device("cpu")
     if isinstance(model, torch.nn.Module):
         model.eval()
+        device = next((p.device for p in model.parameters()), device)
 
     def run(em: FloatArray) -> FloatArray:
+        x = torch.from_numpy(em)[None, None]
+        if device.type == "cuda":
+            x = x.pin_memory()
         with torch.inference_mode():
-            result = model(torch.from_numpy(em)[None, None])
+            result = model(x.to(device, non_blocking=True))
         return np.asarray(torch.as_tensor(result)[0].float().cpu().numpy(), dtype=np.float32)
 
     return run
@@ -182,7 +187,7 @@ def _as_function(model: Any) -> Run:
 def as_block_network(
     model: CosemModel, *, most: int = COSEM_BLOCK, classes: Sequence[str] = ()
 ) -> BlockNetwork:
-    """Use a COSEM network block by block.
+    """Use a COSEM network block by block, on a GPU if there is one.
 
     Only as much of each output is used as moves with the input (multiples of 18 input voxels), so
     that blocks of any size give the same voxels.
@@ -197,6 +202,7 @@ def as_block_network(
     """
     from clemreg.segment.checkpoints import channel_order
     from clemreg.segment.cosem import STEP
+    from clemreg.segment.parallel import training_device
 
     options = model.network.options
     channels = list(channel_order(model.classes, classes or model.classes))
@@ -211,7 +217,7 @@ def as_block_network(
         kept = given // step * step
     margin = (given - kept) // 2
     inner = (slice(None), *(slice(margin, margin + kept),) * 3)
-    compute = _as_function(model.network)
+    compute = _as_function(model.network.to(training_device("")))
     return BlockNetwork(
         model.setup.name,
         tuple(model.classes[i] for i in channels),

@@ -144,12 +144,16 @@ def _on_undoubled(weight: torch.Tensor) -> torch.Tensor:
 
 
 def _add_cubes(large: torch.Tensor, cubes: torch.Tensor) -> None:
-    """Add (1, 8 c, z, y, x), eight voxels each, to (1, c, 2 z, 2 y, 2 x) in place."""
+    """Add (1, 8 c, z, y, x), eight voxels each, to (1, c, 2 z, 2 y, 2 x) in place.
+
+    Whatever their order in memory, which is not the same for every algorithm of a GPU.
+    """
     channels = large.shape[1]
     z, y, x = cubes.shape[2:]
-    target = large.permute(0, 2, 3, 4, 1).view(z, 2, y, 2, x, 2, channels)
-    apart = cubes.permute(0, 2, 3, 4, 1).reshape(z, y, x, 2, 2, 2, channels)
-    target.add_(apart.permute(0, 3, 1, 4, 2, 5, 6))
+    target = large[0].unflatten(3, (x, 2)).unflatten(2, (y, 2)).unflatten(1, (z, 2))
+    apart = cubes[0].unflatten(0, (2, 2, 2, channels))
+    # Channels last in both, as they mostly lie: so that they are added as they lie.
+    target.permute(1, 2, 3, 4, 5, 6, 0).add_(apart.permute(4, 0, 5, 1, 6, 2, 3))
 
 
 def _folded(x: torch.Tensor, n: int) -> torch.Tensor:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import distributed, nn
 
 from clemreg.errors import ConfigError
 
+PATIENCE = timedelta(hours=2)
+"""How long the others wait while the first process scores."""
 Total = Callable[[torch.Tensor], torch.Tensor]
 """Sum of a tensor over the processes that share a batch; gradients go through."""
 
@@ -117,7 +120,7 @@ def team(device: torch.device) -> Iterator[Team]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield Team(distributed.get_rank(), size)
     finally:
@@ -130,9 +133,30 @@ def writes() -> bool:
 
 
 def training_device(wanted: str) -> torch.device:
-    """Return the device asked for; else this process's GPU, or the processor if there is none."""
-    if wanted:
-        return torch.device(wanted)
-    if torch.cuda.is_available():
+    """Return the device asked for; else a GPU, or the processor if there is none.
+
+    Where a GPU is asked for without a number, it is this process's own.
+    """
+    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda":
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
+    return torch.device(name)
+
+
+def work_on(device: torch.device) -> None:
+    """Let this thread use a GPU: threads begin on the first, whatever the others use."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+
+
+def bfloat16_is_fast(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware.
+
+    Processors do with AMX or AVX512-BF16, NVIDIA's GPUs from Ampere on.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    try:
+        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
+    except AttributeError:
+        return False

@@ -6,6 +6,8 @@ import itertools
 import logging
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ from clemreg.segment.data import normalise
 from clemreg.segment.inference import FastUNet, joined, mirrored
 from clemreg.segment.models import Model
 from clemreg.segment.network import NetworkOptions
-from clemreg.segment.training import bfloat16_is_fast
+from clemreg.segment.parallel import bfloat16_is_fast, training_device
 from clemreg.space.grid import Box, Shape
 from clemreg.volume import Volume
 
@@ -160,10 +162,11 @@ class _Runner:
     """The network as a function of numpy arrays, one at a time."""
 
     def __init__(self, model: Model, options: PredictOptions) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = training_device("")
         self.network = FastUNet(model.network).to(self.device)
         self.halo, self.step = model.network.halo, model.network.step
-        self.half = not options.precise and (self.device.type == "cuda" or bfloat16_is_fast())
+        self.half = not options.precise and bfloat16_is_fast(self.device)
+        self.precise = options.precise
         self.mirrorings = options.mirrorings
         self.busy = threading.Lock()
 
@@ -172,7 +175,7 @@ class _Runner:
         x = torch.from_numpy(em)
         if self.device.type == "cuda":
             x = x.pin_memory().to(self.device, non_blocking=True)
-        with self.busy, torch.inference_mode():
+        with self.busy, torch.inference_mode(), float32_as_it_is(self.precise):
             mean = self._view(x, self.mirrorings[0])
             for axes in self.mirrorings[1:]:
                 mean += self._view(x, axes)
@@ -184,6 +187,17 @@ class _Runner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
             answer = self.network((x.flip(axes) if axes else x)[None, None])
         return mirrored(answer, axes).float()
+
+
+@contextmanager
+def float32_as_it_is(exact: bool) -> Iterator[None]:
+    """Keep GPUs from rounding the factors of float32 products to 10 bits (TF32), if `exact`."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = before and not exact
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _stored(cubes: torch.Tensor) -> torch.Tensor:

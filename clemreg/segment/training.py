@@ -27,7 +27,7 @@ from clemreg.segment.loss import balanced_loss
 from clemreg.segment.models import Model
 from clemreg.segment.network import UNet
 from clemreg.segment.options import TrainOptions
-from clemreg.segment.parallel import Team, team, training_device
+from clemreg.segment.parallel import Team, bfloat16_is_fast, team, training_device, work_on
 from clemreg.segment.sampling import Bent, Sampler, VolumePatches
 from clemreg.segment.trainee import CosemTrainee, Trainee, start_cosem_from, start_from
 from clemreg.segment.validation import Examiner, Score
@@ -113,7 +113,7 @@ def train(
         if checkpoint is not None and checkpoint.exists():
             state.load(checkpoint)
         watch = _Watch(options.steps, outlets or Outlets()) if members.rank == 0 else None
-        with ThreadPoolExecutor(1) as pool:
+        with ThreadPoolExecutor(1, initializer=work_on, initargs=(state.device,)) as pool:
             losses = _steps(
                 state, _Feed(pool, sampler, options, members), watch, validation, checkpoint
             )
@@ -296,7 +296,7 @@ class _State:
     def _loss(self, x: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         options, total = self.options, self.members.total
         half = options.precision == "bfloat16" or (
-            options.precision == "auto" and (self.device.type == "cuda" or bfloat16_is_fast())
+            options.precision == "auto" and bfloat16_is_fast(self.device)
         )
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=half):
             answer = self.model(x)
@@ -337,7 +337,7 @@ class _State:
     def _examine(self, validation: Examiner, journal: Journal | None) -> None:
         if not validation.cases:
             return
-        scores, example = validation.examine(self.averaged())
+        scores, example = validation.examine(self.averaged().to(self.device))
         self.history.append((self.step, scores))
         if journal is not None:
             journal.scores(self.step, scores, example)
@@ -425,14 +425,6 @@ def _optimiser(trainee: torch.nn.Module, options: TrainOptions) -> torch.optim.O
     return torch.optim.AdamW(
         trainee.parameters(), lr=options.learning_rate, betas=options.betas, weight_decay=1e-4
     )
-
-
-def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (AMX or AVX512-BF16)."""
-    try:
-        return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001
-    except AttributeError:
-        return False
 
 
 def _pace(step: int, options: TrainOptions) -> float:

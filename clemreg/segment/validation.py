@@ -60,7 +60,7 @@ class Examiner(Protocol):
         """What it scores on."""
 
     def examine(self, network: Network) -> tuple[dict[str, Score], NDArray[np.uint8]]:
-        """Scores by class, and a picture (y, x)."""
+        """Scores by class, and a picture (y, x); it is computed where the network is."""
 
 
 class Validation:
@@ -137,12 +137,12 @@ class PatchValidation:
 
     def _predict(self, network: Network, em: FloatVolume) -> FloatVolume:
         """Tanh distances, or logits, of the middle of a patch."""
-        x = torch.from_numpy(np.ascontiguousarray(em))[None, None]
         with torch.inference_mode():
+            x = _on_device_of(network, em)
             if isinstance(network, CosemUNet):
-                return np.asarray(network(x)[0].numpy())
+                return np.asarray(network(x)[0].cpu().numpy())
             core = slice(self.shape.halo, self.shape.halo + self.shape.outputs)
-            return np.asarray(network.padded_logits(x)[0, :, core, core, core].numpy())
+            return np.asarray(network.padded_logits(x)[0, :, core, core, core].cpu().numpy())
 
     def _example(self, found: FloatVolume) -> NDArray[np.uint8]:
         em, target, _ = self.cases[0]
@@ -177,6 +177,11 @@ def _case(volume: TrainingVolume, spacing_nm: float, classes: Sequence[str]) -> 
     return em, target > 0, seen
 
 
+def _on_device_of(network: Network, em: FloatVolume) -> torch.Tensor:
+    device = next(network.parameters()).device
+    return torch.from_numpy(np.ascontiguousarray(em))[None, None].to(device)
+
+
 def _predict(network: Network, em: FloatVolume) -> FloatVolume:
     """Logits (class, z, y, x), tile by tile in y and x, mirrored beyond the borders."""
     if not isinstance(network, UNet):
@@ -192,7 +197,7 @@ def _predict(network: Network, em: FloatVolume) -> FloatVolume:
             part = padded[:, y.start : y.stop + 2 * MARGIN, x.start : x.stop + 2 * MARGIN]
             more = [-n % network.step for n in part.shape]
             part = np.pad(part, [(0, m) for m in more], mode="symmetric")
-            logits = network.padded_logits(torch.from_numpy(part)[None, None])[0].numpy()
+            logits = network.padded_logits(_on_device_of(network, part))[0].cpu().numpy()
             inner = logits[:, MARGIN:, MARGIN:, MARGIN:]
             result[:, :, y, x] = inner[:, : em.shape[0], : y.stop - y.start, : x.stop - x.start]
     return result

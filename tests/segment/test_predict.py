@@ -357,7 +357,7 @@ def test_every_bundled_network_loads_and_has_a_card():
 
 def test_bfloat16_blocks_give_the_whole_within_a_level(tmp_path, em, model, monkeypatch):
     """As on processors that multiply bfloat16; here they do it slowly, but alike."""
-    monkeypatch.setattr("clemreg.segment.predict.bfloat16_is_fast", lambda: True)
+    monkeypatch.setattr("clemreg.segment.predict.bfloat16_is_fast", lambda _device: True)
     limits = contrast_limits(em.read())
     found = [
         predict(
