@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import struct
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,13 @@ _TF_FINAL = re.compile(r"final_conv_([01])/(kernel|bias)")
 _TF_UP = re.compile(r"unet_up_([1-3])_to_([0-2])_kernel_variables")
 _TF_HEAD = re.compile(r"conv_pass_0/(kernel|bias)")
 _FINAL_PREFIX = "backbone.1."
+# Of the variables of a network with all that its optimiser keeps there are 3 GB.
+_MOST_BYTES = 8_000_000_000
+# What reading bytes that are no pickle may end in.
+_NO_PICKLE = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, MemoryError, ImportError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,8 +102,13 @@ def build(options: CosemOptions, state: State, path: Path) -> CosemUNet:
     FormatError
         Names or shapes do not fit; the text names the first ones.
     """
-    with torch.device("meta"):
-        network = CosemUNet(options)
+    try:
+        with torch.device("meta"):
+            network = CosemUNet(options)
+    except RuntimeError as error:
+        raise FormatError(
+            f"{path} does not hold the COSEM network: widths {options.widths} are impossible"
+        ) from error
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     _check_names(expected, state, path)
     for name, shape in expected.items():
@@ -170,17 +183,7 @@ def read_checkpoint(path: Path) -> State:
     FormatError
         It is not such a file.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on foreign pickles, which are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FormatError(
-            f"{path} holds more than weights and was not opened; nothing in it was executed",
-            hint="use the published checkpoint, or convert it to safetensors where it is trusted",
-        ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path} is not a PyTorch checkpoint: {_first_line(error)}") from error
+    content = read_pickle(path)
     weights = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(weights, Mapping) or not weights:
         raise FormatError(f"{path} holds no state dict under the key 'model'")
@@ -188,6 +191,39 @@ def read_checkpoint(path: Path) -> State:
     if odd:
         raise FormatError(f"{path}: {odd[0]!r} is not a weight")
     return _renamed({str(k): v for k, v in weights.items()}, path)
+
+
+def read_pickle(path: Path, device: torch.device | str = "cpu") -> Any:
+    """Read a file of `torch.save` that holds tensors and plain containers.
+
+    Raises
+    ------
+    FormatError
+        It is none, or holds anything else: nothing in it was executed.
+    """
+    if path.suffix == ".onnx" or _is_torchscript(path):
+        raise FormatError(
+            f"{path} is a program (ONNX or TorchScript), not weights, and was not run",
+            hint="run it in a script of your own: clemreg segment --model SCRIPT.py",
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on foreign pickles, which are refused below
+            return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FormatError(
+            f"{path} holds more than weights and was not opened; nothing in it was executed",
+            hint="use the published checkpoint, or convert it to safetensors where it is trusted",
+        ) from error
+    except _NO_PICKLE as error:
+        raise FormatError(f"{path} is not a PyTorch checkpoint: {_first_line(error)}") from error
+
+
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _first_line(error: Exception) -> str:
@@ -228,9 +264,13 @@ def read_npz(path: Path) -> State:
         It is not such a file, or holds pickled objects.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > _MOST_BYTES:
+            raise FormatError(f"{path} would unpack to {size / 1e9:.0f} GB: no COSEM network")
         with np.load(path, allow_pickle=False) as stored:
             variables = {name: stored[name] for name in stored.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, OSError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path} is not a readable .npz: {_first_line(error)}") from error
     return from_tensorflow(variables, path)
 

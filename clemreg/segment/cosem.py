@@ -48,6 +48,13 @@ class CosemOptions:
                 f"COSEM networks take EM of 4 or 8 nm, not {self.input_nm} nm",
                 hint="resample the EM first",
             )
+        widths = (*self.widths, *self.up_widths)
+        counts = len(self.widths), len(self.up_widths)
+        if counts != (4, 3) or not all(isinstance(n, int) and n > 0 for n in widths):
+            raise GridError(
+                f"widths {self.widths} and up_widths {self.up_widths} are not four and three "
+                "numbers of channels"
+            )
 
     @property
     def scale(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -101,16 +102,22 @@ def load_model(name: str | Path) -> Model:
     FormatError
         The file is not a clemreg network; nothing in it was executed.
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = _find(name)
     card, options = _header(path)
-    network = UNet(options)
     try:
-        network.load_state_dict(load_file(path))
+        with torch.device("meta"):  # whatever size the header claims, it takes no memory
+            network = UNet(options)
+        weights = {key: value.float() for key, value in load_file(path).items()}
+        network.load_state_dict(weights, assign=True)
     except (SafetensorError, RuntimeError) as error:
         raise FormatError(f"{path} does not hold the network its header describes") from error
+    broken = [key for key, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise FormatError(f"{path}: {broken[0]} holds weights that are no numbers")
     return Model(card, network.eval(), path)
 
 
@@ -175,23 +182,38 @@ def _header(path: Path) -> tuple[ModelCard, NetworkOptions]:
         )
     try:
         card, network = json.loads(header["card"]), json.loads(header["network"])
-        return (
-            ModelCard(
-                card["name"], tuple(card["spacing_nm"]), tuple(card["trained_on"]), card["steps"]
-            ),
-            _options(network),
-        )
+        return _card(card), _options(network)
     except (KeyError, TypeError, ValueError, GridError) as error:
         raise FormatError(f"{path} has a broken header: {error}") from error
+
+
+def _card(card: dict[str, Any]) -> ModelCard:
+    z, y, x = (float(s) for s in card["spacing_nm"])
+    if not all(math.isfinite(s) and s > 0 for s in (z, y, x)):
+        raise ValueError(f"spacing_nm = {card['spacing_nm']}")
+    data, steps = _names(card, "trained_on"), card["steps"]
+    if not isinstance(card["name"], str) or not isinstance(steps, int):
+        raise TypeError(f"name = {card['name']!r}, steps = {steps!r}")
+    return ModelCard(card["name"], (z, y, x), data, steps)
+
+
+def _names(entries: dict[str, Any], key: str) -> tuple[str, ...]:
+    names = entries[key]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{key} = {names!r}")
+    return tuple(names)
 
 
 def _options(network: dict[str, Any]) -> NetworkOptions:
     """Shape of the network; what an older file does not say was fixed then."""
     plain = NetworkOptions()
+    classes = _names(network, "classes")
+    if not classes or len(set(classes)) != len(classes):
+        raise ValueError(f"classes = {list(classes)}")
     return NetworkOptions(
-        tuple(network["classes"]),
+        classes,
         tuple(network["widths"]),
         tuple(network.get("down", plain.down)),
         tuple(network.get("up", plain.up)),
-        int(network.get("fold", plain.fold)),
+        network.get("fold", plain.fold),
     )

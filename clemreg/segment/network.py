@@ -44,14 +44,17 @@ class NetworkOptions:
     fold: int = 1
 
     def __post_init__(self) -> None:
+        counts = (*self.widths, *self.down, *self.up, self.fold)
+        if not self.widths or not all(isinstance(n, int) and n > 0 for n in counts):
+            raise GridError(
+                f"widths {self.widths}, down {self.down}, up {self.up} and fold {self.fold} are "
+                "not whole numbers from 1 on",
+                hint="every level needs channels and a convolution",
+            )
         if len(self.down) != len(self.widths) or len(self.up) != len(self.widths) - 1:
             raise GridError(
                 f"widths {self.widths} need as many entries in down ({self.down}) and one fewer "
                 f"in up ({self.up})"
-            )
-        if min(self.down) < 1 or min(self.up, default=1) < 1 or self.fold < 1:
-            raise GridError(
-                f"every level needs a convolution: down {self.down}, up {self.up}, fold {self.fold}"
             )
         size = int(2 ** (len(self.widths) - 1))
         for level, convolutions in enumerate(self.up):

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, FormatError
 from clemreg.io.atomic import atomic_path
 from clemreg.segment.balance import balance_weights, weighted_loss
-from clemreg.segment.checkpoints import CosemModel
+from clemreg.segment.checkpoints import CosemModel, read_pickle
 from clemreg.segment.cosem import CosemUNet
 from clemreg.segment.data import PatchOptions, PatchSampler, TrainingVolume
 from clemreg.segment.exchange import open_network
@@ -378,7 +377,12 @@ class _State:
 
     def load(self, path: Path) -> None:
         """Go on from a checkpoint."""
-        content: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.device)
+        content = read_pickle(path, self.device)
+        if not isinstance(content, dict) or not content.keys() >= {"options", "step", "trainee"}:
+            raise FormatError(
+                f"{path} is no checkpoint of a training",
+                hint="choose another output, or remove it",
+            )
         # What an older checkpoint does not say was as it is now by default.
         ours, theirs = asdict(self.options), asdict(TrainOptions()) | content["options"]
         free = {"threads", "checkpoint_every", "device"}
