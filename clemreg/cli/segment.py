@@ -90,5 +90,7 @@ def info(
     from clemreg.segment.exchange import network_info
 
     content = network_info(name)
-    table({name: content})
+    table({name: {k: v for k, v in content.items() if k != "model_card"}})
+    if "model_card" in content:
+        result(f"\n{content['model_card']}")
     write_json(json, content)

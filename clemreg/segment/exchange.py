@@ -285,7 +285,7 @@ def _load_cosem_safetensors(path: Path, header: dict[str, str]) -> CosemModel:
 
 
 def network_info(name: str | Path) -> dict[str, Any]:
-    """Describe a network: what it predicts, from which voxels.
+    """Describe a network: what it predicts, from which voxels; its model card, if it has one.
 
     Raises
     ------
@@ -299,4 +299,9 @@ def network_info(name: str | Path) -> dict[str, Any]:
             "input_voxel_size_nm": list(script.input_nm),
             "output_voxel_size_nm": list(script.output_nm),
         }  # fmt: skip
-    return _geometry(open_network(name)).metadata
+    network = open_network(name)
+    described = _geometry(network).metadata
+    card = network.path.with_suffix(".md")
+    if isinstance(network, Model) and card.is_file():
+        described["model_card"] = card.read_text(encoding="utf-8")
+    return described

@@ -355,3 +355,12 @@ def test_info_of_any_network(own, tmp_path, capsys):
         assert json.loads((tmp_path / "i.json").read_text())["input_voxel_size_nm"] == voxel
         assert text in capsys.readouterr().out
     assert run_app(["model", "info", str(tmp_path / "absent")]) == 1
+
+
+def test_a_bundled_network_shows_its_model_card(tmp_path, capsys):
+    """Data, licence, recipe, scores and known failures."""
+    assert run_app(["model", "info", "mito-8nm", "--json", str(tmp_path / "i.json")]) == 0
+    shown = capsys.readouterr().out
+    for part in ("trained on", "licence of the data", "recipe", "IoU", "Known failures"):
+        assert part in shown
+    assert "Known failures" in json.loads((tmp_path / "i.json").read_text())["model_card"]
