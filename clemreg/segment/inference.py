@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from clemreg.segment.network import UNet
+from clemreg.segment.network import NetworkOptions, UNet
+
+Ends = tuple[tuple[int, int], ...]
+"""Voxels at the lower and the upper end of z, y and x."""
 
 # Each voxel of a doubled axis lies with its neighbours over two of the voxels that were doubled:
 # rows are the even and the odd voxel, and which of its three weights fall on which of the two.
@@ -20,9 +24,10 @@ class FastUNet(nn.Module):
     A convolution over voxels that were just doubled sees each of them several times. It is one
     of 2 x 2 x 2 over the voxels before doubling that gives all eight voxels of the double at once
     (weights that fall on one voxel are added up): 8 products instead of 27. What comes from the
-    skip is convolved apart and added; so nothing is doubled or concatenated. On a processor, all
-    convolutions are oneDNN's: torch by itself takes another algorithm for small blocks, whose
-    last bits differ.
+    skip is convolved apart and added; so nothing is doubled or concatenated. Beyond the EM, where
+    its outermost voxels go on, features are the same from a few voxels on: as many are computed,
+    and the last repeated. On a processor, all convolutions are oneDNN's: torch by itself takes
+    another algorithm for small blocks, whose last bits differ.
 
     References
     ----------
@@ -43,13 +48,24 @@ class FastUNet(nn.Module):
         )
         self.head = _Convolution(network.head.weight, network.head.bias)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    @property
+    def margin(self) -> int:
+        """Voxels of EM that are enough beyond an end where the outermost voxel only repeats.
+
+        The second of them, and what lies farther out, must be all the same.
+        """
+        return min(self.options.halo, 2 * self.options.fold)
+
+    def forward(self, x: torch.Tensor, given: Ends | None = None) -> torch.Tensor:
         """Predict tanh signed distances, the voxels of each cube apart.
 
         Parameters
         ----------
         x
             (1, 1, z, y, x), as for `UNet`.
+        given
+            Voxels of `x` beyond the answer at either end of each axis: the halo, or `margin`
+            where farther voxels are all the same. None: the halo.
 
         Returns
         -------
@@ -57,15 +73,29 @@ class FastUNet(nn.Module):
             (class, z, fold, y, fold, x, fold), a view; `joined` makes (class, z, y, x) of it.
         """
         x = _folded(x, self.options.fold)
+        needs = _needs(self.options)
+        need = self.options.halo // self.options.fold
+        have = _each(given or ((self.options.halo,) * 2,) * 3, lambda e: e // self.options.fold)
         skips = []
         for level, block in enumerate(self.down):
+            unit = 1 << level
             for convolution in block:  # type: ignore[attr-defined]
-                x = convolution(x).relu_()
+                need -= unit
+                wanted = _each(have, lambda e: min(need, e + unit))  # noqa: B023
+                x = convolution(_reaching(x, have, _each(wanted, lambda e: e + unit), unit)).relu_()  # noqa: B023
+                have = wanted
             if level < len(self.down) - 1:
-                skips.append(x)
-                x = nn.functional.max_pool3d(x, 2)
+                skips.append((x, have))
+                wanted = _each(have, lambda e: _paired(e, need, unit))  # noqa: B023
+                x = nn.functional.max_pool3d(_reaching(x, have, wanted, unit), 2)
+                have = wanted
         for level in range(len(self.up) - 1, -1, -1):
-            x = self.up[level](x, skips.pop())
+            unit, wanted = 1 << level, ((needs[level],) * 2,) * 3
+            skip, reach = skips.pop()
+            x = self.up[level](
+                _reaching(x, have, wanted, 2 * unit), _reaching(skip, reach, wanted, unit)
+            )
+            have = ((needs[level - 1] if level else 0,) * 2,) * 3
         x = torch.tanh_(self.head(x))
         n = self.options.fold
         cubes: torch.Tensor = x[0].unflatten(0, (len(self.options.classes), n, n, n))
@@ -116,7 +146,7 @@ class _Up(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
         below = self.below(x)
-        joint: torch.Tensor = self.skip(_middle(skip, [2 * n for n in x.shape[2:]]))
+        joint: torch.Tensor = self.skip(skip)
         _add_cubes(joint, below)
         joint.relu_()
         for convolution in self.rest:
@@ -168,7 +198,63 @@ def _folded(x: torch.Tensor, n: int) -> torch.Tensor:
     return cubes.permute(0, 4, 1, 2, 3)
 
 
-def _middle(x: torch.Tensor, shape: list[int]) -> torch.Tensor:
-    for axis, (n, m) in enumerate(zip(x.shape[2:], shape, strict=True)):
-        x = x.narrow(axis + 2, (n - m) // 2, m)
-    return x
+def _needs(options: NetworkOptions) -> list[int]:
+    """Features beyond the answer that the doubling of each level needs, in the finest voxels."""
+    return list(itertools.accumulate(n << level for level, n in enumerate(options.up)))
+
+
+def _each(ends: Ends, change: Callable[[int], int]) -> Ends:
+    return tuple((change(a), change(b)) for a, b in ends)
+
+
+def _paired(have: int, need: int, unit: int) -> int:
+    """Reach from which pairs of voxels, counted from what is needed inwards, are all the same."""
+    return need - 2 * unit * max(0, (need - have - unit) // (2 * unit))
+
+
+def _reaching(x: torch.Tensor, have: Ends, wanted: Ends, unit: int) -> torch.Tensor:
+    """Cut features, or repeat the outermost ones, so that they reach as far as wanted.
+
+    Parameters
+    ----------
+    have, wanted
+        Reach beyond the answer in the finest voxels.
+    unit
+        Finest voxels in one of `x` along an axis.
+    """
+    if have == wanted:
+        return x
+    more = [
+        tuple((w - h) // unit for h, w in zip(*ends, strict=True))
+        for ends in zip(have, wanted, strict=True)
+    ]
+    for axis, (low, high) in enumerate(more, start=2):
+        cut = max(0, -low)
+        x = x.narrow(axis, cut, x.shape[axis] - cut - max(0, -high))
+    grown = [(max(0, low), max(0, high)) for low, high in more]
+    if not any(low or high for low, high in grown):
+        return x
+    sizes = [n + low + high for n, (low, high) in zip(x.shape[2:], grown, strict=True)]
+    result = x.new_empty(1, *sizes, x.shape[1]).permute(0, 4, 1, 2, 3)
+    inner = result
+    for axis, (low, _) in enumerate(grown, start=2):
+        inner = inner.narrow(axis, low, x.shape[axis])
+    inner.copy_(x)
+    _repeat_ends(result, grown)
+    return result
+
+
+def _repeat_ends(x: torch.Tensor, ends: Sequence[tuple[int, int]]) -> None:
+    """Fill so many voxels at the ends of each axis with the nearest others; x axis first."""
+    for axis in (4, 3, 2):
+        # What later axes fill is not filled yet: leave it out.
+        part = x
+        for other in range(2, axis):
+            low, high = ends[other - 2]
+            part = part.narrow(other, low, x.shape[other] - low - high)
+        low, high = ends[axis - 2]
+        n = x.shape[axis]
+        if low:
+            part.narrow(axis, 0, low).copy_(part.narrow(axis, low, 1))
+        if high:
+            part.narrow(axis, n - high, high).copy_(part.narrow(axis, n - high - 1, 1))

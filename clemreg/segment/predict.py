@@ -28,7 +28,7 @@ from clemreg.segment.blockwise import (
     read_extended,
 )
 from clemreg.segment.data import normalise
-from clemreg.segment.inference import FastUNet, joined, mirrored
+from clemreg.segment.inference import Ends, FastUNet, joined, mirrored
 from clemreg.segment.models import Model
 from clemreg.segment.network import NetworkOptions
 from clemreg.segment.parallel import bfloat16_is_fast, training_device
@@ -99,7 +99,8 @@ def predict(
             if not inside.any():
                 writer[block.core] = np.zeros((len(model.classes), *block.core.shape), np.uint8)
                 return
-            pixels = network(normalise(reader.read(_input_box(block, network)), limits))
+            box, given = _input(block.core, reader.grid.shape, network)
+            pixels = network(normalise(reader.read(box), limits), given)
             z, y, x = block.core.shape
             writer[block.core] = pixels[:, :z, :y, :x] * inside
 
@@ -113,10 +114,10 @@ def predict(
 def automatic_block(shape: Shape, network: NetworkOptions) -> Shape:
     """Voxels of a block zyx for which a volume takes the least time, in about 1 GB of memory.
 
-    Each block costs as much as a cube that is larger by the halo; so blocks are large, and of
-    like size, and a thin volume is not cut along its short axis.
+    Between two blocks of an axis each costs as much as if it were larger by half the halo; where
+    the volume ends there is next to none. So blocks are large, and of like size, and a thin volume
+    is not cut along its short axis.
     """
-    halo = network.halo
     most = network.fold**3 / network.widths[0] * MOST_FEATURES
     step = network.step * -(-32 // network.step)
     sizes = [
@@ -124,14 +125,16 @@ def automatic_block(shape: Shape, network: NetworkOptions) -> Shape:
     ]
 
     def cost(block: Shape) -> tuple[int, Shape]:
-        pieces = (-(-n // b) * (b + halo) for n, b in zip(shape, block, strict=True))
-        return math.prod(pieces), block
+        pieces = [-(-n // b) for n, b in zip(shape, block, strict=True)]
+        axes = (k * b + (k - 1) * network.halo for k, b in zip(pieces, block, strict=True))
+        return math.prod(axes), block
 
-    fitting = (
-        (z, y, x)
-        for z, y, x in itertools.product(*sizes)
-        if math.prod(b + 2 * halo for b in (z, y, x)) <= most
-    )
+    def held(block: Shape) -> int:
+        inner = (min(-(-n // b) - 1, 2) for n, b in zip(shape, block, strict=True))
+        ends = 4 * network.fold
+        return math.prod(b + k * network.halo + ends for k, b in zip(inner, block, strict=True))
+
+    fitting = ((z, y, x) for z, y, x in itertools.product(*sizes) if held((z, y, x)) <= most)
     return min(fitting, key=cost, default=(step, step, step))
 
 
@@ -149,13 +152,27 @@ def _storage(block: Shape, model: Model) -> WriteOptions:
     return WriteOptions(chunk=(z, y, x), resume=True, colours=COLOURS[: len(model.classes)])
 
 
-def _input_box(block: Block, network: _Runner) -> Box:
-    """Core grown to a multiple of the network's step, with the halo."""
+def _input(core: Box, shape: Shape, network: _Runner) -> tuple[Box, Ends]:
+    """Core grown to a multiple of the network's step, with as much around as the network needs.
+
+    Returns
+    -------
+    Box, Ends
+        What to read, and its voxels beyond the grown core at either end of each axis: less than
+        the halo where the volume ends.
+    """
     stop = tuple(
         a + -(-(b - a) // network.step) * network.step
-        for a, b in zip(block.core.start, block.core.stop, strict=True)
+        for a, b in zip(core.start, core.stop, strict=True)
     )
-    return Box(block.core.start, stop).grow(network.halo)  # type: ignore[arg-type]
+    z, y, x = (
+        (network.margin if a == 0 else network.halo, network.margin if b >= n else network.halo)
+        for a, b, n in zip(core.start, stop, shape, strict=True)
+    )
+    low, high = zip(z, y, x, strict=True)
+    start = tuple(a - m for a, m in zip(core.start, low, strict=True))
+    end = tuple(b + m for b, m in zip(stop, high, strict=True))
+    return Box(start, end), (z, y, x)  # type: ignore[arg-type]
 
 
 class _Runner:
@@ -165,27 +182,35 @@ class _Runner:
         self.device = training_device("")
         self.network = FastUNet(model.network).to(self.device)
         self.halo, self.step = model.network.halo, model.network.step
+        self.margin = self.network.margin
         self.half = not options.precise and bfloat16_is_fast(self.device)
         self.precise = options.precise
         self.mirrorings = options.mirrorings
         self.busy = threading.Lock()
 
-    def __call__(self, em: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """Predict a block of EM in [-1, 1]; return stored values (class, z, y, x)."""
+    def __call__(self, em: NDArray[np.float32], given: Ends) -> NDArray[np.uint8]:
+        """Predict a block of EM in [-1, 1]; return stored values (class, z, y, x).
+
+        Parameters
+        ----------
+        given
+            As for `FastUNet.forward`.
+        """
         x = torch.from_numpy(em)
         if self.device.type == "cuda":
             x = x.pin_memory().to(self.device, non_blocking=True)
         with self.busy, torch.inference_mode(), float32_as_it_is(self.precise):
-            mean = self._view(x, self.mirrorings[0])
+            mean = self._view(x, given, self.mirrorings[0])
             for axes in self.mirrorings[1:]:
-                mean += self._view(x, axes)
+                mean += self._view(x, given, axes)
             mean *= 1 / len(self.mirrorings)  # a power of two, so exact
             return np.asarray(_stored(mean).cpu().numpy())
 
-    def _view(self, x: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    def _view(self, x: torch.Tensor, given: Ends, axes: tuple[int, ...]) -> torch.Tensor:
         """Predict a mirrored block and mirror the answer back."""
+        z, y, x_ = (ends[::-1] if axis in axes else ends for axis, ends in enumerate(given))
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            answer = self.network((x.flip(axes) if axes else x)[None, None])
+            answer = self.network((x.flip(axes) if axes else x)[None, None], (z, y, x_))
         return mirrored(answer, axes).float()
 
 
@@ -242,7 +267,8 @@ class _Reader:
 
         positions, widths = [], []
         for axis in range(3):
-            index = np.arange(box.start[axis], box.stop[axis])
+            # From the second voxel beyond an end on, all are the same, to the last bit.
+            index = np.arange(box.start[axis], box.stop[axis]).clip(-2, self.grid.shape[axis] + 1)
             world = self.grid.origin_nm[axis] + index * self.grid.spacing_nm[axis]
             fine = self.volume.grid
             positions.append((world - fine.origin_nm[axis]) / fine.spacing_nm[axis])

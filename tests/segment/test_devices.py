@@ -73,7 +73,7 @@ def test_precise_is_float32_to_the_last_bit(precise):
         lambda *_: seen.append(torch.backends.cudnn.allow_tf32)
     )
     before = torch.backends.cudnn.allow_tf32
-    runner(np.zeros((44, 40, 48), np.float32))
+    runner(np.zeros((44, 40, 48), np.float32), ((runner.halo, runner.halo),) * 3)
     assert seen == [before and not precise]
     assert torch.backends.cudnn.allow_tf32 == before
 

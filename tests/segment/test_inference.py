@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -41,6 +42,40 @@ def test_the_fast_network_computes_the_same(options):
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        NetworkOptions(widths=(4, 6, 5), down=(1, 2, 1), up=(2, 2)),
+        NetworkOptions(("mito",), (5,), (2,), ()),
+        NetworkOptions(("a", "b", "c"), (4, 6, 8, 9), (1, 1, 1, 1), (2, 1, 2), 2),
+        NetworkOptions(("a", "b"), (4, 6), (1, 1), (2,), 3),
+    ],
+)
+def test_where_the_em_ends_less_of_it_gives_the_same_bits(options):
+    """At any ends: beyond the second voxel all are the same, so nothing new is seen there."""
+    unet = network(options)
+    fast, halo = FastUNet(unet), options.halo
+    cores = [options.step * k for k in (2, 1, 3)]
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        x = torch.from_numpy(rng.uniform(-1, 1, [1, 1, *(c + 2 * halo for c in cores)])).float()
+        ends = rng.random((3, 2)) < 0.5 if seed else np.ones((3, 2), bool)
+        for axis, (low, high) in enumerate(ends, start=2):
+            n = x.shape[axis]
+            if low:
+                x.narrow(axis, 0, halo - 1).copy_(x.narrow(axis, halo - 2, 1).clone())
+            if high:
+                x.narrow(axis, n - halo + 1, halo - 1).copy_(
+                    x.narrow(axis, n - halo + 1, 1).clone()
+                )
+        given = tuple(tuple(fast.margin if e else halo for e in pair) for pair in ends.tolist())
+        part = x
+        for axis, (low, high) in enumerate(given, start=2):
+            part = part.narrow(axis, halo - low, x.shape[axis] - 2 * halo + low + high)
+        with torch.inference_mode():
+            assert torch.equal(joined(fast(part, given)), joined(fast(x)))
+
+
 def test_small_blocks_have_the_bits_of_large_ones():
     """Torch by itself takes another algorithm below 20480 values; so the last bits would differ."""
     unet = network(NetworkOptions(widths=(8, 16), down=(1, 1), up=(2,), fold=2))
@@ -69,12 +104,15 @@ def test_cubes_are_mirrored_as_their_voxels():
 def test_blocks_suit_the_volume(options, shape):
     block = automatic_block(shape, options)
     assert all(b % options.step == 0 for b in block)
-    held = math.prod(b + 2 * options.halo for b in block) * options.widths[0] / options.fold**3
-    assert held <= MOST_FEATURES
+    widest = []
+    for n, b in zip(shape, block, strict=True):
+        inner = [(a > 0) + (a + b < n) for a in range(0, n, b)]  # ends inside the volume
+        widest.append(b + max(inner) * options.halo)
+    assert math.prod(widest) * options.widths[0] / options.fold**3 <= MOST_FEATURES
 
     def work(b):
-        pieces = math.prod(-(-n // k) for n, k in zip(shape, b, strict=True))
-        return pieces * math.prod(k + options.halo for k in b)
+        pieces = [-(-n // k) for n, k in zip(shape, b, strict=True)]
+        return math.prod(p * k + (p - 1) * options.halo for p, k in zip(pieces, b, strict=True))
 
     cube = int((MOST_FEATURES / options.widths[0]) ** (1 / 3) * options.fold) - 2 * options.halo
     assert work(block) <= work((cube // 32 * 32,) * 3)
