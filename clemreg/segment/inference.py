@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -75,18 +75,20 @@ class FastUNet(nn.Module):
         x = _folded(x, self.options.fold)
         needs = _needs(self.options)
         need = self.options.halo // self.options.fold
-        have = _each(given or ((self.options.halo,) * 2,) * 3, lambda e: e // self.options.fold)
+        given = given or ((self.options.halo,) * 2,) * 3
+        z, y, x_ = ((low // self.options.fold, high // self.options.fold) for low, high in given)
+        have: Ends = (z, y, x_)
         skips = []
         for level, block in enumerate(self.down):
             unit = 1 << level
             for convolution in block:  # type: ignore[attr-defined]
                 need -= unit
-                wanted = _each(have, lambda e: min(need, e + unit))  # noqa: B023
-                x = convolution(_reaching(x, have, _each(wanted, lambda e: e + unit), unit)).relu_()  # noqa: B023
+                wanted = _convolved(have, need, unit)
+                x = convolution(_reaching(x, have, _grown(wanted, unit), unit)).relu_()
                 have = wanted
             if level < len(self.down) - 1:
                 skips.append((x, have))
-                wanted = _each(have, lambda e: _paired(e, need, unit))  # noqa: B023
+                wanted = _paired(have, need, unit)
                 x = nn.functional.max_pool3d(_reaching(x, have, wanted, unit), 2)
                 have = wanted
         for level in range(len(self.up) - 1, -1, -1):
@@ -203,13 +205,25 @@ def _needs(options: NetworkOptions) -> list[int]:
     return list(itertools.accumulate(n << level for level, n in enumerate(options.up)))
 
 
-def _each(ends: Ends, change: Callable[[int], int]) -> Ends:
-    return tuple((change(a), change(b)) for a, b in ends)
+def _grown(ends: Ends, by: int) -> Ends:
+    z, y, x = ((low + by, high + by) for low, high in ends)
+    return z, y, x
 
 
-def _paired(have: int, need: int, unit: int) -> int:
+def _convolved(have: Ends, need: int, unit: int) -> Ends:
+    """Reach from which features are all the same after a convolution; not more than is needed."""
+    z, y, x = ((min(need, low + unit), min(need, high + unit)) for low, high in have)
+    return z, y, x
+
+
+def _paired(have: Ends, need: int, unit: int) -> Ends:
     """Reach from which pairs of voxels, counted from what is needed inwards, are all the same."""
-    return need - 2 * unit * max(0, (need - have - unit) // (2 * unit))
+
+    def pairs(reach: int) -> int:
+        return need - 2 * unit * max(0, (need - reach - unit) // (2 * unit))
+
+    z, y, x = ((pairs(low), pairs(high)) for low, high in have)
+    return z, y, x
 
 
 def _reaching(x: torch.Tensor, have: Ends, wanted: Ends, unit: int) -> torch.Tensor:

@@ -273,6 +273,22 @@ def test_other_voxel_sizes_are_resampled_in_place(tmp_path, caplog):
     assert abs(found.grid.to_world([0, 0, change + 0.5])[2] - edge_nm) < 3 * 16
 
 
+def test_resampled_blocks_give_the_whole_to_the_bit(tmp_path, em, model):
+    """Beyond the EM, too, where resampled voxels are all the same from the second on."""
+    spacing = tuple(s * k for s, k in zip(model.card.spacing_nm, (1.7, 0.6, 0.7), strict=True))
+    volume = Volume(em.read(), Grid(em.shape, spacing, (300.0, -200.0, 70.0), "em"))
+    found = [
+        predict(
+            volume, model, tmp_path / f"{b}.zarr", options=PredictOptions(block=b, precise=True)
+        ).read()
+        for b in (0, 8, 20)
+    ]
+    assert found[0].shape[1:] != em.shape
+    assert found[0].std() > 1
+    for each in found[1:]:
+        np.testing.assert_array_equal(each, found[0])
+
+
 def test_inputs_that_cannot_be_segmented(tmp_path, model):
     def run(pixels):
         volume = Volume(pixels, Grid(pixels.shape, SPACING))
