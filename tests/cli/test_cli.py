@@ -23,7 +23,7 @@ COMMANDS = [
     "results import", "results export", "results best", "results converged", "results compare",
     "results report", "refine", "refine-scan", "measure", "contacts", "interactions",
     "skeletonize", "planarity", "mesh", "holdout", "ribosomes", "microtubules", "render",
-    "evaluate uncertainty", "organelles",
+    "evaluate uncertainty", "organelles", "validate", "validate-training",
 ]  # fmt: skip
 LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (10.0, 20.0, 30.0), "lm")
 
