@@ -24,7 +24,7 @@ from clemreg.export.bdv_pixels import (
     write_pyramids,
 )
 from clemreg.export.bdv_xml import SetupXml, dataset_xml, settings_xml
-from clemreg.io.atomic import atomic_path
+from clemreg.io.atomic import atomic_set
 from clemreg.io.xyz import flip_matrix
 from clemreg.space.transform import Affine
 from clemreg.units import nm_per
@@ -76,6 +76,9 @@ def write_bdv(
 ) -> Path:
     """Write ``NAME.xml``, ``NAME.settings.xml`` and ``NAME.h5`` or ``NAME.n5``, all or none.
 
+    While they are put in place there is no XML, so no reader sees pixels of one dataset with the
+    XML of another; after a kill at that moment the same call does it again.
+
     The pixels' name differs if `NAME` has characters that viewers stumble over: see `data_path`.
 
     Parameters
@@ -117,13 +120,8 @@ def write_bdv(
     check_setups(path, setups)
     setups = [legacy_setup(s) for s in setups] if storage == "hdf5-legacy" else list(setups)
     entries = [setup_xml(setup, unit) for setup in setups]
-    settings = path.with_suffix(".settings.xml")
-    # Left in reverse: the XML, which is what people open, appears last.
-    with (
-        atomic_path(path, overwrite=overwrite) as xml_file,
-        atomic_path(settings, overwrite=overwrite) as settings_file,
-        atomic_path(data, overwrite=overwrite) as data_file,
-    ):
+    others = [path.with_suffix(".settings.xml"), data]
+    with atomic_set(path, others, overwrite=overwrite) as (xml_file, settings_file, data_file):
         xml_file.write_text(dataset_xml(entries, data.name, unit), encoding="utf-8")
         settings_file.write_text(settings_xml(entries), encoding="utf-8")
         with open_store(data_file) as store:

@@ -54,6 +54,66 @@ def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         raise
 
 
+@contextmanager
+def atomic_set(index: Path, others: Sequence[Path], *, overwrite: bool) -> Iterator[list[Path]]:
+    """Yield siblings to write files to that belong together; they appear as one on success.
+
+    Who reads them starts at `index`, which names the others. So it is taken away before one of them
+    changes, and is back when all are in place: it never leads to half a set. A run that is killed
+    in between leaves a mark, by which the next one knows that the others are its own to replace.
+
+    Parameters
+    ----------
+    index
+        The file that is opened.
+    others
+        Files and folders that it leads to.
+    overwrite
+        Whether a set that exists is replaced.
+
+    Yields
+    ------
+    list of Path
+        Siblings of `index` and of the others, in their order.
+
+    Raises
+    ------
+    StorageError
+        One of them exists and must not be replaced, the disk is full, or permission is missing.
+    """
+    fixed = [index] if is_unfinished(index) else [index, *others]
+    for path in fixed:
+        if not (overwrite or is_free(path)):
+            raise StorageError(f"{path} exists already", hint="choose another name or remove it")
+    partials = [partial_path(path) for path in (index, *others)]
+    with storage_errors(index):
+        index.parent.mkdir(parents=True, exist_ok=True)
+        for partial in partials:
+            remove(partial)
+    try:
+        with storage_errors(index):
+            yield partials
+            mark = _unfinished_mark(index)
+            partials[0].replace(mark)
+            remove(index)
+            for partial, path in zip(partials[1:], others, strict=True):
+                put_in_place(partial, path)
+            mark.replace(index)
+    except BaseException:
+        for partial in partials:
+            remove(partial)
+        raise
+
+
+def is_unfinished(index: Path) -> bool:
+    """Tell whether a run was ended while it put the files of `atomic_set` in place."""
+    return _unfinished_mark(index).exists()
+
+
+def _unfinished_mark(index: Path) -> Path:
+    return index.with_name(f".{index.name}.unfinished")
+
+
 def is_free(path: Path) -> bool:
     """Tell whether nothing is lost by writing to a path: there is nothing, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
@@ -81,9 +141,9 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 def put_in_place(partial: Path, path: Path) -> None:
     """Rename a finished sibling to its final name, replacing what is there."""
+    old = path.with_name(f".{path.name}.old")
+    remove(old)  # left by a run that was killed between the two renames below
     if path.is_dir() and not path.is_symlink():
-        old = path.with_name(f".{path.name}.old")
-        remove(old)
         path.rename(old)
         partial.rename(path)
         remove(old)

@@ -11,7 +11,7 @@ from clemreg.export.bdv import Storage, data_path, write_bdv
 from clemreg.export.bdv_append import append_bdv
 from clemreg.export.bigwarp import write_sampled_landmarks
 from clemreg.export.replace import N5, require_free, require_free_folder
-from clemreg.io.atomic import atomic_path, atomic_write_json
+from clemreg.io.atomic import atomic_path, atomic_write_json, is_unfinished
 from clemreg.io.elastix_files import write_elastix
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.registration import read_result
@@ -102,12 +102,14 @@ def export_bdv(command: BdvCommand, progress: Progress | None = None) -> Path:
 
 
 def _require_free_dataset(xml: Path, storage: Storage, *, overwrite: bool) -> None:
-    files, data = [xml, xml.with_suffix(".settings.xml")], data_path(xml, storage)
+    require_free(xml, overwrite=overwrite)
+    replaces = overwrite or is_unfinished(xml)
+    files, data = [xml.with_suffix(".settings.xml")], data_path(xml, storage)
     if storage == "n5":
-        require_free_folder(data, N5, overwrite=overwrite)
+        require_free_folder(data, N5, overwrite=replaces)
     else:
         files.append(data)
-    require_free(*files, overwrite=overwrite)
+    require_free(*files, overwrite=replaces)
 
 
 def _bdv_path(command: BdvCommand) -> Path:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tensorstore
 
+from clemreg.errors import StorageError
 from clemreg.export.bdv import BdvSetup, write_bdv
 from clemreg.export.bdv_append import append_bdv
 from clemreg.space import Grid
@@ -124,3 +125,84 @@ def test_pixels_that_another_xml_names_stay(tmp_path):
     (added,) = [v.findtext("id") for v in ET.parse(first).findall(".//ViewSetup")][1:]
     assert added == "2"
     np.testing.assert_array_equal(stored(first, 2), PIXELS // 3)
+
+
+# Forks once for every rename and removal: that process is killed just before it.
+AT_EVERY_STEP = """
+import os, shutil, signal, sys
+import numpy as np
+from clemreg.export.bdv import BdvSetup, write_bdv
+from clemreg.space import Grid
+from clemreg.volume import Volume
+
+grid = Grid((5, 6, 7), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), "lm")
+setup = BdvSetup(Volume(np.full(grid.shape, 7, "u2"), grid), "new")
+for step in range(100):
+    folder = os.path.join({folder!r}, str(step))
+    shutil.copytree({start!r}, folder)
+    child = os.fork()
+    if child == 0:
+        left = [step]
+        def count(event, _arguments):
+            if event in ("os.rename", "os.remove", "os.rmdir", "shutil.rmtree"):
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+        sys.addaudithook(count)
+        path = os.path.join(folder, "d.xml")
+        write_bdv(path, [setup], storage={storage!r}, overwrite={overwrite})
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    if status == 0:
+        break
+    assert os.WTERMSIG(status) == signal.SIGKILL
+print(step)
+"""
+
+
+def end_at_every_step(folder, start, storage, overwrite):
+    """Return the folders in which an export was killed, each before another step."""
+    names = {"folder": str(folder), "start": str(start)}
+    code = AT_EVERY_STEP.format(**names, storage=storage, overwrite=overwrite)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [folder / str(step) for step in range(int(done.stdout))]
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "n5"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_no_step_of_an_export_shows_half_a_dataset(tmp_path, storage, overwrite):
+    """Whatever the step, an XML leads to its own pixels, and the same call repairs the rest."""
+    grid = Grid((5, 6, 7), GRID.spacing_nm, GRID.origin_nm, "lm")
+    old = BdvSetup(Volume(np.full(grid.shape, 3, "u2"), grid), "old")
+    start = tmp_path / "start"
+    start.mkdir()
+    if overwrite:
+        write_bdv(start / "d.xml", [old], storage=storage)
+    (tmp_path / "killed").mkdir()
+    folders = end_at_every_step(tmp_path / "killed", start, storage, overwrite)
+    assert len(folders) >= 3
+    states = set()
+    for folder in folders:
+        path = folder / "d.xml"
+        pixels = {"old": 3, "new": 7}
+        shown = ET.parse(path).findtext(".//ViewSetup/name") if path.exists() else None
+        states.add(shown)
+        if shown:
+            assert np.unique(stored(path, 0)).tolist() == [pixels[shown]]
+            settings = ET.parse(path.with_suffix(".settings.xml"))
+            assert settings.findtext(".//SourceGroup/name") == shown
+        again = BdvSetup(Volume(np.full(grid.shape, 9, "u2"), grid), "again")
+        write_bdv(path, [again], storage=storage, overwrite=overwrite)
+        assert np.unique(stored(path, 0)).tolist() == [9]
+        whole = {"d.xml", "d.settings.xml", f"d.{'h5' if storage == 'hdf5' else 'n5'}"}
+        assert {p.name for p in folder.iterdir()} == whole
+    assert None in states
+    assert ("old" in states) == overwrite
+
+
+def test_what_is_not_an_unfinished_export_stays(tmp_path):
+    (tmp_path / "d.h5").write_bytes(b"mine")
+    with pytest.raises(StorageError, match="exists already"):
+        write_bdv(tmp_path / "d.xml", [BdvSetup(Volume(PIXELS, GRID), "em")])
+    assert [p.name for p in tmp_path.iterdir()] == ["d.h5"]
+    assert (tmp_path / "d.h5").read_bytes() == b"mine"

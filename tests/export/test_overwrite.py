@@ -148,3 +148,15 @@ def test_a_replaced_dataset_is_whole(names, tmp_path):
     assert ET.parse(tmp_path / "d.xml").findtext(".//ImageLoader/n5") == "d.n5"
     attributes = json.loads((tmp_path / "d.n5" / "setup0" / "attributes.json").read_text())
     assert attributes["dataType"] == "uint8"
+
+
+@pytest.mark.parametrize(("storage", "data"), [("hdf5", "d.h5"), ("n5", "d.n5")])
+def test_the_same_command_goes_on_after_a_kill(names, tmp_path, storage, data):
+    """Killed between pixels and XML: what lies there without an XML is the command's own."""
+    template = FILES["bdv xml"][0] + f" --storage {storage}"
+    command = words(template, **names, out=tmp_path / "d.xml")
+    assert run_app(command) == 0
+    (tmp_path / "d.xml").rename(tmp_path / ".d.xml.unfinished")
+    assert run_app(command) == 0
+    kinds = {p.name for p in tmp_path.iterdir()}
+    assert kinds == {"d.xml", "d.settings.xml", data}
