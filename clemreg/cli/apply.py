@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    result,
+    table,
+    write_json,
+)
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -50,6 +57,7 @@ def apply(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would take.")
     ] = False,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Resample an EM image onto an LM grid (or the reverse), or map points, meshes, skeletons."""
@@ -67,6 +75,7 @@ def apply(
         labels,
         unit,
         ApplyOptions(workers=workers, tolerance_voxels=tolerance),
+        overwrite,
     )
     if dry_run:
         report = estimate_file(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -14,8 +15,41 @@ import typer
 
 Progress = Callable[[int, int, str], None]
 
+
+def _free_for_figures(path: Path | None) -> Path | None:
+    """Refuse at once, not after the work, a file that is no earlier report of figures."""
+    from clemreg.errors import StorageError
+
+    if path is not None and path.exists() and not _holds_figures(path):
+        raise StorageError(
+            f"{path} exists already, and clemreg did not write it as a report",
+            hint="choose another name for --json, or remove it",
+        )
+    return path
+
+
+def _holds_figures(path: Path) -> bool:
+    """Tell whether a file is JSON exactly as `write_json` writes it, and no transform."""
+    from clemreg.io.atomic import json_text
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and "format" not in found and json_text(found) == text
+
+
 JsonOption = Annotated[
-    Path | None, typer.Option("--json", help="Also write the figures to this JSON file.")
+    Path | None,
+    typer.Option(
+        "--json",
+        callback=_free_for_figures,
+        help="Also write the figures to this JSON file; an earlier report is replaced.",
+    ),
+]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is there under that name.")
 ]
 
 

@@ -7,7 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    result,
+    table,
+    write_json,
+)
 
 app = typer.Typer(
     no_args_is_help=True, help="Measure a transform: landmarks, Jacobian, against another."
@@ -76,6 +83,7 @@ def jacobian(
     map_: Annotated[
         Path | None, typer.Option("--map", help="Also write it as an image, .zarr or .tif.")
     ] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Jacobian determinant: local volume change and folds, with and without the affine part."""
@@ -83,6 +91,7 @@ def jacobian(
     from clemreg.io.transforms import read_transform
     from clemreg.pipeline.jacobian_map import write_jacobian_map
 
+    _require_free(map_, overwrite)
     grid, inside = _where([transform], mask, spacing, grid_of)
     given = read_transform(transform)
     report = evaluate_jacobian(given, grid, inside).to_json()
@@ -132,6 +141,7 @@ def uncertainty(
     grid_of: GridOption = None,
     suggest: Annotated[int, typer.Option(help="Places where a landmark would help most.")] = 3,
     out: Annotated[Path | None, typer.Option(help="Write the error map here (.zarr).")] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Predict the error of a fit to landmarks everywhere, and say where to add some."""
@@ -139,6 +149,7 @@ def uncertainty(
     from clemreg.io.transforms import read_transform
     from clemreg.pipeline.uncertainty import UncertaintyCommand, predict_error
 
+    _require_free(out, overwrite)
     grid, inside = _where([transform], mask, spacing, grid_of)
     command = UncertaintyCommand(
         read_transform(transform),
@@ -150,6 +161,13 @@ def uncertainty(
     )
     report = predict_error(command, grid, inside, count=suggest, out=out)
     _answer("uncertainty", report, json)
+
+
+def _require_free(out: Path | None, overwrite: bool) -> None:
+    from clemreg.export.replace import require_free_output
+
+    if out is not None:
+        require_free_output(out, overwrite=overwrite)
 
 
 def _answer(name: str, report: dict[str, Any], json: Path | None) -> None:

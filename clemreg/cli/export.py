@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, say, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    result,
+    say,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from clemreg.pipeline.scene import SceneFiles
@@ -40,9 +47,6 @@ RaterOption = Annotated[
 ]
 UnitOption = Annotated[
     str, typer.Option(help="Unit of the coordinates; nm for OME-Zarr images of clemreg.")
-]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is there under that name.")
 ]
 
 

@@ -54,3 +54,17 @@ def require_free_folder(folder: Path, marks: Iterable[str], *, overwrite: bool) 
             f"{folder} is no earlier export: it has no {' or '.join(marks)}",
             hint="only earlier exports are replaced; choose another name",
         )
+
+
+def require_free_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse to write over a file or a volume, unless it is to be replaced.
+
+    Raises
+    ------
+    StorageError
+        It is there, and must not be replaced; or it is a folder that holds no volume.
+    """
+    if path.is_dir():
+        require_free_folder(path, (*ZARR, *N5), overwrite=overwrite)
+    else:
+        require_free(path, overwrite=overwrite)

@@ -143,7 +143,8 @@ def put_in_place(partial: Path, path: Path) -> None:
     """Rename a finished sibling to its final name, replacing what is there."""
     old = path.with_name(f".{path.name}.old")
     remove(old)  # left by a run that was killed between the two renames below
-    if path.is_dir() and not path.is_symlink():
+    folder_in_play = partial.is_dir() or (path.is_dir() and not path.is_symlink())
+    if folder_in_play and path.exists():  # no system replaces a folder by one rename
         path.rename(old)
         partial.rename(path)
         remove(old)
@@ -168,9 +169,13 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 
 def atomic_write_json(path: str | Path, content: Any) -> None:
-    """Write JSON, whole or not at all; numpy scalars become numbers, NaN and infinity null."""
-    text = json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False)
-    atomic_write_text(path, text + "\n")
+    """Write JSON, whole or not at all; see `json_text`."""
+    atomic_write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Return a JSON document; numpy scalars become numbers, NaN and infinity null."""
+    return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:

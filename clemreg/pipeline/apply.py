@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
+from clemreg.export.replace import require_free_output
 from clemreg.io.atomic import remove
 from clemreg.io.localisations import (
     looks_like_localisations,
@@ -61,6 +62,8 @@ class ApplyCommand:
         Of the coordinates in a file that does not say it.
     options
         Of resampling.
+    overwrite
+        Replace what is at `out`.
     """
 
     transform: str
@@ -72,6 +75,7 @@ class ApplyCommand:
     labels: bool = False
     unit: str | None = None
     options: ApplyOptions = field(default_factory=ApplyOptions)
+    overwrite: bool = False
 
     @property
     def kind(self) -> str:
@@ -86,7 +90,11 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> None:
     ------
     ConfigError
         An image without ``onto``.
+    StorageError
+        There is something at `out`, and it must not be replaced. What a killed run has done of an
+        image lies elsewhere, so going on needs no leave.
     """
+    require_free_output(command.out, overwrite=command.overwrite)
     used = _transform(command)
     mapped = _mapped(command)
     if mapped is None:

@@ -160,3 +160,111 @@ def test_the_same_command_goes_on_after_a_kill(names, tmp_path, storage, data):
     assert run_app(command) == 0
     kinds = {p.name for p in tmp_path.iterdir()}
     assert kinds == {"d.xml", "d.settings.xml", data}
+
+
+APPLY = {
+    "points": ("{points}", "q.csv", b"mine"),
+    "mesh": ("{mesh}", "q.ply", b"mine"),
+    "tiff": ("{em} --onto {lm}", "q.tif", b"mine"),
+    "file in the place of a volume": ("{em} --onto {lm}", "q.zarr", b"mine"),
+}
+
+
+@pytest.fixture(scope="module")
+def subjects(names):
+    folder = names["t"].parent
+    (folder / "p.csv").write_text("x-nm,y-nm,z-nm\n100,200,300\n")
+    (folder / "m.obj").write_text("v 0 0 0\nv 9 0 0\nv 0 9 0\nf 1 2 3\n")
+    return {**names, "points": folder / "p.csv", "mesh": folder / "m.obj"}
+
+
+def apply_words(subject, out, places):
+    return ["apply", str(places["t"]), *subject.format(**places).split(), "--out", str(out)]
+
+
+@pytest.mark.parametrize("case", APPLY)
+def test_apply_keeps_what_is_there(case, subjects, tmp_path, capsys):
+    subject, name, content = APPLY[case]
+    out = tmp_path / name
+    out.write_bytes(content)
+    command = apply_words(subject, out, subjects)
+    assert run_app(command) == 1
+    said = capsys.readouterr().err
+    assert f"{out} exists already" in said
+    assert "--overwrite" in said
+    assert out.read_bytes() == content
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert run_app([*command, "--overwrite"]) == 0
+    assert out.is_dir() or out.read_bytes() != content
+
+
+@pytest.mark.parametrize("suffix", ["zarr", "n5"])
+def test_apply_replaces_a_volume_but_no_other_folder(subjects, tmp_path, capsys, suffix):
+    out = tmp_path / f"q.{suffix}"
+    command = apply_words("{em} --onto {lm}", out, subjects)
+    assert run_app(command) == 0
+    (out / "stale").write_text("old")
+    assert run_app(command) == 1
+    assert (out / "stale").exists()
+    assert run_app([*command, "--overwrite"]) == 0
+    assert not (out / "stale").exists()
+    other = tmp_path / f"photos.{suffix}"
+    other.mkdir()
+    (other / "a.jpg").write_bytes(b"mine")
+    assert run_app([*apply_words("{em} --onto {lm}", other, subjects), "--overwrite"]) == 1
+    assert "is no earlier export" in capsys.readouterr().err
+    assert (other / "a.jpg").read_bytes() == b"mine"
+
+
+def test_no_input_is_its_own_output(subjects, tmp_path):
+    (tmp_path / "p.csv").write_bytes(subjects["points"].read_bytes())
+    command = ["apply", str(subjects["t"]), str(tmp_path / "p.csv")]
+    assert run_app([*command, "--out", str(tmp_path / "p.csv")]) == 1
+    assert (tmp_path / "p.csv").read_bytes() == subjects["points"].read_bytes()
+
+
+FOREIGN = {
+    "text": "my notes",
+    "indented by two": '{\n  "name": "my-package"\n}\n',
+    "a list": "[\n 1\n]\n",
+    "nothing": "",
+    "bytes": "\udcff",
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_figures_replace_figures_only(case, names, tmp_path, capsys):
+    report = tmp_path / "r.json"
+    content = FOREIGN[case].encode("utf-8", "surrogateescape")
+    report.write_bytes(content)
+    measure = ["evaluate", "jacobian", "--transform", str(names["t"])]
+    measure += ["--grid-of", str(names["lm"]), "--json", str(report)]
+    assert run_app(measure) == 1
+    said = capsys.readouterr()
+    assert "clemreg did not write it as a report" in said.err
+    assert said.out == ""  # refused before the work
+    assert report.read_bytes() == content
+    report.unlink()
+    assert run_app(measure) == 0
+    compare = ["evaluate", "compare", str(names["t"]), str(names["t"]), *measure[4:]]
+    assert run_app(compare) == 0
+    assert list(json.loads(report.read_text())) == ["compare"]
+
+
+def test_figures_never_replace_a_transform(names, tmp_path):
+    copy = tmp_path / "t.json"
+    copy.write_bytes(names["t"].read_bytes())
+    command = ["evaluate", "jacobian", "--transform", str(copy), "--grid-of", str(names["lm"])]
+    assert run_app([*command, "--json", str(copy)]) == 1
+    assert copy.read_bytes() == names["t"].read_bytes()
+
+
+def test_a_jacobian_map_keeps_what_is_there(names, tmp_path):
+    out = tmp_path / "j.tif"
+    out.write_bytes(b"mine")
+    command = ["evaluate", "jacobian", "--transform", str(names["t"])]
+    command += ["--grid-of", str(names["lm"]), "--map", str(out)]
+    assert run_app(command) == 1
+    assert out.read_bytes() == b"mine"
+    assert run_app([*command, "--overwrite"]) == 0
+    assert out.stat().st_size > 1000

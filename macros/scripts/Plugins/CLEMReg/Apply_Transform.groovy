@@ -26,6 +26,7 @@ clemreg.attempt {
     if (onto != null) words += ["--onto", clemreg.volume(onto)]
     if (direction.startsWith("light image")) words += "--inverse"
     if (labels) words += "--labels"
+    if (replace) words += "--overwrite"
     clemreg.run("Applying the transform", words)
     result = out
     if (open && !clemreg.headless && out.name.toLowerCase() =~ /\.tiff?$/) IJ.openImage(out.path).show()

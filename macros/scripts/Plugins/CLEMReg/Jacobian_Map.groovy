@@ -20,7 +20,8 @@ clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
 
 clemreg.attempt {
     clemreg.output(out, replace)
-    report = clemreg.run("Jacobian determinant", ["evaluate", "jacobian", "--transform", transform, "--grid-of", clemreg.volume(lm), "--map", out]).join("\n")
+    report = clemreg.run("Jacobian determinant", ["evaluate", "jacobian", "--transform", transform, "--grid-of", clemreg.volume(lm), "--map", out] +
+        (replace ? ["--overwrite"] : [])).join("\n")
     map = out
     if (open && !clemreg.headless) {
         def image = IJ.openImage(out.path)

@@ -24,10 +24,11 @@ for (i = 0; i < files.length; i++) {
     showStatus(files[i]);
     // exec() with several arguments starts no shell, so paths need no quoting. The module prints
     // errors too, and the exit code last, which exec() itself would drop.
+    // --overwrite: a result that is there is only reached if you asked for it above.
     if (inverse)
-        said = exec(python, "-m", "clemreg.cli.merged", "apply", transform, subject, "--onto", onto, "--out", result, "--inverse");
+        said = exec(python, "-m", "clemreg.cli.merged", "apply", transform, subject, "--onto", onto, "--out", result, "--overwrite", "--inverse");
     else
-        said = exec(python, "-m", "clemreg.cli.merged", "apply", transform, subject, "--onto", onto, "--out", result);
+        said = exec(python, "-m", "clemreg.cli.merged", "apply", transform, subject, "--onto", onto, "--out", result, "--overwrite");
     if (!endsWith(String.trim(said), "EXIT 0")) exit(subject + ": " + said);
     print("wrote " + result);
     done++;
