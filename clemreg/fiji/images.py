@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.errors import DataError, MissingError, VoxelSizeError
-from clemreg.io.tiff import ORIGIN_KEY
+from clemreg.io.tiff import ORIGIN_KEY, label_table, label_window
 from clemreg.space.grid import Grid
 from clemreg.units import nm_per
 from clemreg.volume import Labels, Volume
@@ -36,7 +36,8 @@ class Look:
     unit
         Unit of the calibration.
     colours
-        Red, green, blue of each channel; default: grey, or magenta, green, cyan, yellow.
+        Red, green, blue of each channel; default: grey, or magenta, green, cyan, yellow. `Labels`
+        without have a colour for every id.
     windows
         Lowest and highest grey value of each channel; default: of the data.
     """
@@ -82,7 +83,8 @@ def to_imageplus(volume: Volume, look: Look | None = None) -> Any:
     image = jpype.JClass("ij.ImagePlus")(volume.name or "volume", stack)
     image.setDimensions(count, depth, 1)
     _calibrate(image, volume.grid, look.unit)
-    image = _coloured(image, pixels, look)
+    coloured = isinstance(volume, Labels) and not (look.colours or look.windows)
+    image = _labelled(image, pixels[0]) if coloured else _coloured(image, pixels, look)
     image.setProp(ORIGIN_KEY, " ".join(repr(v) for v in volume.grid.origin_nm))
     image.setProp(_FRAME, volume.grid.frame)
     if volume.channels:
@@ -145,6 +147,17 @@ def _coloured(image: Any, pixels: NDArray[Any], look: Look) -> Any:
         image.setDisplayRange(low, high)
     if count > 1:
         image.setC(1)
+    return image
+
+
+def _labelled(image: Any, ids: NDArray[Any]) -> Any:
+    import jpype
+
+    tables = [jpype.JArray.of(row.view(np.int8)) for row in label_table()]
+    image.setLut(jpype.JClass("ij.process.LUT")(*tables))
+    present = ids[ids > 0]
+    ends = (float(present.min()), float(present.max())) if present.size else (0.0, 0.0)
+    image.setDisplayRange(*label_window(*ends))
     return image
 
 

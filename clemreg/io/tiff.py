@@ -330,10 +330,11 @@ def _plane_by_plane(volume: Volume) -> Iterator[NDArray[Any]]:
 
 
 def _extremes(volume: Volume, channel: int) -> tuple[float, float]:
+    """Return the lowest and highest value, of `Labels` the lowest and highest id."""
     part = volume.channel(channel) if volume.channels else volume
     low, high = np.inf, -np.inf
     for plane in _plane_by_plane(part):
-        finite = plane[np.isfinite(plane)]
+        finite = plane[plane != 0 if isinstance(volume, Labels) else np.isfinite(plane)]
         if finite.size:
             low, high = min(low, float(finite.min())), max(high, float(finite.max()))
     return (low, high) if low <= high else (0.0, 0.0)
@@ -362,8 +363,8 @@ def _display(
     """Colour tables, ranges, and the name of the channel on every plane."""
     windows = options.windows or [(low, max(high, low + 1)) for low, high in extremes]
     if isinstance(volume, Labels):
-        tables = [_label_table()]
-        windows = [(0.0, max(extremes[0][1], 1.0))]
+        tables = [label_table()]
+        windows = [label_window(*extremes[0])]
     else:
         grey = ((255, 255, 255),) if len(extremes) == 1 else ()
         colours = options.colours or grey or DEFAULT_COLOURS
@@ -406,8 +407,25 @@ def _ramp(colour: tuple[int, int, int]) -> NDArray[np.uint8]:
     return np.rint(np.asarray(colour)[:, None] * steps).astype(np.uint8)
 
 
-def _label_table() -> NDArray[np.uint8]:
-    """Black for 0, then hues a golden angle apart, so that ids that follow each other differ."""
+def label_window(lowest: float, highest: float) -> tuple[float, float]:
+    """Return the display range of labels: only 0 is black, every id has a colour.
+
+    ImageJ has 256 colours for the whole range, so an id below 1/256 of its width may be black
+    (how it rounds differs from command to command). Ids above the range share the last colour.
+
+    Parameters
+    ----------
+    lowest, highest
+        Ids that are there, above 0; or both 0.
+    """
+    return 0.0, max(min(highest, 255 * lowest), 1.0)
+
+
+def label_table() -> NDArray[np.uint8]:
+    """Return the colours (3, 256) of labels.
+
+    Black for 0, then hues a golden angle apart, so that ids that follow each other differ.
+    """
     strengths = ((1.0, 1.0), (0.55, 1.0), (1.0, 0.7))
     colours = [(0.0, 0.0, 0.0)]
     for number in range(1, 256):

@@ -160,9 +160,11 @@ def bdv_setups(scene: Scene) -> list[BdvSetup]:
     for name, part in channels_of(scene.prediction):
         title = f"prediction {name} (affine)".replace("  ", " ")
         setups.append(BdvSetup(part, title, to_lm, MASK_COLOUR, (100, 180), visible=False))
-    for labels in scene.labels:
-        shown = display_window(labels)
-        setups.append(BdvSetup(labels, labels.name, to_lm, MASK_COLOUR, shown, visible=False))
+    # The viewer has no colour for each id: from 1 on all are bright, so that none is missed.
+    setups += [
+        BdvSetup(labels, labels.name, to_lm, MASK_COLOUR, (0.0, 1.0), visible=False)
+        for labels in scene.labels
+    ]
     for number, (name, part) in enumerate(channels_of(scene.lm)):
         colour, shown = channel_colour(name, number), display_window(part)
         setups.append(BdvSetup(part, f"LM {name}".strip(), None, colour, shown))

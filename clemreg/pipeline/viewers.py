@@ -23,7 +23,6 @@ from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import describe, open_labels, open_volume
 from clemreg.pipeline.images import displays_of
 from clemreg.pipeline.scene import (
-    MASK_COLOUR,
     SceneFiles,
     affine_placement,
     channel_colour,
@@ -84,10 +83,7 @@ def export_mobie(command: MobieCommand, progress: Progress | None = None) -> Fie
     for path in files.labels:
         labels = open_labels(path, frame="em")
         places.append(_place(path, labels))
-        window = display_window(labels)
-        images.append(
-            MobieImage(labels.name, places[-1][0], None, "labels", MASK_COLOUR, window, in_em=True)
-        )
+        images.append(MobieImage(labels.name, places[-1][0], kind="labels", in_em=True))
     step = None if command.field_spacing is None else parse_length_nm(command.field_spacing)
     stored = {uri: volume for uri, volume in places if volume is not None}
     if len(stored) < sum(volume is not None for _, volume in places):

@@ -9,7 +9,7 @@ from clemreg.cli.app import run_app
 from clemreg.io.tiff import TiffOptions, write_tiff
 from clemreg.io.transforms import write_transform
 from clemreg.io.volumes import open_volume, write_volume
-from clemreg.space import Affine
+from clemreg.space import Affine, Grid
 from clemreg.testing import hostile_grid
 from clemreg.volume import Labels, Volume
 
@@ -164,6 +164,42 @@ def test_labels_that_were_transformed_keep_a_colour_each(imagej, tmp_path, dtype
     assert of_id[0] == {0}
     assert all(len(found) == 1 for found in of_id.values())
     assert len(set.union(*of_id.values())) == 9
+
+
+MANY = {
+    "more than 255": np.arange(601),
+    "thousands": np.arange(0, 5001, 3),
+    "small ones and one far off": np.array([0, 1, 2, 3, 60000]),
+    "above 65535": np.array([0, 1, 65536, 70001, 1 << 24]),
+    "far from 0": np.array([0, 66000, 66001, 66300]),
+    "none": np.array([0, 0]),
+}
+
+
+@pytest.mark.parametrize("case", MANY)
+def test_no_label_is_dark(imagej, tmp_path, case):
+    """Only 0 is black when the file is opened, and when the bridge shows the same labels."""
+    ids = MANY[case].astype(np.uint32)
+    grid = Grid((7, 1, len(ids)), (8.0, 8.0, 8.0))
+    volume = Labels(np.repeat(ids[None, None], 7, axis=0), grid)
+    write_tiff(tmp_path / "l.tif", volume)
+    opened = imagej.macro(COLOURS, tmp_path / "l.tif")
+    assert opened["error"] is None, opened
+    write_volume(tmp_path / "l.zarr", volume)
+    shown = imagej.python(
+        "from clemreg.io.volumes import open_labels\n"
+        f"image = ij.to_imageplus(open_labels({str(tmp_path / 'l.zarr')!r}))\n"
+        "image.setSlice(6)\n"
+        "rgb = image.getProcessor().convertToRGB()\n"
+        "answer = [rgb.getPixel(x, 0) & 0xffffff for x in range(image.getWidth())]"
+    )
+    assert shown["error"] is None, shown
+    for pixels in (opened["log"].splitlines()[2].split(), shown["answer"]):
+        seen = np.array(pixels, int)
+        assert (seen[ids == 0] == 0).all()
+        bright = np.stack([seen[ids > 0] >> s & 255 for s in (16, 8, 0)]).max(axis=0, initial=0)
+        assert (bright > 150).all()
+        assert len(np.unique(seen)) >= min(len(np.unique(ids)), 3)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "float32"])
