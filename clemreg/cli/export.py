@@ -135,6 +135,19 @@ def bigwarp(
         bool,
         typer.Option("--bdv", help="The project opens exact copies as BigDataViewer datasets."),
     ] = False,
+    read_from_zero: Annotated[
+        bool,
+        typer.Option(
+            "--read-from-zero",
+            help="--landmarks was made in BigWarp on --em and --grid-of: add their origins.",
+        ),
+    ] = False,
+    write_from_zero: Annotated[
+        bool,
+        typer.Option(
+            "--write-from-zero", help="For BigWarp on these images: leave their origins out."
+        ),
+    ] = False,
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -142,7 +155,19 @@ def bigwarp(
     from clemreg.pipeline.bigwarp import BigWarpCommand, export_bigwarp, placement_note
 
     command = BigWarpCommand(
-        out, transform, grid_of, landmarks, rater, spacing, unit, project, em, as_bdv, overwrite
+        out,
+        transform,
+        grid_of,
+        landmarks,
+        rater,
+        spacing,
+        unit,
+        project,
+        em,
+        as_bdv,
+        overwrite,
+        read_from_zero,
+        write_from_zero,
     )
     with progress_bar("export") as progress:
         error = export_bigwarp(command, progress)

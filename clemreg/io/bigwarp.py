@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from clemreg.errors import DataError, FormatError
 from clemreg.io.atomic import atomic_write_text
+from clemreg.io.bigwarp_images import NOTHING, Triple, left_out_of_sources
 from clemreg.io.names import one_line
 from clemreg.io.tables import Row, check_widths, read_rows, read_text
 from clemreg.io.xyz import FloatArray, flip
@@ -73,7 +74,8 @@ def read_bigwarp(
     -------
     BigWarpFile
         Landmarks with rater ``"BigWarp"``; coordinates that are not set are NaN, and such rows and
-        those that BigWarp ignores are not active.
+        those that BigWarp ignores are not active. A project file names its images, so the origin
+        of a TIFF, which BigWarp leaves out, is added; a table does not: see `add_left_out`.
 
     Raises
     ------
@@ -148,7 +150,9 @@ def _read_json(path: Path, unit: str, planes_nm: tuple[float, float] | None) -> 
         document, _ = json.JSONDecoder().raw_decode(text.lstrip())
     except ValueError as error:
         raise FormatError(f"{path} is not JSON: {error}") from error
+    left_out = (NOTHING, NOTHING)
     if isinstance(document, dict) and isinstance(document.get("Transform"), dict):
+        left_out = left_out_of_sources(document, str(path))
         document = document["Transform"]
     if not isinstance(document, dict) or not isinstance(document.get("landmarks"), dict):
         raise FormatError(
@@ -163,7 +167,26 @@ def _read_json(path: Path, unit: str, planes_nm: tuple[float, float] | None) -> 
         if planes_nm is None:
             raise _flat_error(f"{path} holds 2-D BigWarp landmarks")
         numbers = _raised(numbers, planes_nm, unit)
-    return BigWarpFile(_landmarks(names, numbers, active, unit), kind, "mask" in document)
+        left_out = (_in_plane(left_out[0]), _in_plane(left_out[1]))  # z is that of `planes_nm`
+    landmarks = add_left_out(_landmarks(names, numbers, active, unit), *left_out)
+    return BigWarpFile(landmarks, kind, "mask" in document)
+
+
+def add_left_out(landmarks: Landmarks, em_nm: Triple, lm_nm: Triple) -> Landmarks:
+    """Move landmarks that were placed in images without their origin to where these are.
+
+    Parameters
+    ----------
+    landmarks
+        As BigWarp has them.
+    em_nm, lm_nm
+        What it left out, zyx; see `clemreg.io.bigwarp_images.left_out_nm`.
+    """
+    return replace(landmarks, em_nm=landmarks.em_nm + em_nm, lm_nm=landmarks.lm_nm + lm_nm)
+
+
+def _in_plane(left_out: Triple) -> Triple:
+    return 0.0, left_out[1], left_out[2]
 
 
 def _table_from_json(

@@ -236,6 +236,20 @@ def _origin_nm(tiff: Any) -> Triple:
     return (0.0, 0.0, 0.0)
 
 
+def calibration_origin(path: Path) -> Triple:
+    """Return ImageJ's own origin as BigWarp takes it, for lengths in the file's unit: zyx, nm."""
+    import tifffile
+
+    with tifffile.TiffFile(path) as file:
+        notes = file.imagej_metadata or {}
+        unit = _plain_unit(str(notes.get("unit", "")))
+        found = [float(notes.get(f"{axis}origin", 0.0)) for axis in "zyx"]
+    if not any(found):
+        return (0.0, 0.0, 0.0)
+    z, y, x = (value * nm_per(unit) for value in found)
+    return z, y, x
+
+
 def _info_channels(tiff: Any) -> list[str]:
     for line in _info_lines(tiff):
         if line.startswith(_CHANNELS):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.export.bdv import BdvSetup, write_bdv
@@ -15,7 +17,8 @@ from clemreg.export.bigwarp import (
     write_bigwarp_project,
 )
 from clemreg.export.replace import require_free
-from clemreg.io.bigwarp import write_bigwarp
+from clemreg.io.bigwarp import add_left_out, write_bigwarp
+from clemreg.io.bigwarp_images import Triple, left_out_nm
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import describe, open_volume
@@ -46,6 +49,11 @@ class BigWarpCommand:
         The project opens copies of the images as BigDataViewer datasets, written beside it.
     overwrite
         Replace files of these names.
+    read_from_zero
+        The table in `landmarks` was made in BigWarp on `em` and `grid_of`, which it showed without
+        their origins; these are added.
+    write_from_zero
+        What is written is for BigWarp on these images, so their origins are left out.
     """
 
     out: Path
@@ -59,6 +67,8 @@ class BigWarpCommand:
     em: str | None = None
     as_bdv: bool = False
     overwrite: bool = False
+    read_from_zero: bool = False
+    write_from_zero: bool = False
 
 
 def export_bigwarp(command: BigWarpCommand, progress: Progress | None = None) -> SplineError | None:
@@ -80,6 +90,11 @@ def export_bigwarp(command: BigWarpCommand, progress: Progress | None = None) ->
     require_free(*_outputs(command), overwrite=command.overwrite)
     images = () if command.project is None else _project_images(command)
     landmarks, error = _bigwarp_landmarks(command)
+    if command.read_from_zero:
+        landmarks = add_left_out(landmarks, *_left_out(command))
+    if command.write_from_zero:
+        em, lm = (np.negative(offset) for offset in _left_out(command))
+        landmarks = add_left_out(landmarks, tuple(em), tuple(lm))
     if command.as_bdv:
         images = tuple(_bdv_copy(command, image, progress) for image in images)
     write_bigwarp(landmarks, command.out, unit=command.unit)
@@ -100,16 +115,49 @@ def _copy_path(project: Path, side: str) -> Path:
     return project.with_name(f"{project.stem}-{side}.xml")
 
 
+def _left_out(command: BigWarpCommand) -> tuple[Triple, Triple]:
+    """Return what BigWarp leaves out of the places of EM and LM."""
+    if command.em is None or command.grid_of is None:
+        raise ConfigError(
+            "it takes both images to know the origins that BigWarp left out",
+            hint="add --em IMAGE and --grid-of LM_IMAGE, the files that BigWarp opens",
+        )
+    if command.as_bdv:
+        raise ConfigError(
+            "--bdv opens copies that stand where they are, not from 0", hint="choose one of them"
+        )
+    em, lm = (_left_out_of(image) for image in (command.em, command.grid_of))
+    return em, lm
+
+
+def _left_out_of(image: str) -> Triple:
+    info = describe(image)
+    return left_out_nm(image) if "TIFF" in info.format else info.origin_nm
+
+
 def placement_note(command: BigWarpCommand) -> str:
-    """Say which images of a project BigWarp may show beside their place; empty: none."""
-    if command.project is None or command.as_bdv:
+    """Say which images BigWarp may show beside their place; empty: none."""
+    if command.as_bdv or command.write_from_zero:
         return ""
+    if command.project is None:
+        return _table_note(command)
     moved = [str(i) for i in (command.em, command.grid_of) if any(describe(str(i)).origin_nm)]
     if not moved:
         return ""
     return (
         f"BigWarp may leave out the origin of {' and '.join(moved)}, which is not 0; "
         "--bdv opens exact copies"
+    )
+
+
+def _table_note(command: BigWarpCommand) -> str:
+    images = [image for image in (command.em, command.grid_of) if image is not None]
+    moved = [i for i in images if "TIFF" in describe(i).format and any(left_out_nm(i))]
+    if not moved or command.read_from_zero:
+        return ""
+    return (
+        f"BigWarp shows {' and '.join(moved)} from 0, so these landmarks would lie beside it; "
+        "--write-from-zero leaves its origin out of them"
     )
 
 
@@ -134,23 +182,29 @@ def _project_images(command: BigWarpCommand) -> tuple[str, ...]:
     images = (command.em, command.grid_of)
     if not command.as_bdv:
         for image in images:
-            _check_place(image, command.unit)
+            _check_unit(image, command.unit)
+            if not command.write_from_zero:
+                _check_place(image)
     return images
 
 
-def _check_place(image: str, unit: str) -> None:
-    """Refuse an image that BigWarp shows elsewhere than the landmarks are."""
-    info = describe(image)
-    found = info.unit or "um"
+def _check_unit(image: str, unit: str) -> None:
+    """Refuse an image that BigWarp shows in another unit than the landmarks."""
+    found = describe(image).unit or "um"
     if nm_per(found) != nm_per(unit):
         raise ConfigError(
             f"{image} is in {found}, the landmarks in {unit}; BigWarp does not convert units",
             hint="choose --unit, give both images in one unit, or add --bdv",
         )
-    if "TIFF" in info.format and any(info.origin_nm):
+
+
+def _check_place(image: str) -> None:
+    """Refuse an image that BigWarp shows elsewhere than the landmarks are."""
+    info = describe(image)
+    if "TIFF" in info.format and any(left_out_nm(image)):
         raise ConfigError(
             f"{image} starts at x, y, z = {info.origin_nm[::-1]} nm, but BigWarp shows it from 0",
-            hint="add --bdv, which opens exact copies",
+            hint="add --bdv, which opens exact copies, or --write-from-zero",
         )
 
 
