@@ -108,10 +108,32 @@ class _OneChannel:
         return np.asarray(self.volume.data[key[1:]])[None][key[0]]
 
 
+@dataclass(frozen=True)
+class SceneImage:
+    """An OME-Zarr image as a scene names it.
+
+    Attributes
+    ----------
+    path
+        Of the image, relative to the scene, or its URL.
+    array
+        Path of its finest level inside it.
+    grid
+        Where the voxels of that level are.
+    has_channels
+        Whether a channel axis stands before z, y, x.
+    """
+
+    path: str
+    array: str
+    grid: Grid
+    has_channels: bool = False
+
+
 def write_scene(
     path: str | Path,
     registration: Affine | SampledField,
-    images: tuple[str, str],
+    images: tuple[SceneImage, SceneImage],
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -125,7 +147,7 @@ def write_scene(
     registration
         LM to EM; a field is stored in the group, displacements first, then its affine part.
     images
-        Paths or URLs of LM and EM, relative to the group; both in nm.
+        LM and EM.
     overwrite
         Whether a folder of that name is replaced.
     progress
@@ -138,14 +160,20 @@ def write_scene(
 
     Notes
     -----
-    NGFF 0.6 (RFC-5): a transformation maps coordinates of ``input`` (LM) to those of ``output``
-    (EM), voxel centres at whole indices; matrices and vectors in the axis order z, y, x. Viewers
-    that do not know scenes yet show the images as they are.
+    NGFF 0.6 (RFC-5): a transformation maps coordinates of ``input`` to those of ``output``, voxel
+    centres at whole indices; matrices and vectors in the axis order z, y, x. The scene declares the
+    two coordinate systems between which it maps, ``lm`` and ``em``. Images of OME-Zarr 0.4 and 0.5
+    declare none, so each is tied to its system from the coordinate system that every array has
+    without saying so: its indices, named by its path. Viewers that do not know scenes yet show the
+    images as they are.
     """
     import zarr
 
-    lm, em = ({"path": image, "name": SYSTEM} for image in images)
-    ends = {"input": lm, "output": em, "name": "clemreg registration, LM to EM"}
+    ends = {
+        "input": {"name": "lm"},
+        "output": {"name": "em"},
+        "name": "clemreg registration, LM to EM",
+    }
     with atomic_path(path, overwrite=overwrite) as partial:
         group = zarr.open_group(str(partial), mode="w", zarr_format=3)
         if isinstance(registration, Affine):
@@ -159,9 +187,31 @@ def write_scene(
             if registration.affine is not None:
                 steps.append(_affine(registration.affine))
             step = {"type": "sequence", "transformations": steps, **ends}
-        scene: dict[str, Any] = {"coordinateTransformations": [step]}
+        ties = [_tie(i, name) for i, name in zip(images, ("lm", "em"), strict=True)]
+        scene: dict[str, Any] = {
+            "coordinateSystems": [{"name": name, "axes": _space_axes()} for name in ("lm", "em")],
+            "coordinateTransformations": [step, *ties],
+        }
         group.attrs.update({"ome": {"version": VERSION, "scene": scene}})
     return Path(path)
+
+
+def _tie(image: SceneImage, system: str) -> dict[str, Any]:
+    """Map indices of an image's array to a coordinate system; those of a channel do not count."""
+    matrix = image.grid.index_to_world[:3]
+    if image.has_channels:
+        matrix = np.hstack([np.zeros((3, 1)), matrix])
+    return {
+        "type": "affine",
+        "affine": matrix.tolist(),
+        "input": {"path": image.path, "name": image.array},
+        "output": {"name": system},
+        "name": f"{system} image",
+    }
+
+
+def _space_axes() -> list[dict[str, Any]]:
+    return [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
 
 
 def _affine(affine: Affine) -> dict[str, Any]:
@@ -192,7 +242,7 @@ def _write_field(folder: Path, field: SampledField, progress: Progress | None) -
 
 def _field_multiscale(grid: Grid) -> dict[str, Any]:
     axes: list[dict[str, Any]] = [{"name": "d", "type": "displacement", "discrete": True}]
-    axes += [{"name": a, "type": "space", "unit": "nanometer"} for a in "zyx"]
+    axes += _space_axes()
     placement = {
         "type": "sequence",
         "input": {"path": "s0"},

@@ -56,6 +56,15 @@ def _multiscales(attributes: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**found[0], "omero": container.get("omero", attributes.get("omero"))}
 
 
+def finest_array(path: Path) -> str:
+    """Return the path of the finest level inside an image; empty if `path` is that array itself."""
+    import zarr
+
+    node = zarr.open(str(path), mode="r")
+    multiscales = None if isinstance(node, zarr.Array) else _multiscales(node.attrs.asdict())
+    return "" if multiscales is None else str(multiscales["datasets"][0]["path"])
+
+
 def _open_array(target: Path, array: Any) -> Source:
     """Take a single array's geometry from the multiscales of a group above it."""
     import zarr

@@ -9,14 +9,15 @@ from pathlib import Path
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, FormatError
 from clemreg.export.dfield import FieldOptions, write_n5_field
-from clemreg.export.ngff import write_scene
+from clemreg.export.ngff import SceneImage, write_scene
 from clemreg.export.replace import N5, ZARR, require_free, require_free_folder
 from clemreg.export.sampled_field import FieldError, SampledField, field_grid
 from clemreg.io.ecclem import write_ecclem, write_ecclem_matrix, write_fiducials
 from clemreg.io.elastix_files import write_elastix
+from clemreg.io.ngff import finest_array
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform, write_transform
-from clemreg.io.volumes import open_volume
+from clemreg.io.volumes import describe, open_volume
 from clemreg.pipeline.scene import affine_part
 from clemreg.space.field import DisplacementField
 from clemreg.space.grid import Grid
@@ -139,10 +140,12 @@ def export_ngff(
     ------
     StorageError
         There is something of that name, and it must not be replaced.
+    ConfigError
+        An image is no OME-Zarr.
     """
     require_free_folder(out, ZARR, overwrite=overwrite)
-    relative = [Path(os.path.relpath(Path(p).resolve(), out.resolve())).as_posix() for p in images]
-    places = (relative[0], relative[1])
+    lm, em = images
+    places = (_scene_image(lm, "lm", out), _scene_image(em, "em", out))
     read = read_transform(transform)
     if isinstance(read, Affine):
         write_scene(out, read, places, overwrite=overwrite)
@@ -150,6 +153,17 @@ def export_ngff(
     field = sampled_field(transform, images[0], spacing)
     write_scene(out, field, places, overwrite=overwrite, progress=progress)
     return field.error()
+
+
+def _scene_image(image: str, frame: str, out: Path) -> SceneImage:
+    if not describe(image).format.startswith("OME-Zarr"):
+        raise ConfigError(
+            f"{image} is no OME-Zarr, which a scene needs",
+            hint="convert it: clemreg export omezarr IMAGE --out IMAGE.zarr",
+        )
+    volume = open_volume(image, frame=frame)
+    relative = Path(os.path.relpath(Path(image).resolve(), out.resolve())).as_posix()
+    return SceneImage(relative, finest_array(Path(image)), volume.grid, bool(volume.channels))
 
 
 @dataclass(frozen=True)

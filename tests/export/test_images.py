@@ -13,7 +13,7 @@ from scipy.ndimage import map_coordinates
 from clemreg.cli.app import run_app
 from clemreg.errors import DataError, StorageError
 from clemreg.export.neuroglancer import NeuroglancerLayer, neuroglancer_state, state_link
-from clemreg.export.ngff import Display, write_ome_zarr, write_scene
+from clemreg.export.ngff import Display, SceneImage, write_ome_zarr, write_scene
 from clemreg.export.sampled_field import SampledField
 from clemreg.io.tiff import TiffOptions, write_tiff
 from clemreg.io.transforms import write_transform
@@ -105,19 +105,54 @@ def test_omezarr_from_the_command_line(tmp_path, capsys):
 # ---- NGFF scene
 
 
-def scene(path):
-    ome = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]
-    assert ome["version"] == "0.6"
-    (transformation,) = ome["scene"]["coordinateTransformations"]
-    return transformation
+class Scene:
+    """A scene by the rules of RFC-5: every name that is used is declared, or that of an array."""
+
+    def __init__(self, path):
+        ome = json.loads((path / "zarr.json").read_text())["attributes"]["ome"]
+        assert ome["version"] == "0.6"
+        self.path = path
+        self.systems = {s["name"]: s["axes"] for s in ome["scene"]["coordinateSystems"]}
+        for axes in self.systems.values():
+            assert [(a["name"], a["type"], a["unit"]) for a in axes] == [
+                (name, "space", "nanometer") for name in "zyx"
+            ]
+        self.steps = ome["scene"]["coordinateTransformations"]
+        assert len({step["name"] for step in self.steps}) == len(self.steps)
+        for step in self.steps:
+            for end in (step["input"], step["output"]):
+                assert "path" in end or end["name"] in self.systems
+
+    def between(self, start, end):
+        (step,) = [
+            s for s in self.steps if (s["input"]["name"], s["output"]["name"]) == (start, end)
+        ]
+        return step
+
+    def from_array(self, system):
+        """The array that is tied to a system, if it is there, and the rows of the affine."""
+        (step,) = [s for s in self.steps if "path" in s["input"] and s["output"]["name"] == system]
+        return self.path / step["input"]["path"] / step["input"]["name"], np.array(step["affine"])
+
+
+def image(path, grid, has_channels=False):
+    return SceneImage(path, "s0", grid, has_channels)
 
 
 def test_a_scene_of_an_affine(tmp_path):
-    write_scene(tmp_path / "s.zarr", AFFINE, ("../lm.zarr", "../em.zarr"))
-    found = scene(tmp_path / "s.zarr")
-    assert (found["input"]["path"], found["output"]["path"]) == ("../lm.zarr", "../em.zarr")
-    rows = np.array(found["affine"])
+    write_scene(
+        tmp_path / "s.zarr", AFFINE, (image("../lm.zarr", LM, True), image("../em.zarr", EM))
+    )
+    found = Scene(tmp_path / "s.zarr")
+    assert list(found.systems) == ["lm", "em"]
+    rows = np.array(found.between("lm", "em")["affine"])
     np.testing.assert_allclose(POINTS @ rows[:, :3].T + rows[:, 3], AFFINE(POINTS))
+    array, rows = found.from_array("lm")
+    assert array == tmp_path / "s.zarr" / "../lm.zarr" / "s0"
+    index = np.array([[1, 2, 3, 4], [0, 2, 3, 4.5]])
+    np.testing.assert_allclose(index @ rows[:, :4].T + rows[:, 4], LM.to_world(index[:, 1:]))
+    _, rows = found.from_array("em")
+    np.testing.assert_allclose(index[:, 1:] @ rows[:, :3].T + rows[:, 3], EM.to_world(index[:, 1:]))
 
 
 def test_a_scene_of_a_deformation(tmp_path):
@@ -129,8 +164,8 @@ def test_a_scene_of_a_deformation(tmp_path):
     )  # fmt: skip
     transform = move.then(bend)
     field = SampledField(transform, LM, AFFINE)
-    path = write_scene(tmp_path / "s.zarr", field, ("a", "b"))
-    found = scene(path)
+    path = write_scene(tmp_path / "s.zarr", field, (image("a", LM), image("b", EM)))
+    found = Scene(path).between("lm", "em")
     assert found["type"] == "sequence"
     displacements, affine = found["transformations"]
     kinds = [json.loads(p.read_text())["node_type"] for p in sorted(path.rglob("zarr.json"))]
@@ -150,20 +185,29 @@ def test_a_scene_of_a_deformation(tmp_path):
     np.testing.assert_allclose(found, transform(voxels), atol=1e-3)
 
 
-def test_a_scene_from_the_command_line(tmp_path):
-    write_volume(tmp_path / "lm.zarr", Volume(PIXELS[0], LM))
-    write_volume(tmp_path / "em.zarr", Volume(np.zeros(EM.shape, "u1"), EM))
+@pytest.mark.parametrize("version", ["zarr", "zarr2"])
+def test_a_scene_from_the_command_line(tmp_path, capsys, version):
+    """Voxels of both files to the scene's systems, by the scene and the arrays alone."""
+    names = tuple(f"c{i}" for i in range(len(PIXELS)))
+    write_volume(tmp_path / "lm.zarr", Volume(PIXELS, LM, names), format=version)
+    write_volume(tmp_path / "em.zarr", Volume(np.zeros(EM.shape, "u1"), EM), format=version)
     bend = random_bspline(RNG, LM, amplitude_nm=20, target="em")
+    lm, em = f"--lm={tmp_path / 'lm.zarr'}", f"--em={tmp_path / 'em.zarr'}"
     for name, transform in (("a", AFFINE), ("b", bend)):
         write_transform(transform, tmp_path / "t.json")
-        words = ["export", "ngff", str(tmp_path / "t.json"), f"--lm={tmp_path / 'lm.zarr'}"]
-        words += [f"--em={tmp_path / 'em.zarr'}", f"--out={tmp_path / 'scenes' / name}"]
-        assert run_app(words) == 0
-        found = scene(tmp_path / "scenes" / name)
-        assert found["input"]["path"] == "../../lm.zarr"
-        assert (tmp_path / "scenes" / name / found["output"]["path"]).resolve() == (
-            tmp_path / "em.zarr"
-        )
+        words = ["export", "ngff", str(tmp_path / "t.json"), lm, em]
+        assert run_app([*words, f"--out={tmp_path / 'scenes' / name}"]) == 0
+        found = Scene(tmp_path / "scenes" / name)
+        for system, grid, lead in (("lm", LM, [0]), ("em", EM, [])):
+            array, rows = found.from_array(system)
+            assert zarr.open_array(str(array), mode="r").shape[-3:] == grid.shape
+            index = np.array([*lead, 1, 2, 3])
+            np.testing.assert_allclose(rows[:, :-1] @ index + rows[:, -1], grid.to_world([1, 2, 3]))
+    write_tiff(tmp_path / "lm.tif", Volume(PIXELS[0], LM))
+    words = ["export", "ngff", str(tmp_path / "t.json"), f"--lm={tmp_path / 'lm.tif'}", em]
+    assert run_app([*words, f"--out={tmp_path / 'c'}"]) == 1
+    assert "is no OME-Zarr" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
 
 
 # ---- ImageJ

@@ -269,7 +269,7 @@ def test_paths_on_the_command_line(tmp_path, name):
         np.sort(read_ecclem(out / "e.xml").landmarks.lm_nm), np.sort(np.eye(3)[:2])
     )
     scene = json.loads((out / "s.zarr" / "zarr.json").read_text())["attributes"]["ome"]["scene"]
-    path = scene["coordinateTransformations"][0]["input"]["path"]
+    path = scene["coordinateTransformations"][1]["input"]["path"]
     assert (out / "s.zarr" / path).resolve() == (folder / "lm.zarr").resolve()
     assert {Path(p).parts[0] for p in tree(tmp_path)} == {"in"}
     assert [p.name for p in (tmp_path / "in").iterdir()] == [name]
