@@ -173,9 +173,11 @@ class _Hdf5Store:
         cells = self.file[cells_path(number, level)]
         pixels = np.asarray(block)
         pixels = pixels.view(np.int16) if self.legacy else pixels.astype(cells.dtype, copy=False)
-        for chunk in Box.of_shape(pixels.shape).tiles(cells.chunks):
-            packed = _deflated(pixels[chunk.slices], cells.chunks)
-            cells.id.write_direct_chunk(chunk.shift(box.start).start, packed)
+        shape = cells.chunks  # asks HDF5 every time
+        for chunk in Box.of_shape(pixels.shape).tiles(shape):
+            packed = _deflated(pixels[chunk.slices], shape)
+            start = tuple(a + b for a, b in zip(box.start, chunk.start, strict=True))
+            cells.id.write_direct_chunk(start, packed)
         self.check_disk()
 
     def read(self, number: int, level: int, box: Box) -> NDArray[Any]:
