@@ -1,8 +1,9 @@
 """Where BigWarp shows an image, against where clemreg says it is.
 
-BigWarp places a TIFF by its voxel size and by ImageJ's calibration origin, which it takes for a
-length that is added (ImageJ means voxels, subtracted). It knows nothing of the origin that clemreg
-writes as a note. Source: ``ImagePlusLoader`` of bigwarp 9, read in its repository.
+BigWarp places a TIFF by its voxel size, and since version 9 by ImageJ's calibration origin, which
+it takes for a length that is added (ImageJ means voxels, subtracted; older versions ignore it). It
+knows nothing of the origin that clemreg writes as a note, and clemreg never sets that of ImageJ.
+Source: ``ImagePlusLoader`` in BigWarp's repository.
 """
 
 from __future__ import annotations

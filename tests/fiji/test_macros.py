@@ -99,6 +99,12 @@ def test_apply_to_a_folder(imagej, batch, tmp_path):
     found, log = run(imagej, "Apply_Transform_to_Folder.ijm", parameters)
     assert found == {"result": "0"}
     assert log.count("there already") == 2
+    (parameters["output"] / "a.tif").write_bytes(b"mine")
+    found, log = run(imagej, "Apply_Transform_to_Folder.ijm", parameters | {"overwrite": "true"})
+    assert found == {"result": "2"}, log
+    np.testing.assert_array_equal(
+        open_volume(parameters["output"] / "a.tif").read(), truth["a.tif"]
+    )
     assert not (tmp_path / "x").exists()
 
 

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import re
 import xml.etree.ElementTree as ET
 
 import h5py
 import numpy as np
 import pytest
-from imagej_process import SCRIPTS, clemreg_program
+from imagej_process import SCRIPTS
 from scipy.ndimage import affine_transform, gaussian_filter
+from script_runs import LM, dialogs, run, texts
 
 from clemreg.cli.app import run_app
-from clemreg.evaluate.landmarks import evaluate_landmarks
-from clemreg.io.points import read_landmarks, read_points, write_bigwarp, write_points
+from clemreg.io.points import read_landmarks, read_points, write_points
 from clemreg.io.tiff import write_tiff
-from clemreg.io.transforms import read_transform, write_transform
+from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_volume, write_volume
 from clemreg.register.apply import covering_box, warped_volume
-from clemreg.space import Box, Grid
-from clemreg.space.landmarks import Landmarks
-from clemreg.testing import hostile_grid, random_affine, random_bspline
+from clemreg.space import Box
+from clemreg.testing import hostile_grid
 from clemreg.volume import Volume
 
 pytestmark = pytest.mark.xdist_group("imagej")
 
 CORNER = Box((36, 100, 110), (108, 276, 286))
-LM = Grid((9, 30, 34), (104.0, 52.0, 52.0), (0.0, 0.0, 0.0), "lm")
 ALL = sorted(path.name for path in SCRIPTS.glob("*.groovy"))
 MENU = {
     "Apply_Transform.groovy",
@@ -39,30 +36,6 @@ MENU = {
     "Segment_Mitochondria.groovy",
     "Setup_and_Doctor.groovy",
 }
-
-
-@pytest.fixture(scope="session")
-def clemreg(tmp_path_factory):
-    return clemreg_program(tmp_path_factory.mktemp("programs"))
-
-
-@pytest.fixture
-def files(tmp_path):
-    """A transform, both volumes, and where they are."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path / "data, ü"
-    folder.mkdir()
-    transform = random_affine(rng, "lm", "lm").then(random_bspline(rng, LM, target="em"))
-    write_transform(transform, folder / "t.json")
-    write_volume(folder / "lm.zarr", Volume(rng.integers(1, 99, LM.shape).astype("u1"), LM))
-    middle = transform(LM.centre_nm[None])[0]
-    em = Grid((40, 44, 48), (40.0, 30.0, 30.0), tuple(middle - [800, 660, 720]), "em")
-    write_volume(folder / "em.zarr", Volume(rng.integers(1, 99, em.shape).astype("u1"), em))
-    return folder, transform
-
-
-def dialogs(answer):
-    return [event[1] for event in answer["events"] if event[0] == "dialog"]
 
 
 def test_the_menu_is_complete():
@@ -111,6 +84,7 @@ def test_apply_resamples_an_image(imagej, clemreg, files):
     assert shown["value"].startswith("warped.tif0.052")
     again = imagej.script(SCRIPTS / "Apply_Transform.groovy", texts(parameters))
     assert "exists already" in dialogs(again)[0]
+    run(imagej, "Apply_Transform", parameters | {"replace": True, "open": False})
 
 
 def test_apply_maps_points_and_back(imagej, clemreg, files):
@@ -154,8 +128,13 @@ def test_jacobian_map_is_the_determinant(imagej, clemreg, files):
         "transform": folder / "t.json",
         "lm": folder / "lm.zarr" / "zarr.json",
         "out": folder / "j.tif",
+        "replace": True,
         "python": clemreg,
     }
+    (folder / "j.tif").write_bytes(b"an old map")
+    refused = imagej.script(SCRIPTS / "Jacobian_Map.groovy", texts(parameters | {"replace": False}))
+    assert "exists already" in dialogs(refused)[0]
+    assert (folder / "j.tif").read_bytes() == b"an old map"
     answer = run(imagej, "Jacobian_Map", parameters)
     assert "fold_fraction" in answer["outputs"]["report"]
     seen = open_volume(folder / "j.tif")
@@ -164,93 +143,6 @@ def test_jacobian_map_is_the_determinant(imagej, clemreg, files):
     np.testing.assert_allclose(seen.grid.spacing_nm, LM.spacing_nm, rtol=1e-6)
     window = imagej.macro("getMinAndMax(a, b); close(); return d2s(a, 2) + ' ' + d2s(b, 2);")
     assert window["value"] == "0.50 1.50"
-
-
-def landmarks_of(transform):
-    """Pairs whose EM side is up to 50 nm off."""
-    rng = np.random.default_rng(1)
-    index = np.stack([rng.integers(0, n, 12) for n in LM.shape], axis=1)
-    lm = LM.to_world(index)
-    em = transform(lm) + rng.uniform(-50, 50, lm.shape)
-    return Landmarks(tuple(f"Pt-{i}" for i in range(len(lm))), lm, em)
-
-
-def test_landmarks_of_a_bigwarp_table(imagej, clemreg, files):
-    folder, transform = files
-    landmarks = landmarks_of(transform)
-    write_bigwarp(landmarks, folder / "b.csv")
-    parameters = {
-        "transform": folder / "t.json",
-        "table": folder / "b.csv",
-        "json": folder / "report.json",
-        "python": clemreg,
-    }
-    answer = run(imagej, "Landmark_Accuracy_Report", parameters)
-    figures = json.loads((folder / "report.json").read_text())["landmarks"]
-    truth = evaluate_landmarks(transform, landmarks).to_json()
-    assert figures["n"] == 12
-    assert figures["mean_nm"] == pytest.approx(truth["mean_nm"], abs=1e-3)
-    assert "mean_nm" in answer["outputs"]["report"]
-    assert dialogs(answer) == [answer["outputs"]["report"]]
-
-
-POINTS = """
-import jpype
-from clemreg.fiji.images import Look, to_imageplus
-from clemreg.space.grid import Grid
-from clemreg.volume import Volume
-for name, grid, index, unit in {images!r}:
-    grid = Grid(*grid)
-    image = to_imageplus(Volume(np.ones(grid.shape, "uint8"), grid, name=name), Look(unit=unit))
-    image.show()
-    points = jpype.JClass("ij.gui.PointRoi")(0.0, 0.0)
-    points = None
-    for z, y, x in index:
-        image.setPosition(1, int(z) + 1, 1)
-        if points is None:
-            points = jpype.JClass("ij.gui.PointRoi")(float(x), float(y))
-            points.setPosition(image.getCurrentSlice())
-            image.setRoi(points)
-            points = jpype.JClass("ij.gui.PointRoi")()
-        points.addPoint(image, float(x), float(y))
-    image.setRoi(points)
-"""
-
-
-def test_landmarks_of_points_on_two_images(imagej, clemreg, files):
-    folder, _ = files
-    rng = np.random.default_rng(2)
-    em = Grid((11, 40, 44), (50.0, 20.0, 25.0), (808.0, -1192.0, 2408.0), "em")
-    lm_index = np.stack([rng.integers(0, n, 6) for n in LM.shape], axis=1)
-    em_index = np.stack([rng.integers(0, n, 6) for n in em.shape], axis=1)
-    images = [
-        ("EM", (em.shape, em.spacing_nm, em.origin_nm), em_index.tolist(), "nm"),
-        ("light", (LM.shape, LM.spacing_nm), lm_index.tolist(), "um"),
-    ]
-    placed = imagej.python(POINTS.format(images=images))
-    assert placed["error"] is None, placed["error"]
-    transform = random_affine(rng)
-    write_transform(transform, folder / "affine.json")
-    parameters = {
-        "transform": folder / "affine.json",
-        "source": "points on two open images",
-        "emImage": "EM",
-        "lmImage": "light",
-        "json": folder / "points.json",
-        "python": clemreg,
-    }
-    run(imagej, "Landmark_Accuracy_Report", parameters)
-    figures = json.loads((folder / "points.json").read_text())["landmarks"]
-    difference = transform(LM.to_world(lm_index)) - em.to_world(em_index)
-    expected = np.linalg.norm(difference, axis=1).mean()
-    assert figures["mean_nm"] == pytest.approx(expected, abs=0.01)
-    assert imagej.macro('selectImage("EM"); run("Select None");')["error"] is None
-    answer = imagej.script(
-        SCRIPTS / "Landmark_Accuracy_Report.groovy",
-        texts(parameters | {"json": folder / "other.json"}),
-    )
-    assert dialogs(answer) == ["The EM image has no points: use the multi-point tool."]
-    assert imagej.macro('run("Close All");')["error"] is None
 
 
 BDV = [
@@ -277,19 +169,6 @@ def test_bigdataviewer_gets_the_dataset_of_a_run(imagej, tmp_path):
     for place in (xml, xml.parents[1]):
         opened = imagej.script(script, {"result": str(place)}, stubs=BDV)
         assert opened["error"] == f"opened {xml} as bdv.xml"
-
-
-def texts(parameters):
-    return {name: str(value) for name, value in parameters.items()}
-
-
-def run(imagej, name, parameters, seconds=120):
-    """Run a script that must succeed."""
-    answer = imagej.script(SCRIPTS / f"{name}.groovy", texts(parameters), seconds)
-    assert answer["error"] is None, answer
-    assert answer["imagej_dialogs"] == []
-    assert not [text for text in dialogs(answer) if text.startswith("error")], answer["events"]
-    return answer
 
 
 @pytest.mark.slow
@@ -332,11 +211,20 @@ def test_register_the_sample_with_a_mask(imagej, clemreg, sample_data, tmp_path)
         "kind": "a mitochondria mask or prediction",
         "lm": sample_data / "lm.zarr",
         "channel": "mito",
+        "landmarks": sample_data / "landmarks.csv",
         "out": tmp_path / "out",
         "python": clemreg,
     }
+    sizes = texts(parameters | {"emSpacing": "8, 8, 8 nm"})
+    refused = imagej.script(SCRIPTS / "Register_EM_to_LM.groovy", sizes)
+    assert "leave both sizes empty" in dialogs(refused)[0]
     answer = run(imagej, "Register_EM_to_LM", parameters, 400)
     assert answer["outputs"]["transform"] == str(tmp_path / "out" / "transform.json")
+    assert answer["outputs"]["verdict"] in ("pass", "warn")
+    (said,) = dialogs(answer)
+    assert said.startswith(f"Verdict: {answer['outputs']['verdict']}\n  - ")
+    assert f"Transform: {tmp_path / 'out' / 'transform.json'}" in said
+    assert "mean_nm" in said
     found = read_transform(tmp_path / "out" / "transform.json")
     truth = read_transform(sample_data / "truth.json")
     points = read_landmarks(sample_data / "landmarks.csv").select(rater="truth").lm_nm

@@ -21,6 +21,12 @@
 clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
     new File(new File(binding.getVariable("javax.script.filename").toString()).absoluteFile.parentFile, "launcher.lib"))
 
+/** What a person reads at the end: the verdict, why, and where things are. */
+def summary(List<String> said, String place) {
+    verdict = clemreg.answer(said, "verdict")
+    (["Verdict: " + verdict] + clemreg.under(said, "verdict") + place).join("\n")
+}
+
 def registerRaw = {
     def config = new File(out, "clemreg.toml")
     if (!config.exists()) {
@@ -29,17 +35,23 @@ def registerRaw = {
             clemreg.option("--lm-spacing", lmSpacing) + clemreg.option("--landmarks", landmarks))
     }
     def said = clemreg.run("Registering EM to LM", ["run", config, "--set", 'register.psf="' + psf + '"'])
-    verdict = clemreg.answer(said, "verdict")
     transform = new File(out, "run/registration/transform.json")
-    clemreg.tell("Verdict: " + verdict + "\nReport: " + clemreg.answer(said, "report"))
+    clemreg.tell(summary(said, "Report: " + clemreg.answer(said, "report")))
 }
 
 def registerMask = {
-    clemreg.run("Registering EM to LM", ["register", "--fixed", clemreg.volume(lm), "--moving", clemreg.volume(em),
+    if (emSpacing.trim() || lmSpacing.trim()) {
+        clemreg.fail("A mask is taken with the voxel size in its file, and so is its light volume: leave both sizes empty.")
+    }
+    def said = clemreg.run("Registering EM to LM", ["register", "--fixed", clemreg.volume(lm), "--moving", clemreg.volume(em),
         "--out", out, "--psf", psf] + clemreg.option("--channel", channel))
-    verdict = "not evaluated"
     transform = new File(out, "transform.json")
-    clemreg.tell("Transform: " + transform)
+    def text = summary(said, "Transform: " + transform)
+    if (landmarks != null) {
+        def measured = clemreg.run("Landmark accuracy", ["evaluate", "landmarks", "--transform", transform, "--landmarks", landmarks])
+        text += "\nLandmarks:\n" + measured.join("\n")
+    }
+    clemreg.tell(text)
 }
 
 clemreg.attempt {
