@@ -241,7 +241,8 @@ def test_labels_keep_their_ids(tmp_path, top, dtype):
         stored, found = tiff.asarray(), tiff.imagej_metadata
     assert stored.dtype == dtype
     np.testing.assert_array_equal(stored.astype(np.uint64), ids)
-    assert found["Ranges"] == (0.0, float(top))
+    lowest = int(ids[ids > 0].min())
+    assert found["Ranges"] == (0.0, min(float(top), 255.0 * lowest))  # lowest id: not black
     (table,) = np.reshape(found["LUTs"], (-1, 3, 256))
     assert table[:, 0].tolist() == [0, 0, 0]
     assert len(np.unique(table.T, axis=0)) > 250

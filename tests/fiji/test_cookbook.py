@@ -58,7 +58,7 @@ def test_every_snippet_of_the_cookbook(imagej, data):
 
 
 def test_the_overlay(imagej, data):
-    (code,) = snippets("fiji-menu.md")
+    (code,) = snippets("fiji-apply.md")
     code = code.replace('open("', f'open("{data}/')
     answer = imagej.macro(code + 'getDimensions(w, h, c, s, f); close(); return "" + c + " " + s;')
     assert answer["error"] is None
