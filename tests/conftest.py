@@ -1,12 +1,38 @@
 from __future__ import annotations
 
+import functools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Keep the files of one `xdist_group` in one process: they share ImageJ, elastix or torch.
+
+    xdist 3.8 marks a group in the private name of a test, which pytest 9.2 no longer has, so
+    without this every process starts its own of everything.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return _group_of(config.rootpath / nodeid.partition("::")[0]) or nodeid
+
+    return ByGroup(config, log)
+
+
+@functools.cache
+def _group_of(file):
+    found = re.search(r"xdist_group\(\"(\w+)\"\)", file.read_text(encoding="utf-8"))
+    return found and found.group(1)
 
 
 @pytest.fixture(scope="session")
