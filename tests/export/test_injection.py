@@ -11,6 +11,7 @@ import json
 import re
 import xml.sax
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -22,6 +23,13 @@ from clemreg.export.bdv import BdvSetup, write_bdv
 from clemreg.export.bdv_append import append_bdv
 from clemreg.export.bigwarp import BigWarpImage, write_bigwarp_project
 from clemreg.export.mobie import MobieCollection, MobieImage, MobieSpots, write_mobie
+from clemreg.export.neuroglancer import (
+    NeuroglancerLayer,
+    neuroglancer_state,
+    state_link,
+    write_neuroglancer,
+)
+from clemreg.export.ngff import Display, write_ome_zarr
 from clemreg.fiji.macros import with_parameters
 from clemreg.io.bigwarp import write_bigwarp
 from clemreg.io.ecclem import read_ecclem
@@ -242,6 +250,42 @@ def test_ome_tiff_names(tmp_path):
     names = [a["Name"] for where, a, _ in reader.found if where.endswith("/Pixels/Channel")]
     assert [" ".join(n.split()) for n in names] == [" ".join(n.split()) for n in channels]
     assert len([1 for where, *_ in reader.found if where.endswith("/Image")]) == 1
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ome_zarr_channel_names(tmp_path, version):
+    pixels = np.zeros((len(ATTACKS), *GRID.shape), np.uint8)
+    displays = [Display(name, (255, 0, 255), (0.0, 9.0)) for name in ATTACKS]
+    volume = Volume(pixels, GRID, tuple(f"c{i}" for i in range(len(ATTACKS))))
+    path = write_ome_zarr(tmp_path / "v.zarr", volume, displays, version=version)
+    text = (path / (".zattrs" if version == "0.4" else "zarr.json")).read_text(encoding="utf-8")
+    found = json.loads(text)
+    found = found if version == "0.4" else found["attributes"]["ome"]
+    assert [c["label"] for c in found["omero"]["channels"]] == list(ATTACKS)
+    assert {c["color"] for c in found["omero"]["channels"]} == {"FF00FF"}
+    assert [p.name for p in tmp_path.iterdir()] == ["v.zarr"]
+
+
+def test_neuroglancer_states_and_links(tmp_path):
+    """Names and places stay strings: of the JSON, of a URL that is one, and of the link."""
+    layers = [
+        NeuroglancerLayer(name, place, (Display(name, (255, 0, 0), (0.0, 9.0)),), False)
+        for name, place in zip(ATTACKS, PATHS, strict=True)
+    ]
+    state = neuroglancer_state(layers, GRID, "http://127.0.0.1:9000")
+    write_neuroglancer(tmp_path / "s.json", state)
+    again = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
+    assert [layer["name"] for layer in again["layers"]] == list(ATTACKS)
+    assert len({layer["shader"] for layer in again["layers"]}) == 1  # no name is in the program
+    urls = [layer["source"]["url"] for layer in again["layers"]]
+    assert all(
+        re.fullmatch(r"zarr://http://127\.0\.0\.1:9000/[\w.~%/-]+", url, re.ASCII) for url in urls
+    )
+    link = state_link(state, "http://127.0.0.1:8080")
+    head, _, fragment = link.partition("#!")
+    assert head.rstrip("/") == "http://127.0.0.1:8080"
+    assert re.fullmatch(r"[\w%.~!*'();:@&=+$,/?-]*", fragment, re.ASCII)
+    assert json.loads(unquote(fragment)) == again
 
 
 @pytest.mark.parametrize("name", [PATHS[i] for i in (1, 6, 9)])

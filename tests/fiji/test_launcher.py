@@ -202,6 +202,52 @@ def test_what_the_export_script_asks_for(imagej, pretender, tmp_path, target, ve
     assert json.loads(line)[0][-1] == "--overwrite"
 
 
+EVERY = {
+    "Apply_Transform": {"transform": "/d/t.json", "subject": "/d/em.tif", "out": "OUT"},
+    "Export_to_BigDataViewer_or_MoBIE": {"run": "/d/run", "out": "OUT"},
+    "Jacobian_Map": {"transform": "/d/t.json", "lm": "/d/lm.tif", "out": "OUT"},
+    "Landmark_Accuracy_Report": {"transform": "/d/t.json", "table": "/d/marks.csv"},
+    "Register_EM_to_LM": {"em": "/d/em.zarr", "lm": "/d/lm.zarr", "out": "OUT"},
+    "Segment_Mitochondria": {"em": "/d/em.tif", "out": "OUT"},
+    "Setup_and_Doctor": {},
+}
+
+
+def run_every(imagej, name, program, out, **behaviour):
+    chosen = {k: str(out) if v == "OUT" else v for k, v in EVERY[name].items()}
+    chosen["interpreter" if name == "Setup_and_Doctor" else "python"] = str(program)
+    return imagej.script(SCRIPTS / f"{name}.groovy", chosen, **behaviour)
+
+
+def test_every_script_that_starts_clemreg_is_listed():
+    others = {"Open_Result_in_BigDataViewer", "Segment_Active_Image_by_Appose"}
+    assert {path.stem for path in SCRIPTS.glob("*.groovy")} == set(EVERY) | others
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_script_says_what_failed(imagej, pretender, tmp_path, name):
+    text = 'error: "no" ]]> ${such} thing\nhint: look'
+    program = pretender(f"sys.stderr.write({text!r} + chr(10)); sys.exit(1)")
+    answer = run_every(imagej, name, program, tmp_path / "out")
+    assert answer["error"] is None
+    assert kinds(answer, "dialog") == [[text, "CLEMReg"]]
+    assert not any(answer["outputs"].values())
+    assert run_every(imagej, name, program, tmp_path / "out", headless=True)["error"] == text
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_script_shows_progress_and_can_be_cancelled(imagej, pretender, tmp_path, name):
+    program = pretender("print('PROGRESS 1/9 begun', flush=True); time.sleep(60)")
+    start = time.monotonic()
+    answer = run_every(imagej, name, program, tmp_path / "out", cancelAfter=1)
+    assert time.monotonic() - start < 40
+    assert [1, 9, "begun"] in kinds(answer, "progress")
+    assert ["clemreg: cancelled"] in kinds(answer, "status")
+    assert (answer["error"], kinds(answer, "dialog")) == (None, [])
+    assert not any(answer["outputs"].values())
+
+
 INTERPRETER = """
 #@ String given
 #@ String saved
