@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import re
 import xml.etree.ElementTree as ET
 
@@ -190,6 +192,22 @@ def test_segment_a_corner_of_the_sample(imagej, clemreg, sample_data, tmp_path):
 
 
 @pytest.mark.slow
+def test_accuracy_and_volume_change_of_the_sample(imagej, clemreg, sample_data, tmp_path):
+    """The truth on the sample pair: the raters' own noise is left, and no fold."""
+    truth = {"transform": sample_data / "truth.json", "python": clemreg}
+    table = truth | {"table": sample_data / "landmarks.csv", "raters": "AW"}
+    run(imagej, "Landmark_Accuracy_Report", table | {"json": tmp_path / "l.json"})
+    marks = json.loads((tmp_path / "l.json").read_text())["landmarks"]
+    assert marks["n"] == 40
+    assert 25 < marks["mean_nm"] < 45
+    lm = sample_data / "lm.zarr" / "s1" / "zarr.json"
+    run(imagej, "Jacobian_Map", truth | {"lm": lm, "out": tmp_path / "j.tif", "open": False})
+    volume_change = open_volume(tmp_path / "j.tif").read()
+    assert volume_change.shape == open_volume(lm.parent).shape
+    assert 0.5 < volume_change.min() < volume_change.max() < 1.8
+
+
+@pytest.mark.slow
 @pytest.mark.elastix
 def test_register_the_sample_with_a_mask(imagej, clemreg, sample_data, tmp_path):
     """The mask is the light volume in the EM frame, so the truth must come back."""
@@ -333,6 +351,11 @@ def test_a_whole_run_then_bigdataviewer(imagej, clemreg, tmp_path):
     export = {"run": tmp_path / "my run" / "run", "out": tmp_path / "x, y.xml", "python": clemreg}
     run(imagej, "Export_to_BigDataViewer_or_MoBIE", export)
     run(imagej, "Export_to_BigDataViewer_or_MoBIE", export | {"replace": True})
+    mobie = export | {"target": "MoBIE", "out": tmp_path / "mobie, ü"}
+    run(imagej, "Export_to_BigDataViewer_or_MoBIE", mobie)
+    with (tmp_path / "mobie, ü" / "collection.csv").open(newline="", encoding="utf-8") as stream:
+        listed = [row["name"] for row in csv.DictReader(stream)]
+    assert listed == ["LM mito", "LM er", "EM"]
     opened = imagej.script(
         SCRIPTS / "Open_Result_in_BigDataViewer.groovy",
         {"result": str(tmp_path / "x, y.xml")},
