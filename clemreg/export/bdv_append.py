@@ -65,12 +65,19 @@ def append_bdv(
     else:
         data = _append_hdf5(path, dataset, volumes, progress)
     # BigDataViewer refuses settings for another number of volumes, so none are there in between.
-    if settings:
-        remove(path.with_suffix(".settings.xml"))
+    place = path.with_suffix(".settings.xml")
+    if place.is_file():
+        place.replace(_aside(place))
     atomic_write_text(path, _grown_xml(dataset, entries, data.name))
     if settings:
-        atomic_write_text(path.with_suffix(".settings.xml"), settings)
+        atomic_write_text(place, settings)
+    remove(_aside(place))
     return path
+
+
+def _aside(settings: Path) -> Path:
+    """Where settings wait while they do not fit the XML; a killed run leaves them there."""
+    return settings.with_name(f".{settings.name}.aside")
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,14 +256,17 @@ def _grown_xml(dataset: _Dataset, entries: Sequence[SetupXml], data_name: str) -
 
 def _grown_settings(path: Path, entries: Sequence[SetupXml], dataset: _Dataset) -> str:
     """Return the settings with the new volumes; empty if there are none to add to."""
-    if not path.is_file():
+    left = not path.is_file() and _aside(path).is_file()
+    if not (left or path.is_file()):
         return ""
-    root = _parse(path)
+    root = _parse(_aside(path) if left else path)
     wanted = ("ViewerState/Sources", "SetupAssignments/ConverterSetups", "ManualSourceTransforms")
     found = [root.find(name) for name in wanted]
     counts = [-1 if element is None else len(element) for element in found]
     whole = all(root.find(f"{a}/{b}") is not None for a, b in _GROUPS)
     if not whole or counts != [len(dataset.numbers)] * 3:
+        if left:  # the run was killed after the XML had grown
+            return ""
         raise FormatError(
             f"{path} is not made for the {len(dataset.numbers)} volumes of the dataset",
             hint="remove it; BigDataViewer then shows its defaults",

@@ -132,6 +132,7 @@ AT_EVERY_STEP = """
 import os, shutil, signal, sys
 import numpy as np
 from clemreg.export.bdv import BdvSetup, write_bdv
+from clemreg.export.bdv_append import append_bdv
 from clemreg.space import Grid
 from clemreg.volume import Volume
 
@@ -150,7 +151,7 @@ for step in range(100):
                 left[0] -= 1
         sys.addaudithook(count)
         path = os.path.join(folder, "d.xml")
-        write_bdv(path, [setup], storage={storage!r}, overwrite={overwrite})
+        {call}
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     if status == 0:
@@ -160,10 +161,9 @@ print(step)
 """
 
 
-def end_at_every_step(folder, start, storage, overwrite):
+def end_at_every_step(folder, start, call):
     """Return the folders in which an export was killed, each before another step."""
-    names = {"folder": str(folder), "start": str(start)}
-    code = AT_EVERY_STEP.format(**names, storage=storage, overwrite=overwrite)
+    code = AT_EVERY_STEP.format(folder=str(folder), start=str(start), call=call)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     return [folder / str(step) for step in range(int(done.stdout))]
 
@@ -179,7 +179,8 @@ def test_no_step_of_an_export_shows_half_a_dataset(tmp_path, storage, overwrite)
     if overwrite:
         write_bdv(start / "d.xml", [old], storage=storage)
     (tmp_path / "killed").mkdir()
-    folders = end_at_every_step(tmp_path / "killed", start, storage, overwrite)
+    call = f"write_bdv(path, [setup], storage={storage!r}, overwrite={overwrite})"
+    folders = end_at_every_step(tmp_path / "killed", start, call)
     assert len(folders) >= 3
     states = set()
     for folder in folders:
@@ -198,6 +199,39 @@ def test_no_step_of_an_export_shows_half_a_dataset(tmp_path, storage, overwrite)
         assert {p.name for p in folder.iterdir()} == whole
     assert None in states
     assert ("old" in states) == overwrite
+
+
+@pytest.mark.parametrize("storage", ["hdf5", "n5"])
+def test_no_step_of_adding_shows_half_a_dataset(tmp_path, storage):
+    """XML, pixels and settings fit at every step; settings outlive a kill before the XML grows."""
+    grid = Grid((5, 6, 7), GRID.spacing_nm, GRID.origin_nm, "lm")
+    old = BdvSetup(Volume(np.full(grid.shape, 3, "u2"), grid), "old", colour=(1, 2, 3))
+    (tmp_path / "start").mkdir()
+    write_bdv(tmp_path / "start" / "d.xml", [old], storage=storage)
+    (tmp_path / "killed").mkdir()
+    folders = end_at_every_step(
+        tmp_path / "killed", tmp_path / "start", "append_bdv(path, [setup])"
+    )
+    assert len(folders) >= 3
+    seen = set()
+    for folder in folders:
+        path = folder / "d.xml"
+        settings = path.with_suffix(".settings.xml")
+        names = [view.findtext("name") for view in ET.parse(path).findall(".//ViewSetup")]
+        seen.add(len(names))
+        assert names == ["old", "new"][: len(names)]
+        for number in range(len(names)):
+            assert np.unique(stored(path, number)).tolist() == [(3, 7)[number]]
+        if settings.exists():
+            assert len(ET.parse(settings).findall(".//ConverterSetup")) == len(names)
+        append_bdv(path, [BdvSetup(Volume(np.full(grid.shape, 9, "u2"), grid), "more")])
+        total = len(ET.parse(path).findall(".//ViewSetup"))
+        assert total == len(names) + 1
+        if len(names) == 1:
+            shown = ET.parse(settings).findall(".//ConverterSetup/color")
+            assert [int(c.text) for c in shown] == [-(1 << 24) + 0x010203, -1]
+        assert not list(folder.glob(".*.aside"))
+    assert seen == {1, 2}
 
 
 def test_what_is_not_an_unfinished_export_stays(tmp_path):

@@ -21,7 +21,8 @@ IJ_JAR = Path(os.environ.get("CLEMREG_IJ_JAR", JAVA_JARS / "ij.jar"))
 GROOVY_JAR = JAVA_JARS / "groovy-all.jar"
 SCRIPTS = REPO / "macros" / "scripts" / "Plugins" / "CLEMReg"
 SECONDS = 60
-START_SECONDS = 180  # on a busy machine; a quiet one needs three
+SCRIPT_SECONDS = 180  # a script may start clemreg several times
+START_SECONDS = 300  # on a busy machine; a quiet one needs three
 
 
 def missing_tools():
@@ -125,7 +126,7 @@ class ImageJ:
         """Run an ImageJ macro: `value`, `log`, and `error` with `line`."""
         return self._ask({"macro": code, "argument": str(argument)}, seconds)
 
-    def script(self, path, parameters, seconds=SECONDS, **behaviour):
+    def script(self, path, parameters, seconds=SCRIPT_SECONDS, **behaviour):
         """Run a Groovy script with its ``#@`` parameters; see runner.groovy for the answer."""
         request = {"script": str(path), "parameters": parameters, **behaviour}
         return self._ask(request, seconds)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from imagej_process import SCRIPTS
+from imagej_process import SCRIPT_SECONDS, SCRIPTS
 
 from clemreg.space import Grid
 
@@ -17,7 +17,7 @@ def texts(parameters):
     return {name: str(value) for name, value in parameters.items()}
 
 
-def run(imagej, name, parameters, seconds=120):
+def run(imagej, name, parameters, seconds=SCRIPT_SECONDS):
     """Run a script that must succeed."""
     answer = imagej.script(SCRIPTS / f"{name}.groovy", texts(parameters), seconds)
     assert answer["error"] is None, answer
