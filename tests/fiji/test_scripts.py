@@ -15,6 +15,7 @@ from scipy.ndimage import affine_transform, gaussian_filter
 from script_runs import LM, dialogs, run, texts
 
 from clemreg.cli.app import run_app
+from clemreg.evaluate.landmarks import evaluate_landmarks
 from clemreg.io.points import read_landmarks, read_points, write_points
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import read_transform
@@ -199,7 +200,11 @@ def test_accuracy_and_volume_change_of_the_sample(imagej, clemreg, sample_data, 
     run(imagej, "Landmark_Accuracy_Report", table | {"json": tmp_path / "l.json"})
     marks = json.loads((tmp_path / "l.json").read_text())["landmarks"]
     assert marks["n"] == 40
-    assert 25 < marks["mean_nm"] < 45
+    transform = read_transform(sample_data / "truth.json")
+    landmarks = read_landmarks(sample_data / "landmarks.csv")
+    expected = evaluate_landmarks(transform, landmarks, raters=("AW",)).to_json()["mean_nm"]
+    assert marks["mean_nm"] == pytest.approx(expected, abs=1e-6)
+    assert 10 < expected < 60
     lm = sample_data / "lm.zarr" / "s1" / "zarr.json"
     run(imagej, "Jacobian_Map", truth | {"lm": lm, "out": tmp_path / "j.tif", "open": False})
     volume_change = open_volume(tmp_path / "j.tif").read()
