@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import (
@@ -18,8 +20,10 @@ from concurrent.futures import (
 )
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing.connection import wait as wait_for_end
 from multiprocessing.context import BaseContext
+from pathlib import Path
 from typing import Any, Protocol
 
 from clemreg.blocks.plan import Block
@@ -114,11 +118,37 @@ class Processes:
     @contextmanager
     def open(self, function: Work) -> Iterator[Pool]:
         """Start the processes when the first block comes."""
-        pool = _ProcessPool(function, self.workers)
-        try:
+        with self.started() as running, running.open(function) as pool:
             yield pool
+
+    @contextmanager
+    def started(self) -> Iterator[RunningProcesses]:
+        """Keep the processes for several runs; they start when the first block comes."""
+        workers = _Workers(self.workers)
+        try:
+            yield RunningProcesses(workers, self.retries)
         finally:
-            pool.close()
+            workers.close()
+
+
+@dataclass(frozen=True)
+class RunningProcesses:
+    """Processes that serve one run after the other; from `Processes.started`."""
+
+    processes: _Workers
+    retries: int = 3
+
+    @contextmanager
+    def open(self, function: Work) -> Iterator[Pool]:
+        """Leave the function where every process finds it, once, however large it is."""
+        with tempfile.TemporaryDirectory(prefix="clemreg-") as folder:
+            path = Path(folder) / "function"
+            path.write_bytes(pickle.dumps(function))
+            pool = _ProcessPool(path, self.processes)
+            try:
+                yield pool
+            finally:
+                pool.leave()
 
 
 def executor_named(name: str, workers: int) -> Executor:
@@ -157,10 +187,10 @@ def executor_named(name: str, workers: int) -> Executor:
 
 @contextmanager
 def started(executor: Executor) -> Iterator[Executor]:
-    """Keep the cluster of a Dask executor for several runs; others are as they are."""
+    """Keep the processes, or the Dask cluster, of an executor for several runs."""
     from clemreg.blocks.dask import Dask
 
-    if isinstance(executor, Dask):
+    if isinstance(executor, Processes | Dask):
         with executor.started() as running:
             yield running
     else:
@@ -198,32 +228,50 @@ class _FuturePool:
 
 
 class _ProcessPool(_FuturePool):
-    """A process pool that is replaced when one of its processes dies."""
+    """The blocks of one function, for processes that outlive it."""
 
-    def __init__(self, function: Work, workers: int) -> None:
-        super().__init__(self._submit, 2 * workers)
+    def __init__(self, function: Path, workers: _Workers) -> None:
+        super().__init__(self._submit, 2 * workers.count)
         self.function = function
         self.workers = workers
-        self.executor = self._start()
-
-    def _start(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(
-            self.workers,
-            mp_context=_clean_context(),
-            initializer=_prepare_process,
-            initargs=(self.function,),
-        )
+        self.tasks: set[Future[None]] = set()
 
     def _submit(self, block: Block) -> Future[None]:
-        try:
-            return self.executor.submit(_call, block)
-        except BrokenExecutor:
-            self.executor.shutdown(wait=False, cancel_futures=True)
-            self.executor = self._start()
-            return self.executor.submit(_call, block)
+        task = self.workers.submit(self.function, block)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def leave(self) -> None:
+        """Drop blocks that have not begun, and wait for those under way."""
+        left = list(self.tasks)
+        for task in left:
+            task.cancel()
+        wait(left)
+
+
+class _Workers:
+    """Processes that are replaced when one of them dies."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.executor: ProcessPoolExecutor | None = None
+
+    def submit(self, function: Path, block: Block) -> Future[None]:
+        if self.executor is not None:
+            try:
+                return self.executor.submit(_call, function, block)
+            except BrokenExecutor:
+                self.executor.shutdown(wait=False, cancel_futures=True)
+        self.executor = ProcessPoolExecutor(
+            self.count, mp_context=_clean_context(), initializer=_prepare_process
+        )
+        return self.executor.submit(_call, function, block)
 
     def close(self) -> None:
-        self.executor.shutdown(wait=True, cancel_futures=True)
+        if self.executor is not None:
+            self.executor.shutdown(wait=True, cancel_futures=True)
+            self.executor = None
 
 
 def _clean_context() -> BaseContext:
@@ -243,16 +291,11 @@ def _clean_context() -> BaseContext:
 PRELOADED = ("clemreg.blocks.components", "scipy.ndimage", "cc3d", "edt", "zarr")
 
 
-# The function of a worker process: sent once, not with every block.
-_of_this_process: list[Work] = []
-
-
-def _prepare_process(function: Work) -> None:
+def _prepare_process() -> None:
     """Make a worker leave Ctrl-C to its parent, end when the parent is gone, and use one core."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if "zarr" in sys.modules:
         sys.modules["zarr"].config.set({"threading.max_workers": 1})
-    _of_this_process[:] = [function]
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -263,5 +306,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _call(block: Block) -> None:
-    _of_this_process[0](block)
+@lru_cache(maxsize=1)
+def _function(path: Path) -> Work:
+    """Return the function of a run; read once, as each run has a path of its own."""
+    function: Work = pickle.loads(path.read_bytes())  # of our own parent
+    return function
+
+
+def _call(function: Path, block: Block) -> None:
+    _function(function)(block)

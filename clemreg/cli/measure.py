@@ -62,8 +62,8 @@ def measure(
     with (
         progress_bar("measure") as progress,
         working_folder((csv, parquet, report, json), (labels, cell)) as scratch,
+        blockwise(block, workers, executor, progress) as how,
     ):
-        how = blockwise(block, workers, executor, progress)
         objects = measure_objects(ids, cell=mask, how=how, scratch=scratch)
         if report is not None:
             report_objects(ids, objects, report, how, scratch)
@@ -122,8 +122,8 @@ def contacts(
     with (
         progress_bar("contacts") as progress,
         working_folder((out, csv, parquet, graph, json), (a, b)) as scratch,
+        blockwise(block, workers, executor, progress) as how,
     ):
-        how = blockwise(block, workers, executor, progress)
         found = find_contacts(first, second, options, how=how, scratch=scratch, out=out)
     sites = named(found, *contact_names(names, recipe, [a, b or a]))
     report = summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])

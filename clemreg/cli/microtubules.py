@@ -56,8 +56,11 @@ def microtubules(
         CandidateOptions(threshold=threshold),
         TraceOptions(block, context, reach, time_limit, costs),
     )
-    with progress_bar("microtubules") as progress:
-        report = microtubules_in_file(command, blockwise(VOXELS, workers, executor, progress))
+    with (
+        progress_bar("microtubules") as progress,
+        blockwise(VOXELS, workers, executor, progress) as how,
+    ):
+        report = microtubules_in_file(command, how)
     table(report)
     write_json(json, report)
     result(f"wrote {out / 'tracks.swc'}")

@@ -51,8 +51,11 @@ def ribosomes(
         RibosomeOptions(radius, separation, threshold, min_fraction),
         BindingOptions(radius, contact, sheet),
     )
-    with progress_bar("ribosomes") as progress:
-        report = ribosomes_in_file(command, blockwise(block, workers, executor, progress))
+    with (
+        progress_bar("ribosomes") as progress,
+        blockwise(block, workers, executor, progress) as how,
+    ):
+        report = ribosomes_in_file(command, how)
     table(report)
     write_json(json, report)
     result(f"wrote {out / 'ribosomes.csv'}")

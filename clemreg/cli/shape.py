@@ -61,8 +61,8 @@ def skeletonize(
     with (
         progress_bar("skeletonize") as progress,
         working_folder((csv, parquet, json, swc), (labels,)) as scratch,
+        blockwise(block, workers, executor, progress) as how,
     ):
-        how = blockwise(block, workers, executor, progress)
         rows = skeletons_of(ids, options, how, scratch, swc)
     objects = skeleton_table(rows)
     shown = ["length_nm", "smooth_length_nm", "radius_mean_nm", "branches"] if rows else []
@@ -115,8 +115,10 @@ def planarity(
 
     options = planarity_options(cut, scale_rule, scales, largest_radius)
     files = PlanarityFiles(mask, out, spacing, medial, curvature is not None, contacts)
-    with progress_bar("planarity") as progress:
-        how = blockwise(block, workers, executor, progress)
+    with (
+        progress_bar("planarity") as progress,
+        blockwise(block, workers, executor, progress) as how,
+    ):
         found = planarity_of(files, options, how)
     report = {"cut": cut, "scale_rule": scale_rule, **split(found.histogram, cut)}
     table(report)
@@ -162,8 +164,11 @@ def mesh(
 
     ids = open_ids(labels, spacing)
     options = mesh_options(smoothing, keep, memory_gb)
-    with progress_bar("mesh") as progress, working_folder((out,), (labels,)) as scratch:
-        how = blockwise(block, workers, executor, progress)
+    with (
+        progress_bar("mesh") as progress,
+        working_folder((out,), (labels,)) as scratch,
+        blockwise(block, workers, executor, progress) as how,
+    ):
         found = meshes_of(ids, out, format, options, how, scratch)
     report = summary(found, ["triangles", "volume_nm3", "area_nm2"])
     table(report)
@@ -196,8 +201,11 @@ def holdout(
 
     volumes = named_masks(predictions, spacing)
     inputs = (truth, *(entry.partition("=")[2] for entry in predictions))
-    with progress_bar("holdout") as progress, working_folder((csv, json), inputs) as scratch:
-        how = blockwise(block, workers, executor, progress)
+    with (
+        progress_bar("holdout") as progress,
+        working_folder((csv, json), inputs) as scratch,
+        blockwise(block, workers, executor, progress) as how,
+    ):
         found = holdout_deviations(open_mask(truth, spacing), volumes, how=how, scratch=scratch)
     for row in found.rows():
         shown = {k: v for k, v in row.items() if k.endswith("_deviation")}

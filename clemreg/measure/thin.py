@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.blocks.executors import started
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Part, Read, collect, map_volume
 from clemreg.io.atomic import remove
@@ -94,6 +95,11 @@ def thin_volume(
     kept
         See `thin_once`.
     """
+    with started(how.executor) as running:
+        return _thin(read, grid, folder, replace(how, executor=running), kept)
+
+
+def _thin(read: Read, grid: Grid, folder: Path, how: Blockwise, kept: Kept) -> Volume:
     done = sorted((int(p.stem.removeprefix("round")), p) for p in folder.glob("round*.zarr"))
     number, last = done[-1] if done else (-1, None)
     state: Read = open_volume(last).read if last else _Binary(read)

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from clemreg.blocks.executors import executor_named
+from clemreg.blocks.executors import executor_named, started
 from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, StorageError
@@ -115,9 +115,13 @@ def working_folder(
     remove(scratch)
 
 
-def blockwise(block: int, workers: int, executor: str, progress: Progress | None) -> Blockwise:
-    """Return cubic blocks worked on by a named executor; see `executor_named`."""
-    return Blockwise((block, block, block), executor_named(executor, workers), progress)
+@contextmanager
+def blockwise(
+    block: int, workers: int, executor: str, progress: Progress | None
+) -> Iterator[Blockwise]:
+    """Cubic blocks worked on by a named executor, whose workers stay for all passes."""
+    with started(executor_named(executor, workers)) as running:
+        yield Blockwise((block, block, block), running, progress)
 
 
 def write_tables(table: Table, outputs: Sequence[Path | None]) -> list[Path]:

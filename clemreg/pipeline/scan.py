@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clemreg.blocks.executors import executor_named
+from clemreg.blocks.executors import executor_named, started
 from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, DataError
@@ -85,12 +85,11 @@ def scan_file(
             "uint8 signed distances is needed",
             hint="--channel names it",
         )
-    how = Blockwise(
-        (options.block,) * 3, executor_named(options.executor, options.workers), progress
-    )
     smoothed = Smoothed(file, volume.grid, options.sigma_nm)
     settings = ScanSettings(options.quantiles, options.thresholds, options.min_volume_nm3)
-    with one_run_at_a_time(out):
+    executor = executor_named(options.executor, options.workers)
+    with one_run_at_a_time(out), started(executor) as running:
+        how = Blockwise((options.block,) * 3, running, progress)
         inputs = [input_fingerprint(path) for path in (prediction, truth)]
         folder = _working_folder(out, [file, *inputs, options])
         annotated = None if truth is None else _open_truth(truth, spacing, volume.shape)

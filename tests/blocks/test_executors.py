@@ -117,6 +117,32 @@ def test_processes_end_when_their_parent_is_killed(tmp_path):
     assert _wait_for(lambda: not psutil.pid_exists(int(pid)) or _zombie(int(pid)))
 
 
+def test_processes_that_are_kept_serve_several_runs(tmp_path):
+    with Processes(1).started() as running:
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            run(Note(tmp_path / name), BLOCKS, executor=running)
+    notes = [Note(tmp_path / name) for name in ("first", "second")]
+    assert [note.calls() for note in notes] == [dict.fromkeys(range(8), 1)] * 2
+    pids = {path.read_text().strip() for note in notes for path in note.folder.iterdir()}
+    assert len(pids) == 1
+    assert not psutil.pid_exists(int(*pids))
+
+
+def test_kept_processes_outlive_an_error_and_a_killed_one_is_replaced(tmp_path):
+    with Processes(2).started() as running:
+        for name, trouble in (("a", "data"), ("b", "kill"), ("c", "")):
+            (tmp_path / name).mkdir()
+            note = Note(tmp_path / name, trouble)
+            if trouble == "data":
+                with pytest.raises(DataError, match="NaN"):
+                    run(note, BLOCKS, executor=running)
+            else:
+                run(note, BLOCKS, executor=running)
+                assert set(note.calls()) == set(range(8))
+    assert Note(tmp_path / "c").calls() == dict.fromkeys(range(8), 1)
+
+
 @dataclass(frozen=True)
 class Slow:
     folder: Path

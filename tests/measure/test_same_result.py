@@ -230,13 +230,17 @@ def test_any_blocks_and_threads(whole, name, tmp_path):
         assert_same(OPERATIONS[name](how, tmp_path / str(number)), whole(name))
 
 
+@pytest.fixture(scope="module")
+def processes():
+    """Two processes for all operations."""
+    with Processes(2).started() as running:
+        yield running
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [n for n in OPERATIONS if n not in ("planarity", "large_skeletons")]
-)
-def test_processes(whole, name, tmp_path):
-    """Thinning starts its processes anew each round, which takes long; Dask does not."""
-    assert_same(OPERATIONS[name](Blockwise(BLOCKS[1], Processes(2)), tmp_path), whole(name))
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_processes(whole, processes, name, tmp_path):
+    assert_same(OPERATIONS[name](Blockwise(BLOCKS[1], processes), tmp_path), whole(name))
 
 
 @pytest.fixture(scope="module")
