@@ -23,7 +23,6 @@ from clemreg.measure.sight import (
     Nodes,
     Scene,
     lines_of_sight,
-    object_ids,
     reach,
     shared_halo,
     surface_of,
@@ -156,30 +155,39 @@ class _Search:
         margin = reach(self.options.distance_nm, grid.spacing_nm)
         window = core.grow(margin).grow(2).clip(grid.shape)
         box = core.grow(margin).grow(margin).grow(2)
-        a = self.a.read(window).astype(np.uint64)
-        b = a if self.b is None else self.b.read(window).astype(np.uint64)
-        if self.b is not None and self.options.overlap == "b":
-            a[b != 0] = 0
-        elif self.b is not None and self.options.overlap == "a":
-            b[a != 0] = 0
-        pads = [
-            (inner - outer, end - stop)
-            for inner, outer, stop, end in zip(
-                window.start, box.start, window.stop, box.stop, strict=True
-            )
-        ]
-        padded_a = np.pad(a, pads)
-        surface_a = np.pad(surface_of(a), pads)
+        inner = window.shift([-s for s in box.start])
+        a = _unsigned(_framed(self.a.read(window), inner, box))
         if self.b is None:
-            return Scene(box, padded_a, padded_a, surface_a, surface_a, grid.spacing_nm)
-        return Scene(
-            box, padded_a, np.pad(b, pads), surface_a, np.pad(surface_of(b), pads), grid.spacing_nm
-        )
+            surface = _framed(surface_of(a[inner.slices]), inner, box)
+            return Scene(box, a, a, surface, surface, grid.spacing_nm)
+        b = _unsigned(_framed(self.b.read(window), inner, box))
+        if self.options.overlap == "b":
+            a[b != 0] = 0
+        elif self.options.overlap == "a":
+            b[a != 0] = 0
+        # The border of the volume is no surface, so what lies beyond it must not be looked at.
+        surface_a, surface_b = (_framed(surface_of(v[inner.slices]), inner, box) for v in (a, b))
+        return Scene(box, a, b, surface_a, surface_b, grid.spacing_nm)
+
+
+def _framed(array: NDArray[Any], inner: Box, box: Box) -> NDArray[Any]:
+    """Put an array where `inner` is within a box of zeros."""
+    framed = np.zeros(box.shape, array.dtype)
+    framed[inner.slices] = array
+    return framed
+
+
+def _unsigned(ids: NDArray[Any]) -> NDArray[Any]:
+    """Ids in no more bytes than they need: 4 where they are below 2^32, else 8."""
+    if ids.dtype.kind == "u" and ids.dtype.itemsize <= 4:
+        return ids
+    wide = ids.astype(np.uint64, copy=False)
+    return wide.astype(np.uint32) if wide.max(initial=0) < 2**32 else wide
 
 
 def _components(scene: Scene, nodes: Nodes, core: Box, shape: Shape) -> Part:
     """Join neighbouring voxels of a pair within the core; note the joints to other blocks."""
-    names_a, names_b = object_ids(scene)
+    names_a, names_b = (ids.astype(np.uint64) for ids in (scene.names_a, scene.names_b))
     a = names_a[nodes.pair // max(len(names_b), 1)]
     b = names_b[nodes.pair % max(len(names_b), 1)]
     index = np.stack(np.unravel_index(nodes.flat, scene.a.shape), 1) + scene.box.start

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,19 +66,29 @@ class Scene:
     box
         Where the arrays lie in the volume (may reach outside).
     a, b
-        Ids.
+        Ids, unsigned; the same array for contacts within one volume.
     surface_a, surface_b
-        Ids at voxels that have a neighbour across a face that is not of the same object, else 0.
+        Whether a voxel of an object has a neighbour across a face that is not of the same object.
     spacing_nm
         Voxel size zyx.
     """
 
     box: Box
-    a: NDArray[np.uint64]
-    b: NDArray[np.uint64]
-    surface_a: NDArray[np.uint64]
-    surface_b: NDArray[np.uint64]
+    a: NDArray[np.unsignedinteger]
+    b: NDArray[np.unsignedinteger]
+    surface_a: NDArray[np.bool_]
+    surface_b: NDArray[np.bool_]
     spacing_nm: Triple
+
+    @cached_property
+    def names_a(self) -> NDArray[np.unsignedinteger]:
+        """Ids of the a objects that show a surface."""
+        return np.unique(self.a[self.surface_a])
+
+    @cached_property
+    def names_b(self) -> NDArray[np.unsignedinteger]:
+        """Ids of the b objects that show a surface."""
+        return np.unique(self.b[self.surface_b])
 
 
 def reach(distance_nm: float, spacing_nm: Triple) -> Shape:
@@ -118,8 +129,8 @@ def bresenham(step: Shape) -> IntArray:
     return np.asarray((2 * i * np.asarray(step) + n) // (2 * n), dtype=np.int64)
 
 
-def surface_of(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Keep the ids of voxels with a face to something else; the array's border is no surface."""
+def surface_of(ids: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
+    """Find object voxels with a face to something else; the array's border is no surface."""
     box = Box.of_shape(ids.shape)
     open_ = np.zeros(ids.shape, bool)
     for direction in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
@@ -127,7 +138,8 @@ def surface_of(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
         differ = ids[one] != ids[other]
         open_[one] |= differ
         open_[other] |= differ
-    return np.where(open_, ids, 0)
+    open_ &= ids != 0
+    return open_
 
 
 def lines_of_sight(scene: Scene, region: Box, distance_nm: float) -> Nodes:
@@ -137,25 +149,26 @@ def lines_of_sight(scene: Scene, region: Box, distance_nm: float) -> Nodes:
     `region` are dropped; those inside are all found if `scene` is right within the reach of it.
     """
     ways = lines(distance_nm, scene.spacing_nm)
-    names_a, names_b = object_ids(scene)
-    marks = _Marks(scene.a.size)
-    starts = _near(scene.surface_a, scene.surface_b, scene.spacing_nm, _longest_nm(ways))
-    starts = starts[_inside(starts, scene, region.grow(reach(distance_nm, scene.spacing_nm)))]
-    a_at, b_at = scene.surface_a.ravel(), scene.surface_b.ravel()
+    margin = reach(distance_nm, scene.spacing_nm)
+    marks = _Marks(scene, [line.gap_nm for line in ways])
+    starts = np.flatnonzero(scene.surface_a & _grown(scene.surface_b, margin))
+    starts = starts[_inside(starts, scene, region.grow(margin))]
+    a_at, b_at, end_at = scene.a.ravel(), scene.b.ravel(), scene.surface_b.ravel()
     taken = ((scene.a != 0) | (scene.b != 0)).ravel()
     itself = scene.a is scene.b
     for line in ways:
-        ends = starts + _flat(line.step, scene)
-        hit = (b_at[ends] > a_at[starts]) if itself else (b_at[ends] != 0)
+        last = _flat(line.step, scene)
         between = [_flat(voxel, scene) for voxel in line.between]
+        seen = starts[end_at[starts + last]]
         for offset in between:
-            hit &= ~taken[starts + offset]
-        seen = starts[hit]
+            seen = seen[~taken[seen + offset]]
+        if itself:
+            seen = seen[b_at[seen + last] > a_at[seen]]
         if not len(seen):
             continue
-        pair = np.searchsorted(names_a, a_at[seen]) * len(names_b)
-        pair += np.searchsorted(names_b, b_at[ends[hit]])
-        for offset in (0, *between, _flat(line.step, scene)):
+        pair = np.searchsorted(scene.names_a, a_at[seen]) * len(scene.names_b)
+        pair += np.searchsorted(scene.names_b, b_at[seen + last])
+        for offset in (0, *between, last):
             marks.add(seen + offset, pair, line.gap_nm)
     return _within(marks.nodes(), scene, region)
 
@@ -166,42 +179,42 @@ def shared_halo(scene: Scene, region: Box, distance_nm: float) -> Nodes:
     A voxel's two ids are those of the nearest surfaces, the smaller where two are as near. Voxels
     inside an object, behind its surface, do not count.
     """
-    names_a, names_b = object_ids(scene)
-    longest = _longest_nm(lines(distance_nm, scene.spacing_nm))
-    whole = np.ones(scene.a.shape, np.uint64)
-    near_a = _near(whole, scene.surface_a, scene.spacing_nm, longest)
-    near_b = _near(whole, scene.surface_b, scene.spacing_nm, longest)
-    flat = np.intersect1d(near_a, near_b, assume_unique=True)
+    margin = reach(distance_nm, scene.spacing_nm)
+    hidden = (scene.a != 0) & ~scene.surface_a
+    hidden |= (scene.b != 0) & ~scene.surface_b
+    near = _grown(scene.surface_a, margin) & _grown(scene.surface_b, margin)
+    flat = np.flatnonzero(near & ~hidden)
     flat = flat[_inside(flat, scene, region)]
-    hidden_a = (scene.a.ravel()[flat] != 0) & (scene.surface_a.ravel()[flat] == 0)
-    hidden_b = (scene.b.ravel()[flat] != 0) & (scene.surface_b.ravel()[flat] == 0)
-    flat = flat[~hidden_a & ~hidden_b]
-    a, gap_a = _nearest(scene.surface_a, flat, scene, distance_nm)
-    b, gap_b = _nearest(scene.surface_b, flat, scene, distance_nm)
+    a, gap_a = _nearest(np.where(scene.surface_a, scene.a, 0), flat, scene, distance_nm)
+    b, gap_b = _nearest(np.where(scene.surface_b, scene.b, 0), flat, scene, distance_nm)
     both = (a != 0) & (b != 0)
-    pair = np.searchsorted(names_a, a[both]) * len(names_b) + np.searchsorted(names_b, b[both])
+    pair = np.searchsorted(scene.names_a, a[both]) * len(scene.names_b)
+    pair += np.searchsorted(scene.names_b, b[both])
     return Nodes(flat[both], pair, (gap_a + gap_b)[both])
 
 
-def object_ids(scene: Scene) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Ids of the a and of the b objects that show a surface."""
-    a, b = scene.surface_a, scene.surface_b
-    return np.unique(a[a > 0]), np.unique(b[b > 0])
-
-
 class _Marks:
-    """Marked (voxel, pair): one pair a voxel in an array, the few further ones in a list."""
+    """Marked (voxel, pair): one pair a voxel in an array, the few further ones in a list.
 
-    def __init__(self, size: int) -> None:
-        self.owner = np.full(size, -1, np.int64)
-        self.gap = np.zeros(size)
+    Parameters
+    ----------
+    gaps_nm
+        All gaps that can occur, rising; each voxel keeps only a number among these.
+    """
+
+    def __init__(self, scene: Scene, gaps_nm: Sequence[float]) -> None:
+        pairs = len(scene.names_a) * len(scene.names_b)
+        self.gaps_nm = np.unique(gaps_nm)
+        self.owner = np.full(scene.a.size, -1, np.min_scalar_type(-max(pairs, 1)))
+        self.gap = np.zeros(scene.a.size, np.min_scalar_type(len(self.gaps_nm)))
         self.more: list[tuple[IntArray, NDArray[np.float64]]] = []
 
     def add(self, flat: IntArray, pair: IntArray, gap_nm: float) -> None:
         """Mark voxels (N,) for pairs (N,); gaps must not become smaller from call to call."""
-        free = self.owner[flat] < 0
+        owner = self.owner[flat]
+        free = owner < 0
         self.owner[flat[free]] = pair[free]
-        self.gap[flat[free]] = gap_nm
+        self.gap[flat[free]] = np.searchsorted(self.gaps_nm, gap_nm)
         other = self.owner[flat] != pair
         if other.any():
             keys = np.unique(pair[other] * self.owner.size + flat[other])
@@ -211,18 +224,19 @@ class _Marks:
         """All marks once, with the first, smallest gap of each."""
         size = self.owner.size
         flat = np.flatnonzero(self.owner >= 0)
-        keys = np.concatenate([self.owner[flat] * size + flat, *(k for k, _ in self.more)])
-        gaps = np.concatenate([self.gap[flat], *(g for _, g in self.more)])
+        own = self.owner[flat].astype(np.int64) * size + flat
+        keys = np.concatenate([own, *(k for k, _ in self.more)])
+        gaps = np.concatenate([self.gaps_nm[self.gap[flat]], *(g for _, g in self.more)])
         keys, first = np.unique(keys, return_index=True)
         return Nodes(keys % size, keys // size, gaps[first])
 
 
 def _nearest(
-    surface: NDArray[np.uint64], flat: IntArray, scene: Scene, distance_nm: float
-) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    surface: NDArray[np.unsignedinteger], flat: IntArray, scene: Scene, distance_nm: float
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float64]]:
     """Id of the nearest surface voxel of each of the voxels `flat` (0: none), and the gap to it."""
     at = surface.ravel()
-    none = np.uint64(2**64 - 1)
+    none = at.dtype.type(np.iinfo(at.dtype).max)
     found = np.full(len(flat), none)
     gaps = np.zeros(len(flat))
     for (gap, _), ways in itertools.groupby(
@@ -236,20 +250,17 @@ def _nearest(
     return np.where(found == none, 0, found), gaps
 
 
-def _near(
-    which: NDArray[np.uint64], other: NDArray[np.uint64], spacing_nm: Triple, distance_nm: float
-) -> IntArray:
-    """Flat indices where `which` is not 0 and a voxel of `other` is within `distance_nm`."""
-    import edt
-
-    if not other.any():
-        return np.zeros(0, np.int64)
-    away = edt.edt(np.ascontiguousarray(other == 0), anisotropy=spacing_nm, parallel=1)
-    return np.flatnonzero((which != 0) & (away <= distance_nm * 1.001))
-
-
-def _longest_nm(ways: tuple[Line, ...]) -> float:
-    return max(line.length_nm for line in ways)
+def _grown(mask: NDArray[np.bool_], margin: Shape) -> NDArray[np.bool_]:
+    """Grow a mask by some voxels along each axis: where a line from it may end."""
+    grown = mask
+    for axis, reached in enumerate(margin):
+        before, grown = grown, grown.copy()
+        for step in range(1, reached + 1):
+            low = tuple(slice(None, -step) if i == axis else slice(None) for i in range(3))
+            high = tuple(slice(step, None) if i == axis else slice(None) for i in range(3))
+            grown[low] |= before[high]
+            grown[high] |= before[low]
+    return grown
 
 
 def _flat(step: Shape | IntArray, scene: Scene) -> int:
