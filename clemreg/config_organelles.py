@@ -102,6 +102,30 @@ class PlanarityConfig(Section):
     curvature: bool = False
 
 
+class ReconstructConfig(Section):
+    """An organelle as its planarity reconstructs it; the paper's "er reconstructed".
+
+    Attributes
+    ----------
+    of
+        Organelle under `planarity`.
+    name
+        By which other sections name it; ``of-reconstructed`` if not given.
+    remove_inside, expand
+        Organelle whose surroundings are left out: the nucleus, for the peripheral ER.
+    """
+
+    of: Name
+    name: Name | None = None
+    remove_inside: Name | None = None
+    expand: Length = "0 nm"
+
+    @property
+    def title(self) -> str:
+        """Name of the output."""
+        return self.name or f"{self.of}-reconstructed"
+
+
 class MeshConfig(Section):
     """Surface meshes; as the options of `clemreg mesh`."""
 
@@ -184,10 +208,21 @@ class ComputeConfig(Section):
 
 
 class OrganellesOutput(Section):
-    """Where results go; `dir` is relative to the configuration file."""
+    """Where results go.
+
+    Attributes
+    ----------
+    dir
+        Relative to the configuration file.
+    title
+        Of the page.
+    parquet
+        Whether every table is written as Parquet, too.
+    """
 
     dir: str = "organelles"
     title: str = "Organelles"
+    parquet: bool = False
 
 
 class OrganellesConfig(Section):
@@ -200,6 +235,7 @@ class OrganellesConfig(Section):
     skeletonize: SkeletonConfig | None = None
     contacts: tuple[ContactConfig, ...] = ()
     planarity: PlanarityConfig | None = None
+    reconstruct: tuple[ReconstructConfig, ...] = ()
     mesh: MeshConfig | None = None
     compute: ComputeConfig = ComputeConfig()
     output: OrganellesOutput = OrganellesOutput()
@@ -207,16 +243,17 @@ class OrganellesConfig(Section):
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         if twice := _twice(self.known):
-            raise ValueError(f"input.organelles names {twice} twice")
+            raise ValueError(f"two organelles are called {twice}")
         parts = {
             "measure": self.measure.organelles or (),
             "skeletonize": self.skeletonize.organelles if self.skeletonize else (),
             "contacts": [n for c in self.contacts for n in (c.a, c.b) if n is not None],
-            "planarity": self.planarity.organelles if self.planarity else (),
+            "planarity": self.planar,
             "mesh": self.mesh.organelles if self.mesh else (),
         }
         for part, names in parts.items():
-            _require(part, names, self.known, "input.organelles has only")
+            known = self.found if part == "planarity" else self.known
+            _require(part, names, known, "input.organelles has only")
             if part != "contacts" and (twice := _twice(names)):
                 raise ValueError(f"{part} names {twice} twice")
         if twice := _twice(contact.title for contact in self.contacts):
@@ -228,8 +265,7 @@ class OrganellesConfig(Section):
         if self.ribosomes is None:
             return self
         on, nuclear = self.ribosomes.planarity, self.ribosomes.nuclear_envelope
-        planar = self.planarity.organelles if self.planarity else ()
-        _require("ribosomes.planarity", [on] if on else [], planar, "planarity has only")
+        _require("ribosomes.planarity", [on] if on else [], self.planar, "planarity has only")
         _require(
             "ribosomes.nuclear_envelope",
             [nuclear] if nuclear else [],
@@ -238,11 +274,30 @@ class OrganellesConfig(Section):
         )
         return self
 
+    @model_validator(mode="after")
+    def _reconstructions_are_of_something_planar(self) -> Self:
+        of = [part.of for part in self.reconstruct]
+        without = [part.remove_inside for part in self.reconstruct if part.remove_inside]
+        _require("reconstruct.of", of, self.planar, "planarity has only")
+        source = "input.organelles has only"
+        _require("reconstruct.remove_inside", without, self.input.organelles, source)
+        return self
+
     @property
-    def known(self) -> tuple[str, ...]:
-        """Everything that can be named: organelles, microtubules, ribosomes."""
+    def planar(self) -> tuple[str, ...]:
+        """Organelles whose planarity is measured."""
+        return self.planarity.organelles if self.planarity else ()
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What is found in predictions: organelles, microtubules, ribosomes."""
         made = [part.name for part in (self.microtubules, self.ribosomes) if part is not None]
         return (*self.input.organelles, *made)
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Everything that can be named: what is found, and what is reconstructed of it."""
+        return (*self.found, *(part.title for part in self.reconstruct))
 
     @property
     def measured(self) -> tuple[str, ...]:

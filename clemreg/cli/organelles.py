@@ -72,7 +72,10 @@ def _plan_line(row: Row) -> tuple[str, ...]:
     return (row.step, str(row.blocks), str(row.passes), *(f"{size:.3g}" for size in sizes))
 
 
+_MADE_BY = ("refine", "microtubules", "ribosomes", "reconstruct")
+
+
 def _made(found: dict[str, Any]) -> dict[str, Any]:
     """Return what was made: objects and volume, or tracks, or spheres."""
-    part = next(found[verb] for verb in ("refine", "microtubules", "ribosomes") if verb in found)
+    part = next(found[verb] for verb in _MADE_BY if verb in found)
     return {name: value for name, value in part.items() if name != "files"}

@@ -88,6 +88,9 @@ def planarity(
     medial: Annotated[
         Path | None, typer.Option(help="Also write the medial surface (OME-Zarr).")
     ] = None,
+    reconstructed: Annotated[
+        Path | None, typer.Option(help="Also write what planarity covers, with ids (OME-Zarr).")
+    ] = None,
     csv: Annotated[
         Path | None, typer.Option("--csv", help="Volume and area by sheetness (.csv, .parquet).")
     ] = None,
@@ -114,7 +117,9 @@ def planarity(
     from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
 
     options = planarity_options(cut, scale_rule, scales, largest_radius)
-    files = PlanarityFiles(mask, out, spacing, medial, curvature is not None, contacts)
+    files = PlanarityFiles(
+        mask, out, spacing, medial, curvature is not None, contacts, reconstructed
+    )
     with (
         progress_bar("planarity") as progress,
         blockwise(block, workers, executor, progress) as how,
@@ -123,7 +128,8 @@ def planarity(
     report = {"cut": cut, "scale_rule": scale_rule, **split(found.histogram, cut)}
     table(report)
     written = [out, *write_tables(found.histogram, (csv,))]
-    written += [*write_tables(found.thickness, (thickness,)), *([medial] if medial else [])]
+    written += write_tables(found.thickness, (thickness,))
+    written += [path for path in (medial, reconstructed) if path is not None]
     if found.curvature is not None:
         written += write_tables(found.curvature, (curvature,))
     if found.sites is not None:

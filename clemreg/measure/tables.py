@@ -101,15 +101,28 @@ def _csv_text(table: Table) -> str:
     return stream.getvalue()
 
 
-def _write_parquet(path: Path, table: Table) -> None:
+def require_parquet() -> None:
+    """Check that Parquet can be written.
+
+    Raises
+    ------
+    DependencyError
+        It needs pyarrow, which is not installed.
+    """
     try:
-        import pyarrow as arrow
-        from pyarrow import parquet
+        import pyarrow.parquet  # noqa: F401 - only to see that it is there
     except ImportError as error:
         raise DependencyError(
-            f"writing {path} needs pyarrow: {error}",
+            f"writing Parquet needs pyarrow: {error}",
             hint="pip install 'clemreg-toolkit[measure]', or write a .csv",
         ) from error
+
+
+def _write_parquet(path: Path, table: Table) -> None:
+    require_parquet()
+    import pyarrow as arrow
+    from pyarrow import parquet
+
     with atomic_path(path) as partial:
         parquet.write_table(arrow.table(dict(table.columns)), str(partial))
 

@@ -20,44 +20,41 @@ from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.config import resolve
 from clemreg.config_organelles import (
-    ContactConfig,
     MeshConfig,
     MicrotubulesConfig,
     OrganellesConfig,
     PlanarityConfig,
+    ReconstructConfig,
     RibosomesConfig,
     SkeletonConfig,
 )
 from clemreg.io.atomic import atomic_write_json, atomic_write_text, remove
-from clemreg.measure.contacts import find_contacts
-from clemreg.measure.interactions import interactions, named, partners, write_graphml
-from clemreg.measure.morphology import measure_objects
-from clemreg.measure.planarity import planar_areas, planar_sites, site_planarity
-from clemreg.measure.tables import read_table, write_table
+from clemreg.measure.interactions import interactions, partners, write_graphml
+from clemreg.measure.tables import read_table, require_parquet, write_table
 from clemreg.pipeline.analyses import (
+    RECONSTRUCTED,
+    contact_step,
     labels_of,
+    measure_step,
     mesh_step,
     options_of,
+    planar_sites_step,
     planarity_step,
+    reconstruct_step,
     ribosome_step,
     skeleton_step,
     trace_step,
 )
 from clemreg.pipeline.context import this_command, versions
-from clemreg.pipeline.measure import (
-    open_ids,
-    open_mask,
-    summary,
-    working_folder,
-)
+from clemreg.pipeline.measure import open_mask, summary
 from clemreg.pipeline.microtubules import MicrotubuleCommand
-from clemreg.pipeline.objects import report_objects
 from clemreg.pipeline.refine import RefineOptions, find_prediction, find_predictions, refine_cell
 from clemreg.pipeline.ribosomes import RibosomeCommand
 from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
 from clemreg.refine.recipe import load_recipe
 from clemreg.report.organelles import write_organelles_page
 from clemreg.space.grid import Grid
+from clemreg.volume import Volume
 
 Work = Callable[[Path, Blockwise], Mapping[str, Any]]
 """Writes its files into a folder and returns their summary."""
@@ -150,7 +147,9 @@ class Chain:
         return None if cell is None else resolve(cell, self.base)
 
     def labels(self, name: str) -> str:
-        """Where the ids of an organelle, of microtubules or of ribosomes are."""
+        """Where the ids of an organelle are, or of what else has this name."""
+        if name in self.reconstructions:
+            return str(self.folder / "reconstruct" / name / RECONSTRUCTED)
         for verb in ("microtubules", "ribosomes"):
             part: _Traced | None = getattr(self.config, verb)
             if part is not None and part.name == name:
@@ -161,6 +160,15 @@ class Chain:
         """Where the planarity of an organelle is."""
         return self.folder / "planarity" / name / "planarity.zarr"
 
+    @property
+    def reconstructions(self) -> dict[str, ReconstructConfig]:
+        """What is reconstructed, by name."""
+        return {part.title: part for part in self.config.reconstruct}
+
+    def mask(self, path: str | None) -> Volume | None:
+        """Open a mask, if there is one."""
+        return None if path is None else open_mask(path, self.config.input.voxel_size)
+
     def prediction(self, name: str) -> VolumeFile:
         """Find the prediction of a structure that no recipe makes."""
         return find_prediction(self.predictions, name, self.config.input.voxel_size)
@@ -169,8 +177,9 @@ class Chain:
         """Say now what would otherwise be found after hours of work."""
         compute = self.config.compute
         executor_named(compute.executor, compute.workers)
-        if self.cell is not None:
-            open_mask(self.cell, self.config.input.voxel_size)
+        self.mask(self.cell)
+        if self.config.output.parquet:
+            require_parquet()
         _ = self.identities  # every prediction is there
         for contact in self.config.contacts:
             options_of(contact)
@@ -195,6 +204,10 @@ class Chain:
             if made is not None:
                 file = self.prediction(made.prediction)
                 found[made.name] = [made.model_dump(), repr(file), input_fingerprint(file.uri)]
+        planarity = self.config.planarity
+        for name, part in self.reconstructions.items():
+            of = [found[n] for n in (part.of, part.remove_inside) if n is not None]
+            found[name] = [part.model_dump(), planarity.model_dump() if planarity else None, *of]
         return found
 
     @cached_property
@@ -219,6 +232,7 @@ class Chain:
         of_recipe = {name: self.identities[name] for name in config.input.organelles}
         steps = [Step("refine", self._refine, of_recipe, (), made)]
         steps += self._each("planarity", config.planarity, planarity_step)
+        steps += self._reconstructed()
         steps += self._traced()
         steps += [
             *self._morphology(),
@@ -226,7 +240,7 @@ class Chain:
         ]
         steps += [*self._contacts(), *self._contact_planarity()]
         steps += self._each("mesh", config.mesh, mesh_step)
-        inputs = {"title": self.config.output.title, "version": versions()["clemreg"]}
+        inputs = {**config.output.model_dump(exclude={"dir"}), "version": versions()["clemreg"]}
         pages = (self.folder / REPORT, self.folder / PAGE)
         names = tuple(step.name for step in steps)
         return [*steps, Step("summary", self._summary, inputs, names, pages)]
@@ -234,7 +248,9 @@ class Chain:
     def _morphology(self) -> Iterator[Step]:
         inputs = {"cell": input_fingerprint(self.cell), "report": self.config.measure.report}
         for name in self.config.measured:
-            yield self._step("measure", name, (name,), inputs, partial(self._measure, name))
+            settings = (self.mask(self.cell), self.config.measure)
+            work = partial(measure_step, self.labels(name), *settings)
+            yield self._step("measure", name, (name,), inputs, work)
 
     def _each(self, verb: str, config: _Part | None, work: Callable[..., Any]) -> Iterator[Step]:
         """One step for each organelle that a section names."""
@@ -258,15 +274,27 @@ class Chain:
             settings = {"planarity": planarity.model_dump() if planarity else None}
             yield self._step("ribosomes", ribosomes.name, (ribosomes.name, *on), settings, work)
 
+    def _reconstructed(self) -> Iterator[Step]:
+        for name, part in self.reconstructions.items():
+            inside = part.remove_inside
+            mask = self.folder / LABELS / inside if inside else None
+            work = partial(self._reconstruct, part, mask)
+            yield self._step("reconstruct", name, (name,), {}, work)
+
     def _contact_planarity(self) -> Iterator[Step]:
-        """Planarity of each contact site, on each side that is a planar organelle."""
+        """Planarity of each contact site, on each side that has one."""
         if (config := self.config.planarity) is None:
             return
         for contact in self.config.contacts:
             of = (contact.a, contact.b or contact.a)
             settings = {"contact": contact.model_dump(), "planarity": config.model_dump()}
-            for name in dict.fromkeys(n for n in of if n in config.organelles):
-                work = partial(self._planar_sites, contact, name)
+            for name in dict.fromkeys(n for n in of if self._planar(n) in config.organelles):
+                work = partial(
+                    planar_sites_step,
+                    self.folder / "contacts" / contact.title,
+                    self.planarity(self._planar(name)),
+                    ("a" if name == contact.a else "b", config.cut),
+                )
                 title = f"{contact.title}-{name}"
                 yield self._step("contact_planarity", title, of, settings, work)
 
@@ -274,7 +302,7 @@ class Chain:
         names = []
         for contact in self.config.contacts:
             of = (contact.a, contact.b or contact.a)
-            work = partial(self._contact, contact)
+            work = partial(contact_step, contact, self.labels)
             step = self._step("contacts", contact.title, of, contact.model_dump(), work)
             names.append(step.name)
             yield step
@@ -309,6 +337,10 @@ class Chain:
             found = work(folder, Blockwise((compute.block,) * 3, executor, progress))
             atomic_write_json(folder / SUMMARY, found)
 
+    def _planar(self, name: str) -> str:
+        """Name of the organelle whose planarity goes with a name."""
+        return self.reconstructions[name].of if name in self.reconstructions else name
+
     # -- work -------------------------------------------------------------------------------------
 
     def _refine(self) -> None:
@@ -320,52 +352,11 @@ class Chain:
         with self.progress("refine") as progress:
             refine_cell(self.predictions, self.recipe, out, options=options, progress=progress)
 
-    def _measure(self, name: str, folder: Path, how: Blockwise) -> Mapping[str, Any]:
-        ids = open_ids(self.labels(name))
-        cell = open_mask(self.cell, self.config.input.voxel_size) if self.cell else None
-        out = folder / "objects.csv"
-        with working_folder((out,)) as scratch:
-            objects = measure_objects(ids, cell=cell, how=how, scratch=scratch)
-            if self.config.measure.report and len(objects):
-                report_objects(ids, objects, folder / "report.html", how, scratch)
-        write_table(out, objects)
-        shown = ["volume_nm3", "surface_nm2", "semi_axis_1_nm", "sphericity"]
-        return summary(objects, [*shown, *(["fraction_of_cell"] if cell else [])])
-
-    def _contact(self, contact: ContactConfig, folder: Path, how: Blockwise) -> Mapping[str, Any]:
-        a = open_ids(self.labels(contact.a))
-        b = open_ids(self.labels(contact.b)) if contact.b else None
-        out = folder / "sites.zarr"
-        options = options_of(contact)
-        with working_folder((out,)) as scratch:
-            found = find_contacts(a, b, options, how=how, scratch=scratch, out=out)
-        sites = named(found, contact.a, contact.b or contact.a)
-        write_table(folder / "contacts.csv", sites)
-        return summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
-
-    def _planar_sites(
-        self, contact: ContactConfig, name: str, folder: Path, how: Blockwise
+    def _reconstruct(
+        self, config: ReconstructConfig, mask: Path | None, folder: Path, how: Blockwise
     ) -> Mapping[str, Any]:
-        """Mean planarity of an organelle over each contact site, as in the paper."""
-        of_contact = self.folder / "contacts" / contact.title
-        sites = read_table(of_contact / "contacts.csv")
-        out = folder / "planarity.csv"
-        with working_folder((out,)) as scratch:
-            found = site_planarity(
-                open_ids(str(of_contact / "sites.zarr")),
-                open_mask(str(self.planarity(name))),
-                how=how,
-                scratch=scratch,
-            )
-        table = planar_sites(sites, found)
-        write_table(out, table)
-        cut = self.config.planarity.cut if self.config.planarity else 0.0
-        side = "a" if name == contact.a else "b"
-        return {
-            "cut": cut,
-            **summary(table, ["planarity"]),
-            **planar_areas(table, f"area_{side}_nm2", cut),
-        }
+        inside = None if mask is None else open_mask(str(mask))
+        return reconstruct_step(self.planarity(config.of), inside, config, folder, how)
 
     def _microtubules(
         self, config: MicrotubulesConfig, folder: Path, how: Blockwise
@@ -402,6 +393,8 @@ class Chain:
 
     def _summary(self) -> None:
         config = self.config
+        if config.output.parquet:
+            self._write_parquet()
         counts = _read_json(self.folder / LABELS / "clemreg.json")["organelles"]
         organelles: dict[str, dict[str, Any]] = {
             name: {"refine": {k: v for k, v in counts[name].items() if k != "seconds"}}
@@ -426,10 +419,16 @@ class Chain:
         atomic_write_json(self.folder / REPORT, report)
         write_organelles_page(self.folder / PAGE, _read_json(self.folder / REPORT))
 
+    def _write_parquet(self) -> None:
+        """Write every table as Parquet, too."""
+        for path in sorted(self.folder.glob("*/**/*.csv")):
+            write_table(path.with_suffix(".parquet"), read_table(path))
+
     def _measured(self) -> dict[str, Sequence[str]]:
         """Name the organelles of every verb."""
         config = self.config
         names: dict[str, Sequence[str]] = {}
+        names["reconstruct"] = tuple(self.reconstructions)
         for verb in ("microtubules", "ribosomes"):
             made: _Traced | None = getattr(config, verb)
             names[verb] = (made.name,) if made else ()

@@ -58,6 +58,7 @@ COSTS = {
     "contacts": Cost(330, 160, 8, 8, 1, 40.0),
     "contact_planarity": Cost(60, 40, 9, 0, 1),
     "planarity": Cost(2600, 25, 60, 25, 30, 360.0),
+    "reconstruct": Cost(150, 40, 10, 9, 3),
     "microtubules": Cost(190, 20, 10, 9, 4, 180.0),
     "ribosomes": Cost(150, 50, 2, 5, 3, 25.0),
     "mesh": Cost(540, 60, 8, 0, 2),

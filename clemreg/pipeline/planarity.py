@@ -14,6 +14,7 @@ from clemreg.measure.curvature import curvature_histogram
 from clemreg.measure.planarity import PlanarityOptions, measure_planarity, site_planarity
 from clemreg.measure.tables import Table
 from clemreg.pipeline.measure import open_ids, open_mask, working_folder
+from clemreg.pipeline.reconstruct import reconstruct
 
 CURVATURE_SIGMA_NM = 12.0
 CURVATURE_EDGES_PER_NM = np.linspace(-0.1, 0.1, 81)
@@ -33,6 +34,8 @@ class PlanarityFiles:
         Whether curvature is measured, too.
     contacts
         Label volume of contact sites.
+    reconstructed
+        Labels to write: what planarity covers (see `clemreg.pipeline.reconstruct`).
     """
 
     mask: str
@@ -41,6 +44,7 @@ class PlanarityFiles:
     medial: Path | None
     curvature: bool
     contacts: str | None
+    reconstructed: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,4 +79,6 @@ def planarity_of(
             contacts = open_ids(files.contacts, files.spacing)
             sites = site_planarity(contacts, found.volume, how=how, scratch=folder)
         put_in_place(made, files.out)
+    if files.reconstructed is not None:
+        reconstruct(files.out, files.reconstructed, how)
     return PlanarityTables(found.histogram, found.thickness, curvature, sites)

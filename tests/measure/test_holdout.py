@@ -87,6 +87,7 @@ def test_holdout_and_planarity_from_the_command_line(tmp_path, capsys):
     words += ["--csv", str(tmp_path / "p.csv"), "--thickness", str(tmp_path / "t.csv")]
     words += ["--curvature", str(tmp_path / "c.csv"), "--contacts", str(tmp_path / "sites.zarr")]
     words += ["--sites", str(tmp_path / "s.csv"), "--json", str(tmp_path / "p.json")]
+    words += ["--reconstructed", str(tmp_path / "r.zarr")]
     assert run_app(words) == 0
     report = json.loads((tmp_path / "p.json").read_text())["planarity"]
     assert report["planar"]["volume_fraction"] > 0.5
@@ -97,6 +98,7 @@ def test_holdout_and_planarity_from_the_command_line(tmp_path, capsys):
         read_table(tmp_path / "p.csv")["volume_nm3"].sum()
     )
     assert open_labels(tmp_path / "m.zarr").read()[10].any()
+    np.testing.assert_array_equal(open_labels(tmp_path / "r.zarr").read(), value > 0)
     assert read_table(tmp_path / "c.csv")["voxels"].sum() > 0
     assert read_table(tmp_path / "t.csv")["thickness_from_nm"].max() == 16
     assert not list(tmp_path.glob(".*"))

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 from scipy.special import erf
 
 from clemreg.cli.app import run_app
@@ -79,6 +80,15 @@ organelles = ["er"]
 largest_radius = "30 nm"
 scales = 7
 
+[[reconstruct]]
+of = "er"
+
+[[reconstruct]]
+of = "er"
+name = "er-off-mito"
+remove_inside = "mito"
+expand = "30 nm"
+
 [mesh]
 organelles = ["mito"]
 format = "obj"
@@ -89,6 +99,7 @@ block = 48
 [output]
 dir = "run"
 title = "Two spheres"
+parquet = true
 """
 QUICK = f"{CONFIG}\n[measure]\nreport = false\n"
 RECIPE = """
@@ -100,7 +111,8 @@ steps = [{ do = "threshold" }, { do = "components", min_volume_nm3 = 1000.0 }]
 steps = [{ do = "threshold" }]
 """
 STEPS = (
-    "refine", "planarity-er", "microtubules-mt", "ribosomes-ribo", "measure-mito", "measure-er",
+    "refine", "planarity-er", "reconstruct-er-reconstructed", "reconstruct-er-off-mito",
+    "microtubules-mt", "ribosomes-ribo", "measure-mito", "measure-er",
     "skeletonize-mito", "contacts-er_mt", "contacts-mito_mt", "contacts-er_mito",
     "contacts-between", "interactions", "contact_planarity-er_mt-er",
     "contact_planarity-er_mito-er", "mesh-mito", "summary",
@@ -307,6 +319,45 @@ def test_every_table_is_that_of_the_single_command(cell, tmp_path):
         assert text == (single / theirs).read_text()
 
 
+def test_the_sheet_is_reconstructed_with_and_without_what_is_near_mitochondria(cell):
+    """Balls cover all of a flat sheet but some of its corners; the distance is SciPy's."""
+    run = cell / "run"
+    er, mito = (open_volume(run / "labels.zarr" / name).read() > 0 for name in ("er", "mito"))
+    whole = open_volume(run / "reconstruct" / "er-reconstructed" / "labels.zarr").read()
+    covered = open_volume(run / "planarity" / "er" / "planarity.zarr").read() > 0
+    np.testing.assert_array_equal(whole, covered.astype("u4"))
+    assert not (covered & ~er).any()
+    assert covered.sum() > 0.99 * er.sum()
+    off = open_volume(run / "reconstruct" / "er-off-mito" / "labels.zarr").read()
+    far = distance_transform_edt(~mito, sampling=GRID.spacing_nm) > 30.0
+    np.testing.assert_array_equal(off, np.where(far, whole, 0))
+    assert 0 < off.sum() < whole.sum()
+    found = report(cell)["organelles"]["er-off-mito"]["reconstruct"]
+    volume = off.sum() * math.prod(GRID.spacing_nm) / 1e9
+    assert (found["objects"], found["volume_um3"]) == (1, pytest.approx(volume, rel=1e-9))
+
+
+def test_every_table_is_there_as_parquet_with_units(cell):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    tables = sorted((cell / "run").rglob("*.csv"))
+    assert len(tables) >= 9
+    for path in tables:
+        expected = read_table(path)
+        found = parquet.read_table(path.with_suffix(".parquet")).to_pydict()
+        assert list(found) == list(expected.columns)
+        for name, column in expected.columns.items():
+            np.testing.assert_array_equal(np.array(found[name], column.dtype), column)
+    assert "measure/mito/objects.parquet" in (cell / "run" / "index.html").read_text()
+
+
+def test_parquet_without_pyarrow_is_refused_before_any_work(cell, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    words = ["organelles", str(cell / "config.toml"), "--set", 'output.dir="refused"']
+    assert run_app(words) == 1
+    assert "clemreg-toolkit[measure]" in capsys.readouterr().err
+    assert not (cell / "refused").exists()
+
+
 def test_the_page_links_what_is_there(cell):
     run = cell / "run"
     links = re.findall(r'href="([^"]+)"', (run / "index.html").read_text())
@@ -343,6 +394,7 @@ def test_a_changed_key_redoes_its_step_and_what_follows(copy, capsys):
     run = copy / "run"
     states(copy, capsys)
     of_sheet = {step for step in STEPS if "planarity" in step} | {"ribosomes-ribo"}
+    of_sheet |= {step for step in STEPS if "reconstruct" in step}
     assert done_again(copy, capsys, "--set", "planarity.cut=0.7") == {*of_sheet, "summary"}
     assert report(copy)["organelles"]["er"]["planarity"]["cut"] == 0.7
     before = (run / "contacts" / "er_mito" / "contacts.csv").read_text()
@@ -412,7 +464,7 @@ def test_unfinished_work_is_kept_for_the_same_inputs_only(copy, capsys):
     assert kept == [False, True, False]
     states(copy, capsys)
     assert sorted(p.name for p in folder.iterdir()) == [
-        "contacts.csv", "sites.zarr", "summary.json",
+        "contacts.csv", "contacts.parquet", "sites.zarr", "summary.json",
     ]  # fmt: skip
 
 
@@ -442,7 +494,7 @@ def test_an_organelle_without_objects(copy, capsys):
         ('input.organelles=["mito"]', "contacts names er"),
         ('mesh.organelles=["golgi"]', "mesh names golgi"),
         ('microtubules.prediction="tubes"', "holds no prediction called tubes"),
-        ('microtubules.name="er"', "input.organelles names er twice"),
+        ('microtubules.name="er"', "two organelles are called er"),
         ('ribosomes.planarity="mito"', "ribosomes.planarity names mito, but planarity has only er"),
         ('ribosomes.nuclear_envelope="ne"', "ribosomes.nuclear_envelope names ne"),
         ('mesh.organelles=["mito","mito"]', "mesh names mito twice"),
@@ -450,6 +502,9 @@ def test_an_organelle_without_objects(copy, capsys):
         ('contacts=[{a="er",recipe="x_y"}]', "no contact recipe 'x_y'"),
         ('contacts=[{a="er",distance="20"}]', "contacts.0.distance"),
         ('input.organelles=["../er"]', "input.organelles.0"),
+        ('reconstruct=[{of="mito"}]', "reconstruct.of names mito, but planarity has only er"),
+        ('planarity.organelles=["er-reconstructed"]', "planarity names er-reconstructed"),
+        ('reconstruct=[{of="er"},{of="er"}]', "two organelles are called er-reconstructed"),
         ("compute.executor=gpu", "there is no executor 'gpu'"),
         ("compute.workers=0", "compute.workers"),
     ],
