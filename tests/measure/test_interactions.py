@@ -78,6 +78,8 @@ def test_the_papers_recipes():
     assert recipes["er_ribo"].options.overlap == "b"
     assert recipes["mt_nucleus"].options.overlap == "a"
     assert recipes["mito_pm"].options.overlap == "shared"
+    assert recipes["er-periph_ribo"].a == "er-periph-reconstructed"
+    assert recipes["er-periph_mt"].a == "er-periph"
     with pytest.raises(ConfigError, match="no contact recipe 'er_x'") as error:
         contact_recipe("er_x")
     assert "golgi_mt" in error.value.hint

@@ -5,71 +5,103 @@ import pytest
 from clemreg.errors import ConfigError
 from clemreg.refine.recipe import load_recipe, presets
 
-# What the paper's table says: smoothing, smallest volume in nm^3.
-TABLE = {
-    "ecs": (False, 1.7e9),
-    "pm": (False, 2e7),
-    "vesicle": (False, 3.3e4),
-    "endo": (True, 5e5),
-    "er": (False, 2e7),
-    "eres": (False, 3e5),
-    "nucleolus": (True, 5e5),
-    "chrom": (True, 8e3),
-    "nhchrom": (False, 8e3),
-    "golgi": (False, 2e7),
-    "lyso": (True, 5e5),
-    "ld": (True, 5e5),
-    "ne": (False, 3e5),
-    "np": (False, 3e5),
-    "cent": (False, 3e5),
-    "cent-dapp": (False, 8e3),
+# The paper's table, all of its lines: cells, whether smoothed, smallest volume in nm^3 (None: not
+# limited), what it is masked with, by how many nm that is expanded, and whether inside is kept.
+FOUR = ("jrc_hela-2", "jrc_hela-3", "jrc_jurkat-1", "jrc_macrophage-2")
+TWO = ("jrc_hela-1", "jrc_choroid-plexus-2")
+SIX, COS = (*FOUR, *TWO), ("jrc_cos7-11",)
+NUCLEUS_NM = dict(zip(FOUR, (80.0, 80.0, 150.0, 200.0), strict=True))
+LINES = [
+    ("ecs", FOUR, False, 1.7e9, None),
+    ("pm", SIX, False, 2e7, None),
+    ("mito", TWO, True, 2e7, None),
+    ("mito", COS, False, 2e7, ("ecs-largest", 150.0, False)),
+    ("vesicle", SIX, False, 3.3e4, None),
+    ("endo", SIX, True, 5e5, ("mito", 30.0, False)),
+    ("er", (*SIX, *COS), False, 2e7, None),
+    ("eres", FOUR, False, 3e5, ("er", 0.0, True)),
+    ("nucleus", ("jrc_hela-2", "jrc_hela-3", "jrc_macrophage-2", *TWO), True, 1.7e9, None),
+    ("nucleolus", FOUR, True, 5e5, ("nucleus", 0.0, True)),
+    ("golgi", FOUR, False, 2e7, None),
+    ("lyso", FOUR, True, 5e5, None),
+    ("ld", FOUR, True, 5e5, None),
+    ("np", FOUR, False, 3e5, ("ne", 0.0, True)),
+    ("chrom", FOUR, True, 8e3, ("nucleus", 0.0, True)),
+    ("nhchrom", FOUR, False, 8e3, ("nucleus", 0.0, True)),
+    ("cent", FOUR, False, 3e5, None),
+    ("cent-dapp", FOUR, False, 8e3, None),
+]
+SPLIT = {
+    ("mito", "jrc_hela-2"): (0.25, 0.9),
+    ("mito", "jrc_hela-3"): (0.25, 0.875),
+    ("mito", "jrc_jurkat-1"): (0.5, 0.6),
+    ("mito", "jrc_macrophage-2"): (0.5, 0.7),
+    ("nucleus", "jrc_jurkat-1"): (0.25, 0.1),
 }
-CELLS = {
-    "jrc_hela-2": ((0.25, 0.9), 80.0),
-    "jrc_hela-3": ((0.25, 0.875), 80.0),
-    "jrc_jurkat-1": ((0.5, 0.6), 150.0),
-    "jrc_macrophage-2": ((0.5, 0.7), 200.0),
-}
+MEMBRANES = [
+    *((name, cell) for name in ("vesicle", "endo", "er", "golgi", "lyso", "ld", "ne")
+      for cell in FOUR),
+    *(("mito", cell) for cell in (*FOUR, *COS)),
+]  # fmt: skip
 
 
 def steps(recipe, name):
     return {step.do: step for step in recipe.organelles[name].steps}
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_presets_say_what_the_paper_says(cell):
+@pytest.mark.parametrize(
+    ("cell", "line"),
+    [(c, line) for line in LINES for c in line[1]],
+    ids=lambda x: x if isinstance(x, str) else x[0],
+)
+def test_presets_say_what_every_line_of_the_paper_s_table_says(cell, line):
+    name, _, smoothed, volume, mask = line
+    of = steps(load_recipe(f"heinrich2021/{cell}"), name)
+    assert of["components"].min_volume_nm3 == volume
+    assert [s.sigma_nm for s in of.values() if s.do == "smooth"] == [12.0] * smoothed
+    assert of["threshold"].distance_nm == 0
+    masks = [of[do] for do in ("keep_inside", "remove_inside") if do in of]
+    found = [(s.mask, s.expand_nm, s.do == "keep_inside") for s in masks]
+    assert found == ([] if mask is None else [mask])
+    filled = [s.min_volume_nm3 for s in of.values() if s.do == "fill_holes"]
+    assert filled == ([2e7] if name == "mito" else [])
+
+
+@pytest.mark.parametrize(("name", "cell"), SPLIT)
+def test_presets_split_as_in_the_paper(name, cell):
+    of = steps(load_recipe(f"heinrich2021/{cell}"), name)
+    split = of.pop("watershed")
+    assert (split.quantile, split.threshold, split.sigma_nm) == (*SPLIT[name, cell], 12.0)
+    assert split.min_volume_nm3 == 0
+    assert {do: s.min_volume_nm3 for do, s in of.items()} == (
+        {"fill_holes": 2e7} if name == "mito" else {}
+    )
+
+
+@pytest.mark.parametrize("cell", FOUR)
+def test_presets_of_the_nuclear_envelope_and_the_peripheral_er(cell):
     recipe = load_recipe(f"heinrich2021/{cell}")
-    for name, (smoothed, volume) in TABLE.items():
-        of = steps(recipe, name)
-        assert of["components"].min_volume_nm3 == volume, name
-        assert ("smooth" in of) == smoothed, name
-        if smoothed:
-            assert of["smooth"].sigma_nm == 12.0
-    (quantile, threshold), nucleus_nm = CELLS[cell]
-    mito = steps(recipe, "mito")
-    assert (mito["watershed"].quantile, mito["watershed"].threshold) == (quantile, threshold)
-    assert mito["fill_holes"].min_volume_nm3 == 2e7
+    assert recipe.organelles["er-periph"].of == "er"
     periphery = steps(recipe, "er-periph")["remove_inside"]
-    assert (periphery.mask, periphery.expand_nm) == ("nucleus", nucleus_nm)
-    endo = steps(recipe, "endo")["remove_inside"]
-    assert (endo.mask, endo.expand_nm) == ("mito", 30.0)
-    for name, mask in {
-        "eres": "er",
-        "nucleolus": "nucleus",
-        "chrom": "nucleus",
-        "np": "ne",
-    }.items():
-        assert steps(recipe, name)["keep_inside"].mask == mask
-    assert steps(recipe, "mito-mem")["assign"].parent == "mito"
+    assert (periphery.mask, periphery.expand_nm) == ("nucleus", NUCLEUS_NM[cell])
+    envelope = steps(recipe, "ne")
+    assert envelope["components"].min_volume_nm3 == 3e5
+    inside = envelope["keep_inside"]
+    assert (inside.mask, inside.expand_nm) == ("nucleus", NUCLEUS_NM[cell])
 
 
-def test_the_cell_for_light_microscopy():
+@pytest.mark.parametrize(("parent", "cell"), MEMBRANES)
+def test_presets_give_membranes_the_id_of_their_organelle(parent, cell):
+    of = steps(load_recipe(f"heinrich2021/{cell}"), f"{parent}-mem")
+    assert list(of) == ["threshold", "assign"]
+    assert of["assign"].parent == parent
+
+
+def test_the_membrane_that_was_registered_to_light_microscopy():
     recipe = load_recipe("heinrich2021/jrc_cos7-11")
-    mito = steps(recipe, "mito")
-    assert "smooth" not in mito
-    assert (mito["remove_inside"].mask, mito["remove_inside"].expand_nm) == ("ecs-largest", 150.0)
-    assert steps(recipe, "ecs-largest")["largest"]
-    assert steps(recipe, "mito-mem")["keep_inside"].expand_nm == 16.0
+    assert [s.do for s in recipe.organelles["ecs-largest"].steps][-2:] == ["components", "largest"]
+    assert "smooth" in steps(recipe, "ecs-largest")
+    assert steps(recipe, "mito-mem-registered")["keep_inside"].expand_nm == 16.0
 
 
 @pytest.mark.parametrize("name", presets())
