@@ -55,6 +55,7 @@ def open_source(path: Path, inner: str = "") -> Source:
         tiff = tifffile.TiffFile(data)
     except (tifffile.TiffFileError, OSError, EOFError, ValueError, struct.error) as error:
         raise _unreadable(path, error) from error
+    tiff.filehandle.set_lock(True)  # several threads read pages of one open file
     try:
         return _series_source(tiff, path)
     except FormatError:

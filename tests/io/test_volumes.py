@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import mrcfile
@@ -277,6 +278,21 @@ def test_imagej_units(tmp_path, unit, compression):
     volume = open_volume(tmp_path / "v.tif")
     np.testing.assert_allclose(volume.grid.spacing_nm, GRID.spacing_nm, rtol=1e-5)
     np.testing.assert_array_equal(volume.read(Box((2, 0, 3), (4, 17, 9))), PIXELS[2:4, :, 3:9])
+
+
+def test_threads_read_one_compressed_tiff_at_once(tmp_path):
+    """As prediction and masks do: pages must not be mixed up on one file handle."""
+    pixels = np.random.default_rng(0).integers(0, 9, (40, 60, 70), dtype="u1")
+    path = tmp_path / "z.tif"
+    tifffile.imwrite(
+        path, pixels, imagej=True, metadata={"axes": "ZYX", "unit": "nm", "spacing": 5.0},
+        resolution=(0.25, 0.25), compression="zlib",
+    )  # fmt: skip
+    volume = open_volume(path)
+    boxes = [Box((z, 0, 0), (z + 4, 60, 70)) for z in range(0, 40, 4)] * 40
+    with ThreadPoolExecutor(8) as threads:
+        for box, block in zip(boxes, threads.map(volume.read, boxes), strict=True):
+            np.testing.assert_array_equal(block, pixels[box.slices])
 
 
 def test_ome_tiff_sizes_in_their_units(tmp_path):
