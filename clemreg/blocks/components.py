@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from clemreg.blocks.plan import Block
-from clemreg.blocks.stages import Blockwise, Parts, Read, chunk_of, collect, map_volume
+from clemreg.blocks.stages import Blockwise, Parts, Read, collect, map_volume, stored
 from clemreg.blocks.stitch import PLANES, Connectivity, FacePairs, face_planes, merge
 from clemreg.io.atomic import atomic_path, partial_path, remove
 from clemreg.io.volumes import VolumeWriter, WriteOptions, create_volume, open_labels
@@ -99,7 +99,7 @@ def find_components(
     if not local.exists():
         if not partial_path(local).exists():
             remove(parts.folder)  # of a run whose labels are gone
-        options = WriteOptions(chunk=chunk_of(how.block), levels=1, resume=True)
+        options = stored(WriteOptions(levels=1, resume=True), grid, how.block)
         with create_volume(local, grid, np.uint32, options=options) as writer:
             work = _LabelBlock(read, writer, connectivity, measure)
             parts = collect(work, parts.folder, blocks, how.named("label"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,8 @@ Read = Callable[[Box], NDArray[Any]]
 Part = Mapping[str, NDArray[Any]]
 
 LONGEST_CHUNK = 96
+MANY_CHUNKS = 50_000
+"""With more of them, a volume is stored in shards, one file a block: file systems want fewer."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ def map_volume(
         A file or folder that is not ours has the name of the ledger, ``.NAME.blocks``.
     """
     if not out.exists():
-        options = replace(options or WriteOptions(levels=1), chunk=chunk_of(how.block), resume=True)
+        options = stored(options or WriteOptions(levels=1), grid, how.block)
+        options = replace(options, resume=True)
         ledger_path = partial_path(out).with_suffix(".blocks")
         check_ledger(ledger_path)
         if not partial_path(out).exists():
@@ -156,6 +160,13 @@ class _WriteBlock:
 
     def __call__(self, block: Block) -> None:
         self.writer[block.core] = self.read(block.core)
+
+
+def stored(options: WriteOptions, grid: Grid, block: Shape) -> WriteOptions:
+    """Options with chunks, and shards where these are many, of which no two blocks share any."""
+    chunk = chunk_of(block)
+    many = math.prod(-(-n // c) for n, c in zip(grid.shape, chunk, strict=True)) > MANY_CHUNKS
+    return replace(options, chunk=chunk, shard=block if many and chunk != block else None)
 
 
 def chunk_of(block: Shape) -> Shape:

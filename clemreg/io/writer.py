@@ -42,6 +42,7 @@ class WriteOptions:
         Voxels per chunk, zyx.
     shard
         Voxels per shard (a file of many chunks), zyx; None: one file a chunk. OME-Zarr 0.5 only.
+        Those of coarser levels are at most twice the chunk, so that pooling them takes no more.
     levels
         Number of resolutions; None: until every axis is below 64 voxels.
     labels
@@ -136,8 +137,11 @@ class VolumeWriter:
     @property
     def pooling_block(self) -> Shape:
         """Voxels (zyx) of a coarse level that are pooled at a time; whole chunks or shards."""
-        z, y, x = self.options.shard or tuple(2 * c for c in self.options.chunk)
-        return z, y, x
+        z, y, x = (2 * c for c in self.options.chunk)
+        if self.options.shard is None:
+            return z, y, x
+        a, b, c = self.options.shard
+        return min(z, a), min(y, b), min(x, c)
 
     def pool(self, level: int, box: Box) -> None:
         """Make the voxels of `box` of a coarse level from the level before, which is whole."""
@@ -264,17 +268,17 @@ class _ZarrStore:
                 self._check(group[name], grid)
                 self.arrays.append(group[name])
                 continue
-            self.arrays.append(self._create_array(group, name, grid))
+            shard = w.pooling_block if level and w.options.shard else w.options.shard
+            self.arrays.append(self._create_array(group, name, grid, shard))
 
-    def _create_array(self, group: Any, name: str, grid: Grid) -> Any:
+    def _create_array(self, group: Any, name: str, grid: Grid, wanted: Shape | None) -> Any:
         w = self.writer
         lead = (len(w.channels),) if w.channels else ()
         chunk = tuple(min(c, n) for c, n in zip(w.options.chunk, grid.shape, strict=True))
         shard = None
-        if w.options.shard is not None and self.version == 3:
+        if wanted is not None and self.version == 3:
             shard = tuple(
-                -(-min(s, n) // c) * c
-                for s, n, c in zip(w.options.shard, grid.shape, chunk, strict=True)
+                -(-min(s, n) // c) * c for s, n, c in zip(wanted, grid.shape, chunk, strict=True)
             )
         one = (1,) if lead else ()
         extra: dict[str, Any] = {}

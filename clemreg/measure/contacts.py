@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from clemreg.blocks.plan import Block
 from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
 from clemreg.blocks.run import run
-from clemreg.blocks.stages import Blockwise, Part, Parts, chunk_of
+from clemreg.blocks.stages import Blockwise, Part, Parts, stored
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import atomic_path
 from clemreg.io.volumes import VolumeWriter
@@ -357,7 +357,7 @@ def _write(
         np.save(stream, numbers)
     counts = [len(parts.some(number, "a")["a"]) for number in range(len(parts))]
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    options = WriteOptions(chunk=chunk_of(how.block), labels=True)
+    options = stored(WriteOptions(labels=True), grid, how.block)
     with create_volume(out, grid, np.uint64, options=options) as writer:
         work = _WriteSites(writer, parts, lookup, first)
         how = how.named("sites")

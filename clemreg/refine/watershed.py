@@ -29,7 +29,7 @@ from clemreg.blocks.components import (
 )
 from clemreg.blocks.distance import inner
 from clemreg.blocks.plan import Block
-from clemreg.blocks.stages import Blockwise, Parts, Read, chunk_of, collect, map_volume
+from clemreg.blocks.stages import Blockwise, Parts, Read, collect, map_volume, stored
 from clemreg.blocks.stitch import PLANES, face_planes, merge
 from clemreg.io.atomic import partial_path, remove
 from clemreg.io.volumes import VolumeWriter, WriteOptions, create_volume
@@ -111,7 +111,7 @@ def find_basins(read: Read, grid: Grid, folder: Path, how: Blockwise) -> Compone
     if not local.exists():
         if not partial_path(local).exists():
             remove(parts.folder)  # of a run whose labels are gone
-        options = WriteOptions(chunk=chunk_of(how.block), levels=1, resume=True)
+        options = stored(WriteOptions(levels=1, resume=True), grid, how.block)
         with create_volume(local, grid, np.uint32, options=options) as writer:
             parts = collect(_BasinBlock(read, writer), parts.folder, blocks, how.named("basins"))
     rows, offsets = gather(parts, COLUMNS)

@@ -5,6 +5,7 @@ The truth of each result is tested elsewhere; here only that it is the same one.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 from functools import cache
@@ -12,6 +13,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+from clemreg.blocks import stages
 from clemreg.blocks.components import consecutive, find_components, write_components
 from clemreg.blocks.distance import DistanceTo
 from clemreg.blocks.executors import Processes, Threads, _clean_context
@@ -228,6 +230,22 @@ def test_any_blocks_and_threads(whole, name, tmp_path):
     for number, block in enumerate(BLOCKS):
         how = Blockwise(block, Threads(2))
         assert_same(OPERATIONS[name](how, tmp_path / str(number)), whole(name))
+
+
+SHARDED = ("components", "filled", "watershed", "distance", "contacts", "planarity", "microtubules")
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_shards(whole, name, tmp_path, monkeypatch):
+    """As if there were very many chunks: blocks become files; two of them are in no one's way."""
+    monkeypatch.setattr(stages, "MANY_CHUNKS", 0)
+    monkeypatch.setattr(stages, "LONGEST_CHUNK", 8)
+    assert_same(OPERATIONS[name](Blockwise(BLOCKS[1], Threads(2)), tmp_path), whole(name))
+    sharded = [p for p in tmp_path.rglob("zarr.json") if "sharding_indexed" in p.read_text()]
+    assert sharded
+    for path in sharded:
+        blocks = math.prod(-(-n // b) for n, b in zip(GRID.shape, BLOCKS[1], strict=True))
+        assert len(list((path.parent / "c").rglob("*/*/*"))) <= blocks
 
 
 @pytest.fixture(scope="module")
