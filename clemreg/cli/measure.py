@@ -13,8 +13,24 @@ LabelsArgument = Annotated[str, typer.Argument(help="Label volume: one id per ob
 SpacingOption = Annotated[
     str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
 ]
-CsvOption = Annotated[Path | None, typer.Option("--csv", help="Table to write (.csv).")]
-ParquetOption = Annotated[Path | None, typer.Option("--parquet", help="Table to write.")]
+
+
+def table_path(path: Path | None) -> Path | None:
+    """Refuse a table that could not be written, before any work."""
+    if path is not None:
+        from clemreg.measure.tables import check_table
+
+        check_table(path)
+    return path
+
+
+CsvOption = Annotated[
+    Path | None,
+    typer.Option("--csv", callback=table_path, help="Table to write (.csv, .parquet)."),
+]
+ParquetOption = Annotated[
+    Path | None, typer.Option("--parquet", callback=table_path, help="Table to write.")
+]
 BlockOption = Annotated[int, typer.Option(help="Voxels per block along each axis.")]
 WorkersOption = Annotated[int, typer.Option(help="Number of workers.")]
 ExecutorOption = Annotated[
@@ -139,7 +155,7 @@ def interactions(
     tables: Annotated[list[Path], typer.Argument(help="Contact tables (.csv) of any organelles.")],
     csv: CsvOption = None,
     partners: Annotated[
-        Path | None, typer.Option(help="Table of what each object touches (.csv).")
+        Path | None, typer.Option(callback=table_path, help="Table of what each object touches.")
     ] = None,
     graph: Annotated[Path | None, typer.Option(help="Graph to write (.graphml).")] = None,
     json: JsonOption = None,

@@ -16,6 +16,7 @@ from clemreg.cli.measure import (
     ParquetOption,
     SpacingOption,
     WorkersOption,
+    table_path,
 )
 
 
@@ -92,19 +93,21 @@ def planarity(
         Path | None, typer.Option(help="Also write what planarity covers, with ids (OME-Zarr).")
     ] = None,
     csv: Annotated[
-        Path | None, typer.Option("--csv", help="Volume and area by sheetness (.csv, .parquet).")
+        Path | None,
+        typer.Option("--csv", callback=table_path, help="Volume and area by sheetness."),
     ] = None,
     thickness: Annotated[
-        Path | None, typer.Option(help="Table of sheetness and thickness (.csv, .parquet).")
+        Path | None, typer.Option(callback=table_path, help="Table of sheetness and thickness.")
     ] = None,
     curvature: Annotated[
-        Path | None, typer.Option(help="Table of surface curvature (.csv, .parquet).")
+        Path | None, typer.Option(callback=table_path, help="Table of surface curvature.")
     ] = None,
     contacts: Annotated[
         str | None, typer.Option(help="Contact sites: adds a table of their planarity.")
     ] = None,
     sites: Annotated[
-        Path | None, typer.Option(help="Table of the planarity of contact sites to write.")
+        Path | None,
+        typer.Option(callback=table_path, help="Table of the planarity of contact sites to write."),
     ] = None,
     json: JsonOption = None,
     block: BlockOption = 192,
@@ -160,6 +163,7 @@ def mesh(
     """Surface mesh of every object, in nm, x, y, z."""
     from clemreg.pipeline.measure import (
         blockwise,
+        check_mesh_format,
         mesh_options,
         meshes_of,
         open_ids,
@@ -169,6 +173,7 @@ def mesh(
     )
 
     ids = open_ids(labels, spacing)
+    check_mesh_format(format)
     options = mesh_options(smoothing, keep, memory_gb)
     with (
         progress_bar("mesh") as progress,

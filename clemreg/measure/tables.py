@@ -81,15 +81,28 @@ def write_table(path: str | Path, table: Table) -> None:
     DependencyError
         Parquet needs pyarrow, which is not installed.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix == ".csv":
+    if check_table(path) == ".csv":
         atomic_write_text(path, _csv_text(table))
-    elif suffix == ".parquet":
-        _write_parquet(Path(path), table)
     else:
+        _write_parquet(Path(path), table)
+
+
+def check_table(path: str | Path) -> str:
+    """Return the suffix of a table, if one of this name can be written.
+
+    Raises
+    ------
+    ConfigError, DependencyError
+        As for `write_table`.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".parquet":
+        require_parquet()
+    elif suffix != ".csv":
         raise ConfigError(
             f"{path}: tables are written as .csv or .parquet, not {suffix or 'without suffix'}"
         )
+    return suffix
 
 
 def _csv_text(table: Table) -> str:
@@ -119,7 +132,6 @@ def require_parquet() -> None:
 
 
 def _write_parquet(path: Path, table: Table) -> None:
-    require_parquet()
     import pyarrow as arrow
     from pyarrow import parquet
 

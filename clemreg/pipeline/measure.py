@@ -219,6 +219,18 @@ class SaveMesh:
             write_mesh(mesh, self.folder / f"{number}.{self.format}")
 
 
+def check_mesh_format(name: str) -> None:
+    """Check the name of a mesh format.
+
+    Raises
+    ------
+    ConfigError
+        It is not known.
+    """
+    if name not in MESH_FORMATS:
+        raise ConfigError(f"mesh format {name!r}, expected one of {', '.join(MESH_FORMATS)}")
+
+
 def meshes_of(
     labels: Labels,
     out: Path,
@@ -227,15 +239,7 @@ def meshes_of(
     how: Blockwise,
     scratch: Path | None,
 ) -> Table:
-    """Mesh every object into a folder.
-
-    Raises
-    ------
-    ConfigError
-        The format is not known.
-    """
-    if format not in MESH_FORMATS:
-        raise ConfigError(f"mesh format {format!r}, expected one of {', '.join(MESH_FORMATS)}")
+    """Mesh every object into a folder; see `check_mesh_format`."""
     found = mesh_objects(labels, SaveMesh(out, format), options, how=how, scratch=scratch)
     if format == "neuroglancer":
         write_neuroglancer_info(out)

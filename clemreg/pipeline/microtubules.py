@@ -52,6 +52,7 @@ def microtubules_in_file(
     """Trace, draw and score; return the figures of the report. A killed run goes on."""
     how = how or Blockwise()
     prediction = from_file(command.prediction)
+    truth = None if command.truth is None else read_skeleton(command.truth).lines()
     out = command.out
     parts = (command.candidates, command.tracing, command.tube, how.block)
     with working_folder((out / "tracks.swc",), (command.prediction.uri,), parts) as given:
@@ -67,8 +68,7 @@ def microtubules_in_file(
         for name in ("tracks.nml", "tracks.swc"):
             write_skeleton(skeleton, out / name, unit="nm")
     report = _summary(tracks, len(points), len(graph.edges))
-    if command.truth is not None:
-        truth = read_skeleton(command.truth).lines()
+    if truth is not None:
         report["score"] = score_tracks(tracks.lines_nm, truth).to_json()
         report["baseline"] = score_tracks(skeleton_tracks(prediction), truth).to_json()
     return {"microtubules": report}

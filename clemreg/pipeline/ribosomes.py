@@ -23,6 +23,7 @@ from clemreg.measure.ribosomes import (
 )
 from clemreg.pipeline.measure import from_file, open_mask, working_folder
 from clemreg.space.grid import Grid
+from clemreg.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,16 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
     """
     how = how or Blockwise()
     prediction = from_file(command.prediction)
+    membranes = _membranes(command, prediction.grid)
     inputs = (command.prediction.uri, command.planarity, command.nuclear_envelope)
     parts = (command.options, command.binding, how.block)
     with working_folder((command.out / "ribosomes.csv",), inputs, parts) as given:
         scratch = given or command.out
         found = find_ribosomes(prediction, command.options, how=how, scratch=scratch)
-        bound = _classify(command, found, prediction.grid, how, scratch)
+        bound = None
+        if membranes is not None:
+            options = command.binding
+            bound = classify_ribosomes(found, *membranes, options, how=how, scratch=scratch)
         drawn = {"spheres": None} if bound is None else {"spheres": None, "classes": bound.code}
         for name, values in drawn.items():
             made, radius = scratch / f"{name}.zarr", command.options.radius_nm
@@ -98,9 +103,8 @@ def write_ribosomes(found: Ribosomes, bound: Bindings | None, path: Path) -> Non
     atomic_write_text(path, text.getvalue())
 
 
-def _classify(
-    command: RibosomeCommand, found: Ribosomes, grid: Grid, how: Blockwise, scratch: Path
-) -> Bindings | None:
+def _membranes(command: RibosomeCommand, grid: Grid) -> tuple[Volume, Volume | None] | None:
+    """Open planarity and nuclear envelope, before any work."""
     if command.planarity is None:
         return None
     planarity = open_mask(command.planarity)
@@ -110,5 +114,4 @@ def _classify(
             hint="make the planarity from the ER of the same volume",
         )
     nuclear = None if command.nuclear_envelope is None else open_mask(command.nuclear_envelope)
-    options = command.binding
-    return classify_ribosomes(found, planarity, nuclear, options, how=how, scratch=scratch)
+    return planarity, nuclear

@@ -1,0 +1,37 @@
+"""What cannot end well is refused before any work, not after hours of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clemreg.cli.app import run_app
+from clemreg.io.volumes import write_volume
+from clemreg.testing import hostile_grid
+from clemreg.volume import Labels
+
+WORDS = [
+    (["measure", "LABELS", "--csv", "out/x.txt"], "not .txt"),
+    (["skeletonize", "LABELS", "--csv", "out/x"], "not without suffix"),
+    (["contacts", "LABELS", "--csv", "out/x.xlsx"], "not .xlsx"),
+    (["mesh", "LABELS", "--out", "out/m", "--csv", "out/x.tsv"], "not .tsv"),
+    (["mesh", "LABELS", "--out", "out/m", "--parquet", "out/x.csv2"], "not .csv2"),
+    (["planarity", "LABELS", "--out", "out/p.zarr", "--thickness", "out/t.ods"], "not .ods"),
+    (["holdout", "LABELS", "a=LABELS", "--csv", "out/x.doc"], "not .doc"),
+    (["mesh", "LABELS", "--out", "out/m", "--format", "stl"], "mesh format 'stl'"),
+    (["microtubules", "LABELS", "--out", "out/t", "--truth", "none.nml"], "none.nml is not there"),
+    (["ribosomes", "LABELS", "--out", "out/r", "--planarity", "none.zarr"], "no none.zarr"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WORDS, ids=[w[1] for w in WORDS])
+def test_refused_before_any_work(tmp_path, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    grid = hostile_grid()
+    write_volume("labels.zarr", Labels(np.ones(grid.shape, "u1"), grid))
+    assert run_app([word.replace("LABELS", "labels.zarr") for word in words]) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "PROGRESS" not in shown.err
+    assert shown.out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.zarr"]
