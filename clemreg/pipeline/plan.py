@@ -17,7 +17,10 @@ from clemreg.refine.recipe import WatershedStep, load_recipe
 from clemreg.space.grid import Grid, Shape
 
 MEASURED_NM = 10.0
-"""Distance of the contacts that `COSTS` is about; the work grows with the lines of sight."""
+"""Distance of the contacts that `COSTS` is about."""
+
+MEASURED_LINES_NS = 35.0
+"""Part of their processor time that grows with the number of lines of sight."""
 
 SERIAL_S = 0.002
 """Seconds that the main process spends on each block of a pass: ledger, parts, merging."""
@@ -49,19 +52,20 @@ class Cost:
     halo_nm: float = 5.0
 
 
-# Figures of `benchmarks/measure.py --plan` on one core of a server; objects fill a tenth.
+# Processor time of `benchmarks/measure.py --plan` (17 megavoxels, blocks of 128, planarity 192) by
+# what was read, rounded up; objects fill a tenth.
 COSTS = {
-    "refine": Cost(270, 52, 25, 21, 9, 48.0),
-    "watershed": Cost(560, 62, 40, 33, 14, 48.0),
-    "measure": Cost(105, 60, 4, 0, 1),
-    "skeletonize": Cost(490, 60, 8, 0, 2),
-    "contacts": Cost(330, 160, 8, 8, 1, 40.0),
+    "refine": Cost(190, 52, 25, 21, 9, 48.0),
+    "watershed": Cost(430, 62, 40, 33, 14, 48.0),
+    "measure": Cost(115, 60, 4, 0, 1),
+    "skeletonize": Cost(700, 60, 8, 0, 2),
+    "contacts": Cost(100, 30, 8, 8, 1, 40.0),
     "contact_planarity": Cost(60, 40, 9, 0, 1),
-    "planarity": Cost(2600, 25, 60, 25, 30, 360.0),
+    "planarity": Cost(1200, 25, 60, 25, 30, 360.0),
     "reconstruct": Cost(150, 40, 10, 9, 3),
-    "microtubules": Cost(190, 20, 10, 9, 4, 180.0),
-    "ribosomes": Cost(150, 50, 2, 5, 3, 25.0),
-    "mesh": Cost(540, 60, 8, 0, 2),
+    "microtubules": Cost(80, 20, 10, 9, 4, 180.0),
+    "ribosomes": Cost(140, 50, 2, 5, 3, 25.0),
+    "mesh": Cost(620, 60, 8, 0, 2),
 }
 
 
@@ -160,8 +164,9 @@ def _costs(chain: Chain) -> Iterator[tuple[str, Cost]]:
         if verb == "contacts":
             spacing_nm = chain.grid.spacing_nm
             near, all_ = (len(lines(nm, spacing_nm)) for nm in (MEASURED_NM, distances[name]))
+            more_ns = MEASURED_LINES_NS * (all_ / near - 1)
             halo_nm = 2 * distances[name] + 20
-            cost = replace(cost, cpu_ns=cost.cpu_ns * all_ / near, halo_nm=halo_nm)
+            cost = replace(cost, cpu_ns=cost.cpu_ns + more_ns, halo_nm=halo_nm)
         yield step.name, cost
 
 
