@@ -157,7 +157,7 @@ def _zombie(pid):
 
 
 def _wait_for(condition):
-    for _ in range(1500):
+    for _ in range(9000):
         found = condition()
         if found:
             return found
