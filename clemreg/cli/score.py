@@ -12,6 +12,7 @@ from clemreg.cli.scoring import (
     ClipOption,
     MetricOption,
     ToleranceOption,
+    UnannotatedOption,
     score_options,
     unannotated_rule,
 )
@@ -43,9 +44,7 @@ def score(
     annotated: Annotated[
         Path | None, typer.Option(help="Mask of the voxels whose truth is known.")
     ] = None,
-    unannotated: Annotated[
-        str, typer.Option(help='The others: "leave-out", or "background" as in the paper.')
-    ] = "leave-out",
+    unannotated: UnannotatedOption = "leave-out",
     instances: Annotated[
         bool, typer.Option("--instances", help="Both hold object ids: match them, too.")
     ] = False,

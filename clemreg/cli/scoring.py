@@ -1,4 +1,4 @@
-"""Options that score and validate share."""
+"""Options that score, validate and validate-training share."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ MetricOption = Annotated[
 ]
 ToleranceOption = Annotated[
     str, typer.Option(help="Distance that is no error in *_with_tolerance.")
+]
+LabelOption = Annotated[list[str] | None, typer.Option(help="Only this class; repeat.")]
+UnannotatedOption = Annotated[
+    str, typer.Option(help='Unknown voxels: "leave-out", or "background" as in the paper.')
 ]
 ClipOption = Annotated[str, typer.Option(help="Longest distance that counts in *_clipped.")]
 

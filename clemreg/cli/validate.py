@@ -10,8 +10,10 @@ import typer
 from clemreg.cli.console import JsonOption, progress_bar, result, rows_table, write_json
 from clemreg.cli.scoring import (
     ClipOption,
+    LabelOption,
     MetricOption,
     ToleranceOption,
+    UnannotatedOption,
     score_options,
     unannotated_rule,
 )
@@ -35,7 +37,7 @@ def validate(
         Path | None, typer.Option(help="SQLite file to keep the scores in, for clemreg results.")
     ] = None,
     crop: Annotated[list[str] | None, typer.Option(help="Only this crop, crop<N>; repeat.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Only this class; repeat.")] = None,
+    label: LabelOption = None,
     ids: Annotated[
         Path | None,
         typer.Option(help="JSON list of crop database documents: which ids were looked for."),
@@ -50,9 +52,7 @@ def validate(
     threshold: Annotated[
         float, typer.Option(help="Foreground of a raw prediction from here on.")
     ] = 127,
-    unannotated: Annotated[
-        str, typer.Option(help='Unknown voxels: "leave-out", or "background" as in the paper.')
-    ] = "leave-out",
+    unannotated: UnannotatedOption = "leave-out",
     metric: MetricOption = None,
     tolerance: ToleranceOption = "40 nm",
     clip: ClipOption = "200 nm",

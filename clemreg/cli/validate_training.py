@@ -10,8 +10,10 @@ import typer
 from clemreg.cli.console import JsonOption, progress_bar, result, rows_table, write_json
 from clemreg.cli.scoring import (
     ClipOption,
+    LabelOption,
     MetricOption,
     ToleranceOption,
+    UnannotatedOption,
     score_options,
     unannotated_rule,
 )
@@ -26,10 +28,8 @@ def validate_training(
     config: Annotated[Path, typer.Argument(help="TOML training configuration.")],
     store: Annotated[Path, typer.Option(help="SQLite file for the scores, for clemreg results.")],
     data: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a sample; repeat.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Only this class; repeat.")] = None,
-    unannotated: Annotated[
-        str, typer.Option(help='Unknown voxels: "leave-out", or "background" as in the paper.')
-    ] = "leave-out",
+    label: LabelOption = None,
+    unannotated: UnannotatedOption = "leave-out",
     metric: MetricOption = None,
     tolerance: ToleranceOption = "40 nm",
     clip: ClipOption = "200 nm",

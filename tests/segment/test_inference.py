@@ -14,6 +14,14 @@ from clemreg.segment.predict import MOST_FEATURES, automatic_block  # noqa: E402
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
 
 
+SHAPES = [
+    NetworkOptions(widths=(4, 6, 5), down=(1, 2, 1), up=(2, 2)),
+    NetworkOptions(("mito",), (5,), (2,), ()),
+    NetworkOptions(("a", "b", "c"), (4, 6, 8, 9), (1, 1, 1, 1), (2, 1, 2), 2),
+    NetworkOptions(("a", "b"), (4, 6), (1, 1), (2,), 3),
+]
+
+
 def network(options):
     torch.manual_seed(3)
     unet = UNet(options).eval()
@@ -22,15 +30,7 @@ def network(options):
     return unet
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        NetworkOptions(widths=(4, 6, 5), down=(1, 2, 1), up=(2, 2)),
-        NetworkOptions(("mito",), (5,), (2,), ()),
-        NetworkOptions(("a", "b", "c"), (4, 6, 8, 9), (1, 1, 1, 1), (2, 1, 2), 2),
-        NetworkOptions(("a", "b"), (4, 6), (1, 1), (2,), 3),
-    ],
-)
+@pytest.mark.parametrize("options", SHAPES)
 def test_the_fast_network_computes_the_same(options):
     unet = network(options)
     shape = [unet.input_size(unet.step * k) for k in (1, 3, 2)]
@@ -42,15 +42,7 @@ def test_the_fast_network_computes_the_same(options):
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        NetworkOptions(widths=(4, 6, 5), down=(1, 2, 1), up=(2, 2)),
-        NetworkOptions(("mito",), (5,), (2,), ()),
-        NetworkOptions(("a", "b", "c"), (4, 6, 8, 9), (1, 1, 1, 1), (2, 1, 2), 2),
-        NetworkOptions(("a", "b"), (4, 6), (1, 1), (2,), 3),
-    ],
-)
+@pytest.mark.parametrize("options", SHAPES)
 def test_where_the_em_ends_less_of_it_gives_the_same_bits(options):
     """At any ends: beyond the second voxel all are the same, so nothing new is seen there."""
     unet = network(options)
