@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from clemreg.blocks.stitch import face_planes
 from clemreg.errors import DataError
 from clemreg.io.quantise import SURFACE
 from clemreg.space.grid import Box, Grid, Triple
@@ -316,9 +317,9 @@ def _large_enough(mask: NDArray[np.bool_], grid: Grid, options: MovingOptions) -
 
 
 def _touching_faces(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
-    """Ids on the outer planes of a volume."""
-    faces = (ids.take(end, axis=axis) for axis in range(3) for end in (0, -1))
-    return np.unique(np.concatenate([face.ravel() for face in faces]))
+    """Ids on the outer planes of a volume, and 0."""
+    planes = [plane.ravel() for plane in face_planes(ids).values()]
+    return np.unique(np.concatenate([np.zeros(1, ids.dtype), *planes]))
 
 
 def _near(mask: NDArray[np.bool_], grid: Grid, reach_nm: float) -> NDArray[np.bool_]:

@@ -183,7 +183,7 @@ def _on_device_of(network: Network, em: FloatVolume) -> torch.Tensor:
 
 
 def _predict(network: Network, em: FloatVolume) -> FloatVolume:
-    """Logits (class, z, y, x), tile by tile in y and x, mirrored beyond the borders."""
+    """Logits (class, z, y, x), tile by tile in y and x; the outermost voxels go on beyond."""
     if not isinstance(network, UNet):
         raise ConfigError(
             "a COSEM network is scored on crops, not on volumes",
@@ -191,12 +191,12 @@ def _predict(network: Network, em: FloatVolume) -> FloatVolume:
         )
     result = np.zeros((len(network.options.classes), *em.shape), np.float32)
     up = [-(n + 2 * MARGIN) % network.step for n in em.shape]
-    padded = np.pad(em, [(MARGIN, MARGIN + u) for u in up], mode="symmetric")
+    padded = np.pad(em, [(MARGIN, MARGIN + u) for u in up], mode="edge")
     with torch.inference_mode():
         for y, x in _tiles(em.shape[1:]):
             part = padded[:, y.start : y.stop + 2 * MARGIN, x.start : x.stop + 2 * MARGIN]
             more = [-n % network.step for n in part.shape]
-            part = np.pad(part, [(0, m) for m in more], mode="symmetric")
+            part = np.pad(part, [(0, m) for m in more], mode="edge")
             logits = network.padded_logits(_on_device_of(network, part))[0].cpu().numpy()
             inner = logits[:, MARGIN:, MARGIN:, MARGIN:]
             result[:, :, y, x] = inner[:, : em.shape[0], : y.stop - y.start, : x.stop - x.start]
