@@ -10,12 +10,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from clemreg.errors import FormatError  # noqa: E402
-from clemreg.segment import data  # noqa: E402
+from clemreg.segment import data, validation  # noqa: E402
+from clemreg.segment.blockwise import PredictOptions  # noqa: E402
 from clemreg.segment.data import (  # noqa: E402
     PatchOptions,
     PatchSampler,
     TrainingVolume,
     contrast_limits,
+    normalise,
 )
 from clemreg.segment.loss import (  # noqa: E402
     balanced_loss,
@@ -23,9 +25,12 @@ from clemreg.segment.loss import (  # noqa: E402
     weighted_entropy,
 )
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
+from clemreg.segment.predict import predict  # noqa: E402
 from clemreg.segment.targets import class_targets, signed_distance_nm  # noqa: E402
 from clemreg.segment.training import Outlets, TrainOptions, converged, train  # noqa: E402
 from clemreg.segment.validation import Score, Validation  # noqa: E402
+from clemreg.space.grid import Grid  # noqa: E402
+from clemreg.volume import Volume  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
 SPACING = (16.0, 16.0, 16.0)
@@ -314,3 +319,25 @@ def test_training_learns_a_ball_and_resumes_alike(tmp_path):
     other = TrainOptions(**small, steps=61)
     with pytest.raises(FormatError, match="steps"):
         train([volume], other, checkpoint=tmp_path / "b.ckpt")
+
+
+def test_held_out_volumes_are_scored_as_they_are_predicted(tmp_path):
+    """Up to the border: what `predict` writes is the tanh of what validation thresholds."""
+    from clemreg.segment.models import Model, ModelCard
+
+    torch.manual_seed(2)
+    # Of these convolutions, both passes pool the same pairs of voxels.
+    network = UNet(NetworkOptions(("mito",), (4, 6), (2, 2), (2,))).eval()
+    with torch.no_grad():
+        network.head.weight *= 20
+    rng = np.random.default_rng(0)
+    em = rng.integers(0, 256, (14, 21, 34)).astype(np.uint8)
+    grid = Grid(em.shape, SPACING, (300.0, -200.0, 70.0), "em")
+    card = ModelCard(name="random", spacing_nm=SPACING)
+    model = Model(card, network, tmp_path / "random.safetensors")
+    limits = contrast_limits(em)
+    options = PredictOptions(limits=limits, precise=True)
+    stored = predict(Volume(em, grid), model, tmp_path / "out.zarr", options=options).read()
+    logits = validation._predict(network, normalise(em, limits))
+    assert stored.std() > 5
+    np.testing.assert_allclose(stored, np.clip(128 * np.tanh(logits) + 127, 0, 255), atol=1.01)
