@@ -9,6 +9,7 @@ nearly as well means the answer cannot be trusted: the margin says so.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 Search = Literal["in-plane", "all"]
 _TARGET_SIZE = 2.5e5  # voxels of the zero-padded correlation: about 10 ms each
 _COARSER = 1.4  # voxel size of the wide rounds over that of the first one
+_STRONGER = 1.1
 _CLEAR_SCORE = 0.4
 _CLEAR_MARGIN = 0.15
 # How many different poses are refined on the coarse images, and how many of these on the full
@@ -167,25 +169,36 @@ class _Rivals:
         return best >= _CLEAR_SCORE and best - self.runner_up >= _CLEAR_MARGIN
 
     def add(self, found: list[Pose], tried: int, settled: int) -> None:
-        """Refine the best that differ from all before, on coarse images, then the best on full."""
+        """Refine the best new ones on coarse images, and the best of these on full ones.
+
+        The strongest go to the full images unrefined, too: on coarse ones a thin slab tilts away.
+        """
         fixed, moving = self._coarse
-        fresh = self._different(found, self._starts, tried)
+        fresh = self._different(found, self._starts, tried, self._worth_trying)
         self._starts += fresh
         quick = [refine_pose(pose, fixed, moving, "similarity") for pose in fresh]
-        quick = self._different(quick, [], settled)
+        quick = self._different(quick, [], settled, self._differ)
         refined = [refine_pose(pose, fixed, moving, "affine") for pose in quick]
-        self.poses += [self._contest.settle(pose) for pose in self._different(refined, [], settled)]
+        refined = self._different(refined, [], settled, self._differ)
+        for pose in (*fresh[:settled], *refined):
+            self.poses.append(self._contest.settle(pose))
         self.poses = sorted((p for p in self.poses if p.strength > 0), key=lambda p: -p.strength)
 
-    def _different(self, poses: list[Pose], known: list[Pose], count: int) -> list[Pose]:
+    def _different(
+        self, poses: list[Pose], known: list[Pose], count: int, differ: Callable[[Pose, Pose], bool]
+    ) -> list[Pose]:
         """Return the strongest that differ from the known ones and from each other."""
         kept: list[Pose] = []
         for pose in sorted(poses, key=lambda p: -p.strength):
             if len(kept) == count or pose.strength <= 0:
                 break
-            if all(self._differ(pose, other) for other in (*known, *kept)):
+            if all(differ(pose, other) for other in (*known, *kept)):
                 kept.append(pose)
         return kept
+
+    def _worth_trying(self, a: Pose, b: Pose) -> bool:
+        """Whether a start is worth it after another: a near one may end in the same wrong place."""
+        return self._differ(a, b) or a.strength > _STRONGER * b.strength
 
     def _differ(self, a: Pose, b: Pose) -> bool:
         angle, shift = pose_difference(a, b, self._coarse[1].grid.centre_nm)

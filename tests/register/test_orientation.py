@@ -12,7 +12,12 @@ from clemreg.register.apply import apply_to_image
 from clemreg.register.contest import Contest
 from clemreg.register.correlate import MaskedCorrelator, strength
 from clemreg.register.features import prepare_fixed, prepare_moving
-from clemreg.register.orientation import OrientationOptions, _rounds, search_orientation
+from clemreg.register.orientation import (
+    OrientationOptions,
+    _Rivals,
+    _rounds,
+    search_orientation,
+)
 from clemreg.register.pose import SPENT_UM3, Pose, overlap_of, refine_pose
 from clemreg.register.rotations import products, tilts, turns, ups
 from clemreg.report.verdict import suspicions
@@ -240,6 +245,34 @@ def test_one_measure_ranks_poses_of_every_overlap_and_density(
     assert np.median(error) < 300
     assert found.mirrored == mirrored
     assert found.margin > 0.05
+
+
+def shifted(truth, nm, score):
+    matrix = truth.matrix.copy()
+    matrix[:3, 3] += nm
+    return Pose(matrix, score, 1.0)
+
+
+def test_a_stronger_start_is_tried_beside_one_that_went_astray():
+    fixed, moving, truth = posed_pair(turned(25.0, 4.0))
+    rivals = _Rivals(fixed, moving, 250.0)
+    rivals.add([shifted(truth, [300.0, 0.0, -200.0], 0.4)], tried=1, settled=0)
+    rivals.add([shifted(truth, [0.0, 90.0, -60.0], 0.42)], tried=1, settled=1)
+    assert not rivals.poses  # no news
+    rivals.add([shifted(truth, [0.0, 90.0, -60.0], 0.5)], tried=1, settled=1)
+    assert rivals.poses[0].score > 0.95
+
+
+def test_a_start_that_coarse_images_spoil_is_fitted_on_the_full_ones():
+    fixed, moving, truth = posed_pair(turned(25.0, 4.0))
+    cloud = gaussian_filter(np.random.default_rng(8).normal(size=moving.shape), 5.0)
+    clouded = Volume(moving.read() + (0.7 * cloud / cloud.std()).astype("f4"), moving.grid)
+    start = shifted(truth, [60.0, -90.0, 70.0], 0.5)
+    coarse = _Rivals(fixed, clouded, 1000.0)
+    coarse.add([start], tried=1, settled=1)
+    inside = truth.inverse()(moving.grid.corners_nm())
+    found = Affine(coarse.poses[0].matrix, "lm", "em")
+    assert np.linalg.norm(found(inside) - moving.grid.corners_nm(), axis=1).max() < 250.0  # a voxel
 
 
 @pytest.mark.slow
