@@ -16,11 +16,13 @@ from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, DataError
 from clemreg.io.atomic import atomic_write_json, atomic_write_text, remove
 from clemreg.io.volumes import open_labels
+from clemreg.measure.gather import same_grid
 from clemreg.pipeline.steps import input_fingerprint, one_run_at_a_time
 from clemreg.refine.page import scan_page
 from clemreg.refine.scan import Candidate, ScanSettings, scan
 from clemreg.refine.voxels import Smoothed
 from clemreg.units import parse_xyz_nm
+from clemreg.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ def scan_file(
     ConfigError
         A quantile or threshold is not between 0 and 1, or none is given.
     DataError
-        The prediction is not uint8, or the truth has another shape.
+        The prediction is not uint8.
+    GridError
+        The truth has other voxels.
     """
     options = options or ScanOptions()
     _check(options)
@@ -92,7 +96,7 @@ def scan_file(
         how = Blockwise((options.block,) * 3, running, progress)
         inputs = [input_fingerprint(path) for path in (prediction, truth)]
         folder = _working_folder(out, [file, *inputs, options])
-        annotated = None if truth is None else _open_truth(truth, spacing, volume.shape)
+        annotated = None if truth is None else _open_truth(truth, spacing, volume)
         candidates, basins = scan(smoothed, volume.grid, settings, folder, how, annotated)
         report = {"prediction": prediction, "candidates": [to_json(c) for c in candidates]}
         title = f"Where to cut: {Path(prediction).name}"
@@ -123,13 +127,8 @@ def _check(options: ScanOptions) -> None:
             raise ConfigError(f"{name} must lie between 0 and 1, got {list(values)}")
 
 
-def _open_truth(truth: str, spacing: Any, shape: tuple[int, int, int]) -> VolumeFile:
-    found = open_labels(truth, spacing_nm=spacing).shape
-    if found != shape:
-        raise DataError(
-            f"the truth {truth} is {found} voxels (z, y, x), the prediction {shape}",
-            hint="crop both to the same region",
-        )
+def _open_truth(truth: str, spacing: Any, prediction: Volume) -> VolumeFile:
+    same_grid(open_labels(truth, spacing_nm=spacing), prediction)
     return VolumeFile(truth, spacing)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Read, collect
+from clemreg.errors import DataError
 from clemreg.space.grid import Grid
 
 
@@ -21,7 +22,7 @@ class Overlap:
     Attributes
     ----------
     found, true
-        Ids of the pairs (n,), 0 for background.
+        Ids of the pairs (n,), 0 for background. Those of `true` are numbered anew, 1, 2, ...
     voxels
         Shared voxels of each pair; pairs may repeat.
     """
@@ -60,11 +61,26 @@ class Overlap:
 
 
 def find_overlap(found: Read, true: Read, grid: Grid, folder: Path, how: Blockwise) -> Overlap:
-    """Count which ids share which voxels; resumable."""
+    """Count which ids share which voxels; resumable.
+
+    Parameters
+    ----------
+    found
+        Ids from 1, without large gaps.
+    true
+        Any ids.
+
+    Raises
+    ------
+    DataError
+        There are negative ids among the true ones.
+    """
     work = _BlockOverlap(found, true)
-    parts = collect(work, folder, how.blocks(grid), how.named("overlap"))
-    rows = np.concatenate([part["rows"] for part in parts])
-    return Overlap(*_sums(rows[:, 0], rows[:, 1], rows[:, 2]))
+    parts = list(collect(work, folder, how.blocks(grid), how.named("overlap")))
+    ids = np.concatenate([np.zeros(1, np.uint64), *(part["names"][part["true"]] for part in parts)])
+    number = np.unique(ids, return_inverse=True)[1][1:]
+    found_ids, voxels = (np.concatenate([p[name] for p in parts]) for name in ("found", "voxels"))
+    return Overlap(*_sums(found_ids, number, voxels))
 
 
 @dataclass(frozen=True)
@@ -74,10 +90,15 @@ class _BlockOverlap:
 
     def __call__(self, block: Block) -> dict[str, NDArray[Any]]:
         found = self.found(block.core).astype(np.int64).ravel()
-        true = self.true(block.core).astype(np.int64).ravel()
+        ids = self.true(block.core).ravel()
+        if ids.dtype.kind == "i" and ids.size and ids.min() < 0:
+            raise DataError("the truth has negative ids", hint="ids are 0 (none) or more")
+        names, true = np.unique(np.append(ids.astype(np.uint64), 0), return_inverse=True)
+        true = true[:-1]  # the 0 sees to it that background is number 0
         any_ = (found > 0) | (true > 0)
         ones = np.ones(int(any_.sum()), dtype=np.int64)
-        return {"rows": np.stack(_sums(found[any_], true[any_], ones), axis=1)}
+        found, true, voxels = _sums(found[any_], true[any_], ones)
+        return {"names": names, "found": found, "true": true, "voxels": voxels}
 
 
 def _sums(

@@ -10,6 +10,7 @@ from skimage.metrics import variation_of_information
 
 from clemreg.blocks.stages import Blockwise
 from clemreg.cli.app import run_app
+from clemreg.errors import DataError
 from clemreg.io.volumes import write_volume
 from clemreg.refine.overlap import find_overlap
 from clemreg.refine.page import colours
@@ -69,6 +70,23 @@ def test_split_and_merge_are_told_apart_and_f1_counts_matches(tmp_path):
     assert overlap.renamed(ids).variation_of_information()[1] == pytest.approx(2 / 3)
 
 
+def test_true_ids_may_be_as_large_as_they_like(tmp_path):
+    rng = np.random.default_rng(3)
+    true = rng.integers(0, 4, GRID.shape)
+    large = np.array([0, 2**53 + 1, 2**53 + 2, 2**64 - 1], np.uint64)[true]
+    found = Volume(np.where(rng.random(GRID.shape) < 0.8, true, 2), GRID)
+    how = Blockwise((4, 7, 9))
+    scores = [
+        find_overlap(found.read, Volume(ids, GRID).read, GRID, tmp_path / str(i), how)
+        for i, ids in enumerate((true, large))
+    ]
+    assert scores[0].matched_f1() == scores[1].matched_f1() > 0
+    assert scores[0].variation_of_information() == scores[1].variation_of_information()
+    negative = Volume(true.astype("i2") - 1, GRID)
+    with pytest.raises(DataError, match="negative ids"):
+        find_overlap(found.read, negative.read, GRID, tmp_path / "n", Blockwise())
+
+
 def test_colours_are_those_of_the_id():
     ids = np.arange(50).reshape(5, 10)
     rgb = colours(ids)
@@ -113,7 +131,8 @@ def test_the_command_shows_that_splitting_beats_components(tmp_path, sausages, c
     [
         (["--quantiles", "1.5"], "quantiles must lie between 0 and 1, got [1.5]", 1),
         (["--thresholds", "a,b"], "is not numbers with commas", 2),
-        (["--truth", "t.zarr"], "the truth", 1),
+        (["--truth", "t.zarr"], "t.zarr (shape (2, 3, 4)", 1),
+        (["--truth", "other.zarr"], "do not have the same voxels", 1),
     ],
 )
 def test_scan_faults(tmp_path, capsys, monkeypatch, change, message, code):
@@ -121,5 +140,7 @@ def test_scan_faults(tmp_path, capsys, monkeypatch, change, message, code):
     write_volume(tmp_path / "p.zarr", Volume(np.zeros(GRID.shape, np.uint8), GRID))
     small = Grid((2, 3, 4), GRID.spacing_nm)
     write_volume(tmp_path / "t.zarr", Labels(np.zeros(small.shape, np.uint8), small))
+    other = Grid(GRID.shape, GRID.spacing_nm[::-1], GRID.origin_nm)
+    write_volume(tmp_path / "other.zarr", Labels(np.zeros(other.shape, np.uint8), other))
     assert run_app(["refine-scan", "p.zarr", "--out", "scan", *change]) == code
     assert message in capsys.readouterr().err
