@@ -175,8 +175,10 @@ def skeleton_table(items: list[dict[str, Any]]) -> Table:
     """Put the results of `measure_skeleton` into a table, one row an object."""
     if not items:
         return Table.of(object_id=np.zeros(0, np.uint64))
-    columns = {name: np.array([item[name] for item in items]) for name in items[0]}
-    return Table({**columns, "object_id": columns["object_id"].astype(np.uint64)})
+    # Numpy would make floats of ids of which some are above 2^63, and lose their last digits.
+    types = {"object_id": np.uint64}
+    columns = {n: np.array([item[n] for item in items], types.get(n)) for n in items[0]}
+    return Table(columns)
 
 
 def _counts(skeleton: Skeleton) -> dict[str, int]:

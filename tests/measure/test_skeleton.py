@@ -183,6 +183,17 @@ def test_neither_blocks_nor_workers_change_a_skeleton(tmp_path):
     assert table["branches"].tolist()[0] == 1
 
 
+def test_ids_keep_their_last_digit_whatever_their_size():
+    grid = Grid((3, 4, 9), (5.24, 4.0, 4.0))
+    ids = np.zeros(grid.shape, np.uint64)
+    large = [2**53 + 1, 2**64 - 1]
+    ids[1, 1, 1:3], ids[1, 1, 5:8] = large
+    found = skeleton_table([measure_skeleton(item) for item in skeletonize(Labels(ids, grid))])
+    assert found["object_id"].dtype == np.uint64
+    assert found["object_id"].tolist() == large
+    assert found["length_nm"].tolist() == [4, 8]
+
+
 def test_limits_and_nothing():
     with pytest.raises(ConfigError, match="0 or more"):
         SkeletonOptions(shortest_branch_nm=-1)
