@@ -24,6 +24,7 @@ BYTES_PER_VOXEL = 40
 """Of an object's box, in memory, while it is meshed."""
 
 _LAMBDA, _MU = 0.5, -0.53
+_FEWEST = 4  # triangles of a closed surface
 
 # fast-simplification keeps its mesh in variables of the process: two threads would mix theirs.
 _ONE_AT_A_TIME = threading.Lock()
@@ -168,6 +169,8 @@ def smooth(mesh: Mesh, rounds: int) -> Mesh:
 def simplify(mesh: Mesh, keep: float) -> Mesh:
     """Keep about the part `keep` of the triangles, by quadric edge collapse.
 
+    An object of a few voxels, of which nothing would be left, keeps all.
+
     Raises
     ------
     DependencyError
@@ -184,4 +187,6 @@ def simplify(mesh: Mesh, keep: float) -> Mesh:
     points = (mesh.vertices_nm - middle).astype(np.float32)
     with _ONE_AT_A_TIME:
         points, faces = fast_simplification.simplify(points, mesh.faces.astype(np.int32), 1 - keep)
+    if len(faces) < _FEWEST:
+        return mesh
     return Mesh(points.astype(np.float64) + middle, np.asarray(faces, np.intp))

@@ -108,6 +108,17 @@ def test_every_object_whatever_the_blocks(labels):
     assert len(mesh_objects(none, kept[0].__setitem__)) == 0
 
 
+def test_an_object_of_one_voxel_keeps_its_surface():
+    grid = Grid((3, 3, 3), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0))
+    mask = np.zeros(grid.shape, bool)
+    mask[1, 1, 1] = True
+    mesh = mesh_mask(mask, grid, MeshOptions(smoothing=0, keep=0.2))
+    assert len(mesh.faces) == 8
+    # Marching cubes makes an octahedron of it, a sixth of the voxel.
+    assert mesh.volume_nm3() == pytest.approx(5.24 * 4 * 4 / 6)
+    np.testing.assert_allclose(mesh.vertices_nm.mean(0), grid.to_world((1, 1, 1)))
+
+
 def read_ply(path):
     body = path.read_bytes()
     header, _, rest = body.partition(b"end_header\n")
