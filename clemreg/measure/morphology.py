@@ -60,7 +60,8 @@ def measure_objects(
     labels
         Ids zyx.
     cell
-        Mask on the same voxels, not 0 in the cell: adds the fraction of it that each object fills.
+        Mask on the same voxels, not 0 in the cell: adds the fraction of it that each object fills;
+        what of an object lies outside does not count.
     how
         Blocks, executor and progress; no choice here changes a digit.
     scratch
@@ -74,7 +75,8 @@ def measure_objects(
         ``surface_faces_nm2`` (voxel faces as in Heinrich et al. 2021, about 1.5 times too large
         on a sphere); the centre of mass; the outer edges of the box; the semi-axes of the
         ellipsoid with the same second moments, longest first, with the direction of the longest;
-        sphericity pi^(1/3) (6 V)^(2/3) / S; and whether the volume's border cuts the object.
+        sphericity pi^(1/3) (6 V)^(2/3) / S, NaN where the volume's border cuts the object, since
+        the cut is no surface; and whether it does.
 
     Raises
     ------
@@ -90,14 +92,20 @@ def measure_objects(
     job = f"morphology {labels.name} {labels.grid} {cell.name if cell else ''}"
     with gathered(work, how.blocks(labels.grid), how, job=job, scratch=scratch) as parts:
         total = _merge(parts)
-        cell_voxels = sum(int(part["cell"][0]) for part in parts) if cell is not None else 0
+        inside = None if cell is None else _in_cell(parts, total.ids, cell.name)
     table = Table({"object_id": total.ids, **_columns(total, labels.grid)})
-    if cell is None:
-        return table
-    if cell_voxels == 0:
-        raise DataError(f"the cell mask {cell.name} is empty")
-    fraction = total.sums[:, 0] / cell_voxels
-    return table.with_columns(fraction_of_cell=fraction.astype(float))
+    return table if inside is None else table.with_columns(fraction_of_cell=inside)
+
+
+def _in_cell(parts: Iterable[Part], ids: NDArray[np.uint64], cell: str) -> NDArray[np.float64]:
+    """Part (N,) of the cell's voxels that each object has; its voxels outside do not count."""
+    voxels, whole = np.zeros(len(ids), np.int64), 0
+    for part in parts:
+        voxels[np.searchsorted(ids, part["ids"])] += part["in_cell"]
+        whole += int(part["cell"][0])
+    if whole == 0:
+        raise DataError(f"the cell mask {cell} is empty")
+    return np.asarray(voxels / whole, dtype=np.float64)
 
 
 def object_boxes(
@@ -162,7 +170,11 @@ class _Measure:
             counts[:, number] = np.bincount(np.searchsorted(ids, ends), minlength=len(ids))
         result = {**found, "crossing_ids": ids, "crossings": counts}
         if self.cell is not None:
-            result["cell"] = np.array([np.count_nonzero(self.cell.read(block.core))])
+            cell = self.cell.read(block.core) != 0
+            within = inner[cell & (inner > 0)]
+            which = np.searchsorted(found["ids"], within)
+            result["in_cell"] = np.bincount(which, minlength=len(found["ids"]))
+            result["cell"] = np.array([np.count_nonzero(cell)])
         return result
 
 
@@ -250,9 +262,9 @@ def _columns(total: _Sums, grid: Grid) -> dict[str, NDArray[Any]]:
     surface = areas_nm2(total.crossings, crofton_weights(grid.spacing_nm))
     centre = (total.sums[:, 1:4] / voxels[:, None]).astype(float).reshape(-1, 3)
     semi_axes, direction = _ellipsoids(total.sums, grid.spacing_nm)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        sphericity = np.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / surface
     border = (total.low == 0).any(1) | (total.high == np.asarray(grid.shape) - 1).any(1)
+    whole = np.where(border, np.nan, surface)
+    sphericity = np.pi ** (1 / 3) * (6 * volume) ** (2 / 3) / whole
     return {
         "volume_nm3": volume,
         "surface_nm2": surface,

@@ -59,6 +59,8 @@ def _surfaces(labels: Labels, boxes: Mapping[int, Box]) -> Iterator[tuple[int, S
     options = MeshOptions(keep=1)
     for number, box in boxes.items():
         mask, grid = coarse_mask(labels, number, box, options.largest_box_voxels)
+        if not mask.any():  # a thin one between the voxels that were taken
+            continue
         mesh = mesh_mask(mask, grid, options)
         share = _TRIANGLES / len(boxes) / len(mesh.faces)
         mesh = simplify(mesh, share) if share < 1 else mesh

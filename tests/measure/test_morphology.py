@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from clemreg.blocks.executors import Processes, Threads
 from clemreg.blocks.stages import Blockwise
 from clemreg.errors import DataError, GridError
+from clemreg.measure.mesh import MeshOptions
 from clemreg.measure.morphology import measure_objects
 from clemreg.measure.surface import DIRECTIONS, crofton_weights
+from clemreg.pipeline import objects
 from clemreg.space import Grid
 from clemreg.testing import hostile_grid, random_rotation
 from clemreg.volume import Labels, Volume
@@ -65,6 +69,14 @@ def test_a_turned_ellipsoid_shows_its_axes_and_direction():
     p, (a, b, c) = 1.6075, semi
     area = 4 * np.pi * (((a * b) ** p + (a * c) ** p + (b * c) ** p) / 3) ** (1 / p)
     assert row["surface_nm2"] == pytest.approx(area, rel=0.03)
+
+
+def test_a_cut_object_has_no_sphericity():
+    labels, _ = ball(60.0, (5.24, 4.0, 4.0))
+    half = labels.read()[: labels.shape[0] // 2]
+    row = next(measure_objects(Labels(half, Grid(half.shape, (5.24, 4.0, 4.0)))).rows())
+    assert row["cut_by_border"]
+    assert np.isnan(row["sphericity"])  # half a ball with half its surface would have 1.26
 
 
 def test_a_box_has_its_edges_its_faces_and_its_border():
@@ -151,7 +163,11 @@ def test_the_fraction_of_the_cell():
     cell[1:9] = 255
     table = measure_objects(labels, cell=Volume(cell, labels.grid), how=Blockwise((4, 5, 6)))
     voxels = [np.count_nonzero(labels.data == i) for i in table["object_id"]]
-    np.testing.assert_allclose(table["fraction_of_cell"], np.array(voxels) / (8 * 17 * 23))
+    inside = [np.count_nonzero(labels.data[1:9] == i) for i in table["object_id"]]
+    assert all(n < m for n, m in zip(inside, voxels, strict=True))
+    # What lies outside of the cell fills nothing of it.
+    np.testing.assert_allclose(table["fraction_of_cell"], np.array(inside) / (8 * 17 * 23))
+    assert table["fraction_of_cell"].sum() < 1
     with pytest.raises(DataError, match="empty"):
         measure_objects(labels, cell=Volume(np.zeros(labels.shape, "u1"), labels.grid))
     with pytest.raises(GridError, match="do not have the same voxels"):
@@ -170,6 +186,19 @@ def test_nothing_one_voxel_and_one_slice():
     assert row["semi_axis_1_nm"] == pytest.approx(np.sqrt(5 / 12) * 5.24)
     with pytest.raises(DataError, match="negative ids"):
         measure_objects(Labels(one.astype("i2") - 1, grid))
+
+
+def test_the_page_leaves_out_what_is_too_thin_for_its_picture(tmp_path, monkeypatch):
+    """Drawn from every k-th voxel; of a line in the diagonal none is left."""
+    grid = Grid((12, 12, 12), (5.24, 4.0, 4.0))
+    ids = np.zeros(grid.shape, np.uint32)
+    ids[np.arange(12), 11 - np.arange(12), np.arange(12)] = 7
+    ids[1:3, 6:9, 6:9] = 70_001
+    labels, seen = Labels(ids, grid), {}
+    monkeypatch.setattr(objects, "MeshOptions", partial(MeshOptions, largest_box_voxels=60))
+    monkeypatch.setattr(objects, "write_object_report", lambda *words: seen.update(words[3]))
+    objects.report_objects(labels, measure_objects(labels), tmp_path / "r.html", Blockwise(), None)
+    assert list(seen) == [70_001]
 
 
 def test_a_stopped_measurement_goes_on(tmp_path):
