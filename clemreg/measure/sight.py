@@ -49,7 +49,8 @@ class Nodes:
     pair
         Number (N,) of the pair: index of the a id times the number of b ids, plus that of the b id.
     gap_nm
-        Shortest line (N,) through the voxel.
+        Gap (N,) between the two surface voxels: of the shortest line through the voxel, or naively
+        of those that are nearest to it.
     """
 
     flat: IntArray
@@ -109,12 +110,16 @@ def lines(distance_nm: float, spacing_nm: Triple) -> tuple[Line, ...]:
     found = []
     z, y, x = (range(-n, n + 1) for n in reach(distance_nm, spacing_nm))
     for step in itertools.product(z, y, x):
-        apart = np.maximum(np.abs(step) - 1, 0) * spacing
-        gap = round(float(np.linalg.norm(apart)), 6)
+        gap = round(float(np.linalg.norm(_apart(np.asarray(step), spacing_nm))), 6)
         if gap <= distance_nm + 1e-6:
             length = round(float(np.linalg.norm(step * spacing)), 6)
             found.append(Line(step, gap, length, bresenham(step)))
     return tuple(sorted(found, key=lambda line: (line.gap_nm, line.length_nm, line.step)))
+
+
+def _apart(step: IntArray, spacing_nm: Triple) -> NDArray[np.float64]:
+    """Distance along each axis (..., 3) between two voxels as boxes, from their offset."""
+    return np.asarray(np.maximum(np.abs(step) - 1, 0) * np.asarray(spacing_nm))
 
 
 def bresenham(step: Shape) -> IntArray:
@@ -185,12 +190,13 @@ def shared_halo(scene: Scene, region: Box, distance_nm: float) -> Nodes:
     near = _grown(scene.surface_a, margin) & _grown(scene.surface_b, margin)
     flat = np.flatnonzero(near & ~hidden)
     flat = flat[_inside(flat, scene, region)]
-    a, gap_a = _nearest(np.where(scene.surface_a, scene.a, 0), flat, scene, distance_nm)
-    b, gap_b = _nearest(np.where(scene.surface_b, scene.b, 0), flat, scene, distance_nm)
+    a, to_a = _nearest(np.where(scene.surface_a, scene.a, 0), flat, scene, distance_nm)
+    b, to_b = _nearest(np.where(scene.surface_b, scene.b, 0), flat, scene, distance_nm)
     both = (a != 0) & (b != 0)
     pair = np.searchsorted(scene.names_a, a[both]) * len(scene.names_b)
     pair += np.searchsorted(scene.names_b, b[both])
-    return Nodes(flat[both], pair, (gap_a + gap_b)[both])
+    gap_nm = np.linalg.norm(_apart(to_b[both] - to_a[both], scene.spacing_nm), axis=1)
+    return Nodes(flat[both], pair, np.round(gap_nm, 6))
 
 
 class _Marks:
@@ -233,21 +239,21 @@ class _Marks:
 
 def _nearest(
     surface: NDArray[np.unsignedinteger], flat: IntArray, scene: Scene, distance_nm: float
-) -> tuple[NDArray[np.unsignedinteger], NDArray[np.float64]]:
-    """Id of the nearest surface voxel of each of the voxels `flat` (0: none), and the gap to it."""
+) -> tuple[NDArray[np.unsignedinteger], NDArray[np.int32]]:
+    """Id of the nearest surface voxel of each of the voxels `flat` (0: none), and the way there."""
     at = surface.ravel()
-    none = at.dtype.type(np.iinfo(at.dtype).max)
-    found = np.full(len(flat), none)
-    gaps = np.zeros(len(flat))
-    for (gap, _), ways in itertools.groupby(
+    found = np.zeros(len(flat), at.dtype)
+    steps = np.zeros((len(flat), 3), np.int32)
+    for _, ways in itertools.groupby(
         lines(distance_nm, scene.spacing_nm), key=lambda line: (line.gap_nm, line.length_nm)
     ):
-        todo = np.flatnonzero(found == none)
+        todo = np.flatnonzero(found == 0)
         for line in ways:
             ids = at[flat[todo] + _flat(line.step, scene)]
-            found[todo] = np.minimum(found[todo], np.where(ids > 0, ids, none))
-        gaps[todo] = gap
-    return np.where(found == none, 0, found), gaps
+            better = (ids > 0) & ((found[todo] == 0) | (ids < found[todo]))
+            found[todo[better]] = ids[better]
+            steps[todo[better]] = line.step
+    return found, steps
 
 
 def _grown(mask: NDArray[np.bool_], margin: Shape) -> NDArray[np.bool_]:

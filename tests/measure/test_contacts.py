@@ -199,6 +199,22 @@ def test_plates_touch_up_to_the_distance(voxels, expected):
         np.testing.assert_allclose([row[f"centre_{x}_nm"] for x in "zyx"], centre)
 
 
+@pytest.mark.parametrize("voxels", [0, 1, 2, 4])
+@pytest.mark.parametrize("axis", [0, 2])
+def test_naive_contacts_have_the_gap_of_the_plates(voxels, axis):
+    """Up to twice the distance, as no voxel is farther than that from either; of any ids."""
+    grid = Grid((23, 37, 41), SPACING, (300.0, -200.0, 70.0), "em")
+    a, b = np.zeros(grid.shape, "u1"), np.zeros(grid.shape, "u8")
+    one, other = [slice(5, 20)] * 3, [slice(5, 20)] * 3
+    one[axis], other[axis] = slice(5, 9), slice(9 + voxels, 14 + voxels)
+    a[tuple(one)], b[tuple(other)] = 255, 2**64 - 1
+    options = ContactOptions(11.0, "naive")
+    how = Blockwise((8, 16, 16))
+    row = next(find_contacts(Labels(a, grid), Labels(b, grid), options, how=how).rows())
+    assert (row["a_id"], row["b_id"]) == (255, 2**64 - 1)
+    assert row["gap_nm"] == pytest.approx(voxels * SPACING[axis])
+
+
 def test_the_contact_area_of_two_spheres():
     """Facing caps: points of a sphere from which the other is nearer than the distance."""
     grid = Grid((50, 56, 108), SPACING, (300.0, -200.0, 70.0), "em")
