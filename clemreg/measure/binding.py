@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.stages import Blockwise, Part
-from clemreg.errors import GridError
-from clemreg.measure.gather import gather, read_padded
+from clemreg.measure.gather import gather, read_padded, same_grid
 from clemreg.measure.lines import IntArray, ball_offsets
 from clemreg.measure.ribosomes import Ribosomes
 from clemreg.volume import Volume
@@ -99,15 +98,12 @@ def classify_ribosomes(
     Raises
     ------
     GridError
-        The two volumes are on different grids.
+        The two volumes have other voxels.
     """
     options, how = options or BindingOptions(), how or Blockwise()
     grid = planarity.grid
-    if nuclear_envelope is not None and nuclear_envelope.grid != grid:
-        raise GridError(
-            f"the nuclear envelope is on {nuclear_envelope.grid}, the planarity on {grid}",
-            hint="both must be on the grid of the prediction",
-        )
+    if nuclear_envelope is not None:
+        same_grid(nuclear_envelope, planarity)
     offsets = ball_offsets(options.radius_nm + options.contact_nm, grid.spacing_nm)
     voxel = np.floor(grid.to_index(ribosomes.centre_nm) + 0.5).astype(np.intp)
     near = np.clip(voxel, 0, np.asarray(grid.shape) - 1)

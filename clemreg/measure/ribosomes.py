@@ -9,6 +9,7 @@ does not depend on the blocks; and a sphere must be filled to `min_fraction`.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.stages import Blockwise, Part, map_volume
-from clemreg.errors import ConfigError, GridError
+from clemreg.errors import ConfigError, DataError, GridError
 from clemreg.io.volumes import WriteOptions, open_labels
 from clemreg.measure.gather import gather, read_padded
 from clemreg.measure.lines import IntArray, ball_offsets, line_offsets
 from clemreg.space.grid import Box, Grid
 from clemreg.volume import Labels, Volume
+
+log = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 
@@ -103,6 +106,8 @@ def find_ribosomes(
     ------
     GridError
         The voxels are so coarse that the sphere holds only one.
+    DataError
+        It is a mask or probability, and the threshold is that of a signed distance.
     """
     options, how = options or RibosomeOptions(), how or Blockwise()
     grid = prediction.grid
@@ -118,12 +123,25 @@ def find_ribosomes(
     work = _Maxima(prediction, options)
     job = f"ribosomes {prediction.name} {grid} {options}"
     found = gather(work, blocks, how.named("ribosomes"), job=job, scratch=scratch)
+    _check_range(prediction, float(found["largest"].max(initial=0)), options.threshold)
     linear = np.ravel_multi_index(tuple(found["voxel"].T), grid.shape)
     order = np.argsort(linear, kind="stable")
     voxel, score = found["voxel"][order], found["score"][order]
     keep = non_overlapping(grid.to_world(voxel), score, options.separation_nm)
     centre = grid.to_world(voxel) + found["shift_nm"][order]
     return Ribosomes(centre[keep], score[keep], found["fraction"][order][keep])
+
+
+def _check_range(prediction: Volume, largest: float, threshold: float) -> None:
+    """Say so where nothing can be found since values end at 1 and the threshold does not."""
+    if not 0 < largest <= 1 < threshold:
+        return
+    text = f"{prediction.name or 'the prediction'} ends at {largest:g}, below the threshold of"
+    if prediction.dtype.kind not in "iu":
+        raise DataError(
+            f"{text} {threshold:g}", hint="take --threshold 0.5 for a mask or a probability"
+        )
+    log.warning("%s %g: if it is a mask, take --threshold 1", text, threshold)
 
 
 def non_overlapping(
@@ -241,8 +259,10 @@ class _Maxima:
     options: RibosomeOptions
 
     def __call__(self, block: Block) -> Part:
-        foreground = read_padded(self.prediction, block.read) >= self.options.threshold
-        return _maxima(foreground, block, self.prediction.grid, self.options)
+        values = read_padded(self.prediction, block.read)
+        foreground = values >= self.options.threshold
+        found = _maxima(foreground, block, self.prediction.grid, self.options)
+        return {**found, "largest": np.array([float(values.max(initial=0))])}
 
 
 def _maxima(

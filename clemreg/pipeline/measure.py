@@ -13,7 +13,7 @@ import numpy as np
 from clemreg.blocks.executors import executor_named, started
 from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
-from clemreg.errors import ConfigError, StorageError
+from clemreg.errors import ConfigError, DataError, StorageError
 from clemreg.io.atomic import atomic_write_text, remove
 from clemreg.io.meshes import Mesh, write_mesh
 from clemreg.io.precomputed import write_neuroglancer_info, write_neuroglancer_mesh
@@ -68,7 +68,10 @@ class _FileArray:
         self.dtype = volume.dtype
 
     def __getitem__(self, key: Any, /) -> Any:
-        return self.file.open().data[key]
+        values = self.file.open().data[key]
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise DataError(f"{self.file.uri} holds NaN or infinite values")
+        return values
 
 
 @contextmanager

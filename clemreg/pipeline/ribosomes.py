@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from clemreg.blocks.stages import Blockwise, VolumeFile
-from clemreg.errors import GridError
 from clemreg.io.atomic import atomic_write_text, put_in_place
 from clemreg.io.xyz import flip
 from clemreg.measure.binding import Binding, BindingOptions, Bindings, classify_ribosomes
+from clemreg.measure.gather import same_grid
 from clemreg.measure.ribosomes import (
     RibosomeOptions,
     Ribosomes,
@@ -22,7 +22,6 @@ from clemreg.measure.ribosomes import (
     write_spheres,
 )
 from clemreg.pipeline.measure import from_file, open_mask, working_folder
-from clemreg.space.grid import Grid
 from clemreg.volume import Volume
 
 
@@ -58,13 +57,13 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
     Raises
     ------
     GridError
-        The planarity is on another grid than the prediction.
+        Planarity or nuclear envelope have other voxels than the prediction.
     """
     how = how or Blockwise()
     prediction = from_file(command.prediction)
-    membranes = _membranes(command, prediction.grid)
+    membranes = _membranes(command, prediction)
     inputs = (command.prediction.uri, command.planarity, command.nuclear_envelope)
-    parts = (command.options, command.binding, how.block)
+    parts = (command.options, command.binding, how.block, prediction.grid)
     with working_folder((command.out / "ribosomes.csv",), inputs, parts) as given:
         scratch = given or command.out
         found = find_ribosomes(prediction, command.options, how=how, scratch=scratch)
@@ -103,15 +102,13 @@ def write_ribosomes(found: Ribosomes, bound: Bindings | None, path: Path) -> Non
     atomic_write_text(path, text.getvalue())
 
 
-def _membranes(command: RibosomeCommand, grid: Grid) -> tuple[Volume, Volume | None] | None:
-    """Open planarity and nuclear envelope, before any work."""
+def _membranes(command: RibosomeCommand, prediction: Volume) -> tuple[Volume, Volume | None] | None:
+    """Open planarity and nuclear envelope, and compare their voxels, before any work."""
     if command.planarity is None:
         return None
     planarity = open_mask(command.planarity)
-    if planarity.grid != grid:
-        raise GridError(
-            f"{command.planarity} is on {planarity.grid}, the prediction on {grid}",
-            hint="make the planarity from the ER of the same volume",
-        )
+    same_grid(planarity, prediction)
     nuclear = None if command.nuclear_envelope is None else open_mask(command.nuclear_envelope)
+    if nuclear is not None:
+        same_grid(nuclear, prediction)
     return planarity, nuclear

@@ -343,6 +343,19 @@ def test_tubes_have_wall_lumen_and_flat_ends(tmp_path):
         Tube(13, 12.5)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full(ANISOTROPIC.shape, 2**40 + 1, "u8"), "uint64 from 0 to 1"),
+        (np.full(ANISOTROPIC.shape, 200, "f4"), "float32 from 0 to 200"),
+        (np.full(ANISOTROPIC.shape, -0.9, "f4"), "float32 from -0.9 to 0"),
+    ],
+)
+def test_what_is_no_prediction_is_refused(values, message):
+    with pytest.raises(DataError, match=message):
+        find_candidates(Volume(values, ANISOTROPIC))
+
+
 def test_bad_options_are_refused():
     with pytest.raises(ConfigError, match="cannot be solved"):
         TraceOptions(context_nm=100)

@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 
 from clemreg.blocks.stages import Blockwise
 from clemreg.cli.app import run_app
-from clemreg.errors import ConfigError, GridError
+from clemreg.errors import ConfigError, DataError, GridError
 from clemreg.io.volumes import open_labels, write_volume
 from clemreg.measure.binding import Binding, classify_ribosomes
 from clemreg.measure.lines import ball_offsets, line_offsets
@@ -230,8 +230,30 @@ def test_bad_input_is_refused():
     mask = Volume(np.zeros((3, 4, 5), "u1"), Grid((3, 4, 5), (5.0, 4.0, 4.0)))
     other = Volume(np.zeros((3, 4, 5), "u1"), Grid((3, 4, 5), (4.0, 4.0, 4.0)))
     assert classify_ribosomes(ribosomes, mask).counts()["cytosolic"] == 0
-    with pytest.raises(GridError, match="nuclear envelope is on"):
+    with pytest.raises(GridError, match="do not have the same voxels"):
         classify_ribosomes(ribosomes, mask, other)
+
+
+def test_a_mask_is_not_taken_for_a_signed_distance(caplog):
+    mask = paint(ANISOTROPIC, ANISOTROPIC.to_world([[17, 14, 6]])).read() >= 127
+    for dtype in ("f4", bool):
+        with pytest.raises(DataError, match="ends at 1, below the threshold of 127") as error:
+            find_ribosomes(Volume(mask.astype(dtype), ANISOTROPIC), how=Blockwise((16, 20, 30)))
+        assert "--threshold 0.5" in error.value.hint
+    assert len(find_ribosomes(Volume(mask.astype("u1"), ANISOTROPIC))) == 0
+    assert "--threshold 1" in caplog.text  # a prediction that sees none may end at 1
+    found = find_ribosomes(Volume(mask.astype("u1"), ANISOTROPIC), RibosomeOptions(threshold=1))
+    assert len(found) == 1
+
+
+def test_nan_in_a_prediction_is_not_background(tmp_path, capsys):
+    values = np.zeros(ANISOTROPIC.shape, "f4")
+    values[3, 4, 5] = np.nan
+    path = str(tmp_path / "p.zarr")
+    write_volume(path, Volume(values, ANISOTROPIC))
+    for command in ("ribosomes", "microtubules"):
+        assert run_app([command, path, "--out", str(tmp_path / "out")]) == 1
+        assert "p.zarr holds NaN or infinite values" in capsys.readouterr().err
 
 
 def test_a_killed_search_goes_on(tmp_path):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.stages import Blockwise, Part
-from clemreg.errors import ConfigError
+from clemreg.errors import ConfigError, DataError
 from clemreg.measure.gather import gather, read_padded
 from clemreg.measure.lines import ball_offsets
 from clemreg.space.grid import Grid, Shape
@@ -70,8 +70,23 @@ class Candidates:
 
 
 def as_probability(values: NDArray[Any]) -> FloatArray:
-    """Scale whole numbers (uint8 predictions) to 0..1; take others as they are."""
-    return values / 255.0 if values.dtype.kind in "iu" else values.astype(np.float64)
+    """Scale uint8 predictions to 0..1; take masks and numbers from 0 to 1 as they are.
+
+    Raises
+    ------
+    DataError
+        It is neither.
+    """
+    if values.dtype == np.uint8:
+        return values / 255.0
+    low, high = values.min(initial=0), values.max(initial=0)
+    if values.dtype.kind in "iu" or not (low >= 0 and high <= 1):
+        raise DataError(
+            f"the prediction holds {values.dtype} from {low:g} to {high:g}, expected uint8 signed "
+            "distances, or numbers from 0 to 1",
+            hint="store v = clip(round(128 tanh(d / 50 nm) + 127), 0, 255)",
+        )
+    return values.astype(np.float64)
 
 
 def cell_shape(options: CandidateOptions, grid: Grid) -> Shape:
@@ -100,6 +115,11 @@ def find_candidates(
         Blocks, executor and progress; blocks are cut to whole cells. No choice changes a digit.
     scratch
         Folder from which a killed search goes on.
+
+    Raises
+    ------
+    DataError
+        The prediction holds something else.
     """
     options, how = options or CandidateOptions(), how or Blockwise()
     grid, cell = prediction.grid, cell_shape(options, prediction.grid)
