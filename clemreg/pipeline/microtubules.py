@@ -54,7 +54,7 @@ def microtubules_in_file(
     prediction = from_file(command.prediction)
     truth = None if command.truth is None else read_skeleton(command.truth).lines()
     out = command.out
-    parts = (command.candidates, command.tracing, command.tube, how.block)
+    parts = (command.candidates, command.tracing, command.tube, how.block, prediction.grid)
     with working_folder((out / "tracks.swc",), (command.prediction.uri,), parts) as given:
         scratch = given or out
         points = find_candidates(prediction, command.candidates, how=how, scratch=scratch)

@@ -63,7 +63,8 @@ def planarity_of(
     """Measure and write; a killed run goes on where it stopped."""
     mask = open_mask(files.mask, files.spacing)
     curvature = sites = None
-    with working_folder((files.out,), (files.mask,), (options, how.block)) as scratch:
+    inputs, job = (files.mask, files.contacts), (options, how.block, mask.grid)
+    with working_folder((files.out,), inputs, job) as scratch:
         folder = scratch or files.out.parent
         made = folder / "planarity.zarr"
         found = measure_planarity(mask, made, folder, options, how=how)

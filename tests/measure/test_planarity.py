@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tifffile
 from scipy.special import erf
 
 from clemreg.blocks.executors import Threads
 from clemreg.blocks.stages import Blockwise
 from clemreg.errors import ConfigError, GridError
+from clemreg.io.volumes import open_volume
 from clemreg.measure.curvature import curvature_histogram, surface_curvature
 from clemreg.measure.planarity import (
     PlanarityOptions,
@@ -16,6 +18,8 @@ from clemreg.measure.planarity import (
     split,
 )
 from clemreg.measure.sheetness import SheetnessOptions, response, sheetness
+from clemreg.pipeline import planarity as pipeline
+from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
 from clemreg.space import Grid
 from clemreg.testing import random_rotation
 from clemreg.volume import Labels, Volume
@@ -207,3 +211,26 @@ def test_nothing_and_what_cannot_be(tmp_path):
         PlanarityOptions(cut=6)
     with pytest.raises(ConfigError, match="above 0 nm"):
         PlanarityOptions(largest_radius_nm=0)
+
+
+def test_unfinished_work_on_voxels_of_another_size_is_not_gone_on_with(tmp_path, monkeypatch):
+    """As where --spacing was wrong, the run was stopped, and it is given again."""
+    mask = np.zeros((9, 12, 14), np.uint8)
+    mask[3:6, 2:10, 2:12] = 1
+    tifffile.imwrite(tmp_path / "er.tif", mask)
+    options = PlanarityOptions(SheetnessOptions(scales=3), largest_radius_nm=24.0)
+
+    def measured(name, spacing):
+        path, out = str(tmp_path / "er.tif"), tmp_path / name
+        files = PlanarityFiles(path, out, spacing, None, curvature=False, contacts=None)
+        planarity_of(files, options, Blockwise((16, 16, 16)))
+        return open_volume(out).read()
+
+    expected = measured("whole.zarr", "4, 4, 9 nm")
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "put_in_place", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            measured("p.zarr", "4, 4, 4 nm")
+    assert (tmp_path / ".p.zarr.work").exists()
+    np.testing.assert_array_equal(measured("p.zarr", "4, 4, 9 nm"), expected)
+    assert (expected != measured("other.zarr", "4, 4, 4 nm")).any()
