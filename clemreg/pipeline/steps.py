@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from clemreg.errors import ConfigError, StorageError
 from clemreg.io.atomic import atomic_write_json
 
 log = logging.getLogger(__name__)
+
+MANY_FILES = 20_000
+"""Up to this many files of an input are looked at one by one."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,9 @@ def _fingerprint(step: Step, earlier: Mapping[str, str]) -> str:
 def input_fingerprint(path: str | Path | None) -> str | None:
     """Identify the content of an input cheaply: size and time of a file, metadata of a container.
 
-    A zarr or N5 folder is known by its metadata files and the times of its upper two folders, so
-    that a million chunks need not be listed.
+    A zarr or N5 folder is known by sizes and times of all that is in it; one of more than
+    `MANY_FILES` by its metadata files and the times of its upper two folders, so that a million
+    chunks need not be listed.
     """
     if path is None:
         return None
@@ -149,10 +154,14 @@ def input_fingerprint(path: str | Path | None) -> str | None:
         return f"{target}:{stat.st_size}:{stat.st_mtime_ns}"
     if not target.is_dir():
         return f"{target}:absent"
+    found = list(islice(target.rglob("*"), MANY_FILES + 1))
+    if len(found) > MANY_FILES:
+        found = [*target.glob("*"), *target.glob("*/*")]
     parts = [str(target)]
-    for child in sorted([*target.glob("*"), *target.glob("*/*")]):
+    for child in sorted(found):
         stat = child.stat()
-        parts.append(f"{child.name}:{stat.st_mtime_ns}:{stat.st_size if child.is_file() else ''}")
+        name = child.relative_to(target).as_posix()
+        parts.append(f"{name}:{stat.st_mtime_ns}:{stat.st_size if child.is_file() else ''}")
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

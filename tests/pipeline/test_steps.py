@@ -135,3 +135,18 @@ def test_input_fingerprints_follow_content(tmp_path):
     (folder / "0" / "zarr.json").write_text("{}")
     assert input_fingerprint(f"{folder}::0") == input_fingerprint(folder) != empty
     assert input_fingerprint(None) is None
+
+
+def test_a_chunk_that_is_written_over_changes_the_fingerprint(tmp_path, monkeypatch):
+    """In place, as when labels are proofread: no folder changes."""
+    chunk = tmp_path / "labels.zarr" / "0" / "c" / "0" / "0" / "0"
+    chunk.parent.mkdir(parents=True)
+    chunk.write_bytes(b"before")
+    before = input_fingerprint(tmp_path / "labels.zarr")
+    os.utime(chunk, ns=(0, 0))
+    changed = input_fingerprint(tmp_path / "labels.zarr")
+    assert changed != before
+    monkeypatch.setattr("clemreg.pipeline.steps.MANY_FILES", 3)
+    many = input_fingerprint(tmp_path / "labels.zarr")
+    os.utime(chunk, ns=(1, 1))
+    assert input_fingerprint(tmp_path / "labels.zarr") == many != changed
