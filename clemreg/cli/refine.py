@@ -21,10 +21,10 @@ def refine(
     source: Annotated[
         str, typer.Argument(help="Predictions: a volume with channels, or a folder of volumes.")
     ],
+    out: Annotated[Path, typer.Option(help="OME-Zarr group to write, one image an organelle.")],
     recipe: Annotated[
         str, typer.Option(help="Preset (generic, heinrich2021/jrc_hela-2, ...) or TOML file.")
-    ],
-    out: Annotated[Path, typer.Option(help="OME-Zarr group to write, one image an organelle.")],
+    ] = "generic",
     organelle: Annotated[
         list[str] | None, typer.Option(help="Only this one and what it needs; repeat.")
     ] = None,

@@ -46,9 +46,17 @@ from clemreg.pipeline.analyses import (
     trace_step,
 )
 from clemreg.pipeline.context import this_command, versions
+from clemreg.pipeline.grids import refuse_other_voxels
 from clemreg.pipeline.measure import open_mask, summary
 from clemreg.pipeline.microtubules import MicrotubuleCommand
-from clemreg.pipeline.refine import RefineOptions, find_prediction, find_predictions, refine_cell
+from clemreg.pipeline.refine import (
+    RefineOptions,
+    choose,
+    find_prediction,
+    find_predictions,
+    open_predictions,
+    refine_cell,
+)
 from clemreg.pipeline.ribosomes import RibosomeCommand
 from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
 from clemreg.refine.recipe import load_recipe
@@ -177,12 +185,22 @@ class Chain:
         """Say now what would otherwise be found after hours of work."""
         compute = self.config.compute
         executor_named(compute.executor, compute.workers)
-        self.mask(self.cell)
+        cell = self.mask(self.cell)
         if self.config.output.parquet:
             require_parquet()
-        _ = self.identities  # every prediction is there
+        refuse_other_voxels(self.config, self._predicted(), cell)
         for contact in self.config.contacts:
             options_of(contact)
+
+    def _predicted(self) -> dict[str, Volume]:
+        """Open what everything that can be named is made from."""
+        wanted = self.config.input.organelles
+        chosen, _ = choose(load_recipe(self.recipe), self.files, wanted, self.predictions)
+        volumes = open_predictions(chosen, self.files)
+        for made in (self.config.microtubules, self.config.ribosomes):
+            if made is not None:
+                volumes[made.name] = self.prediction(made.prediction).open()
+        return volumes | {name: volumes[part.of] for name, part in self.reconstructions.items()}
 
     @cached_property
     def identities(self) -> dict[str, Any]:

@@ -20,12 +20,13 @@ from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, DataError, FormatError, MissingError, StorageError
 from clemreg.io.atomic import atomic_write_json, remove
 from clemreg.io.volumes import open_labels, open_volume
+from clemreg.measure.gather import same_grid
 from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
 from clemreg.refine.apply import Stage, Workplace, refine_organelle
 from clemreg.refine.objects import count_voxels
 from clemreg.refine.recipe import Organelle, Recipe, load_recipe
 from clemreg.units import parse_xyz_nm
-from clemreg.volume import Labels
+from clemreg.volume import Labels, Volume
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ def refine_cell(
         raise ConfigError(f"blocks of {options.block} voxels are none", hint="take 64 to 256")
     recipe = load_recipe(recipe_name)
     files = find_predictions(source, recipe, options)
-    chosen, skipped = _choose(recipe, files, options.organelles, source)
+    chosen, skipped = choose(recipe, files, options.organelles, source)
+    open_predictions(chosen, files)
     executor = executor_named(options.executor, options.workers)
     with started(executor) as running, one_run_at_a_time(_work_folder(out)):
         job = _Job(out, files, Blockwise((options.block,) * 3, running, progress))
@@ -193,10 +195,16 @@ def _nothing_found(source: str, recipe: Recipe) -> MissingError:
     )
 
 
-def _choose(
+def choose(
     recipe: Recipe, files: Mapping[str, VolumeFile], wanted: tuple[str, ...], source: str
 ) -> tuple[dict[str, Organelle], dict[str, str]]:
-    """Organelles that can be made, in order; and why the others cannot."""
+    """Organelles that can be made, in order; and why the others cannot.
+
+    Raises
+    ------
+    MissingError
+        One that is wanted cannot be made, or none can.
+    """
     chosen: dict[str, Organelle] = {}
     skipped: dict[str, str] = {}
     for name, organelle in recipe.in_order(wanted):
@@ -218,6 +226,44 @@ def _choose(
     for name, reason in skipped.items():
         log.info("%s is skipped: %s", name, reason)
     return chosen, skipped
+
+
+def open_predictions(
+    chosen: Mapping[str, Organelle], files: Mapping[str, VolumeFile]
+) -> dict[str, Volume]:
+    """Open what each organelle is made from, and say now what would be found late.
+
+    Parameters
+    ----------
+    chosen
+        Organelles in order, as from `choose`.
+
+    Raises
+    ------
+    DataError
+        A prediction is not uint8, or has channels.
+    GridError
+        An organelle has other voxels than one that it is masked with.
+    """
+    volumes: dict[str, Volume] = {}
+    for name, organelle in chosen.items():
+        of = organelle.of
+        volumes[name] = volumes[of] if of is not None else _prediction(files[name])
+        for needed in organelle.needs:
+            same_grid(volumes[name], volumes[needed])
+    return volumes
+
+
+def _prediction(file: VolumeFile) -> Volume:
+    volume = file.open()
+    if volume.channels:
+        raise DataError(f"{file.uri} has channels {list(volume.channels)}; one volume is expected")
+    if volume.dtype != np.uint8:
+        raise DataError(
+            f"{file.uri} holds {volume.dtype}; predictions are uint8 signed distances",
+            hint="store v = clip(round(128 tanh(d / 50 nm) + 127), 0, 255)",
+        )
+    return volume
 
 
 def _start_group(out: Path) -> None:
@@ -280,16 +326,7 @@ class _Job:
             labels = open_labels(self.out / organelle.of, frame="em")
             return Stage(labels.read, labels.grid, "labels", labels.dtype)
         file = self.files[name]
-        volume = file.open()
-        if volume.channels:
-            raise DataError(
-                f"{file.uri} has channels {list(volume.channels)}; one volume is expected"
-            )
-        if volume.dtype != np.uint8:
-            raise DataError(
-                f"{file.uri} holds {volume.dtype}; predictions are uint8 signed distances",
-                hint="store v = clip(round(128 tanh(d / 50 nm) + 127), 0, 255)",
-            )
+        volume = _prediction(file)
         return Stage(file, volume.grid, "prediction", volume.dtype)
 
     def _count(self, name: str, labels: Labels, folder: Path) -> None:

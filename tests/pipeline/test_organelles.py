@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,9 @@ def write_cell(folder: Path) -> None:
         prediction = quantise(np.tanh(inside / 50.0))
         write_volume(folder / "predictions" / f"{name}.zarr", Volume(prediction, GRID))
     write_volume(folder / "cell.zarr", Volume(np.ones(GRID.shape, "u1"), GRID))
+    coarse = replace(GRID, spacing_nm=tuple(2 * s for s in GRID.spacing_nm))
+    ones = Volume(np.ones(GRID.shape, "u1"), coarse)
+    write_volume(folder / "predictions" / "coarse.zarr", ones)
     (folder / "recipe.toml").write_text(RECIPE)
     (folder / "config.toml").write_text(CONFIG)
 
@@ -505,6 +509,9 @@ def test_an_organelle_without_objects(copy, capsys):
         ('reconstruct=[{of="mito"}]', "reconstruct.of names mito, but planarity has only er"),
         ('planarity.organelles=["er-reconstructed"]', "planarity names er-reconstructed"),
         ('reconstruct=[{of="er"},{of="er"}]', "two organelles are called er-reconstructed"),
+        ('input.cell="predictions/coarse.zarr"', "do not have the same voxels"),
+        ('microtubules.prediction="coarse"', "do not have the same voxels"),
+        ('ribosomes.prediction="coarse"', "do not have the same voxels"),
         ("compute.executor=gpu", "there is no executor 'gpu'"),
         ("compute.workers=0", "compute.workers"),
     ],

@@ -212,7 +212,7 @@ def test_a_folder_of_files_and_the_portal_s_names(tmp_path):
 
 def test_a_file_without_channels_is_the_organelle_that_is_named(tmp_path, capsys):
     write_volume(tmp_path / "p.zarr", Volume(PREDICTIONS["mito"], GRID))
-    arguments = ["refine", str(tmp_path / "p.zarr"), "--recipe", "generic"]
+    arguments = ["refine", str(tmp_path / "p.zarr")]  # the generic recipe
     arguments += ["--out", str(tmp_path / "o.zarr")]
     assert run_app(arguments) == 1
     assert "name it: --organelle mito" in capsys.readouterr().err
@@ -252,7 +252,9 @@ def test_wrong_inputs_are_named(tmp_path, capsys):
     write_volume(tmp_path / "f.zarr", floats)
     assert run_app(["refine", str(tmp_path / "f.zarr"), *arguments, "--organelle", "mito"]) == 1
     assert "predictions are uint8 signed distances" in capsys.readouterr().err
+    assert not (tmp_path / "o.zarr").exists()
     (tmp_path / "o2.zarr").mkdir()
     arguments[-1] = str(tmp_path / "o2.zarr")
-    assert run_app(["refine", str(tmp_path / "f.zarr"), *arguments, "--organelle", "mito"]) == 1
+    write_volume(tmp_path / "p.zarr", Volume(np.zeros(GRID.shape, np.uint8), GRID))
+    assert run_app(["refine", str(tmp_path / "p.zarr"), *arguments, "--organelle", "mito"]) == 1
     assert "is no OME-Zarr group" in capsys.readouterr().err
