@@ -100,7 +100,8 @@ def scan_file(
         candidates, basins = scan(smoothed, volume.grid, settings, folder, how, annotated)
         report = {"prediction": prediction, "candidates": [to_json(c) for c in candidates]}
         title = f"Where to cut: {Path(prediction).name}"
-        atomic_write_text(out / "scan.html", scan_page(title, candidates, basins, smoothed))
+        page = scan_page(title, candidates, basins, smoothed, options.min_volume_nm3)
+        atomic_write_text(out / "scan.html", page)
         atomic_write_json(out / "scan.json", report)
         remove(folder)
     return report

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.blocks.stages import Read
 from clemreg.refine.scan import Candidate, plane
+from clemreg.refine.voxels import Smoothed
 from clemreg.space.grid import Box
 from clemreg.volume import Labels
 
@@ -28,13 +28,21 @@ class _Row:
     step: str
 
 
-def scan_page(title: str, candidates: Sequence[Candidate], basins: Labels, smoothed: Read) -> str:
+def scan_page(
+    title: str,
+    candidates: Sequence[Candidate],
+    basins: Labels,
+    smoothed: Smoothed,
+    min_volume_nm3: float,
+) -> str:
     """Return the page: a table of all candidates, and pictures of three planes of each.
 
     Parameters
     ----------
     smoothed
         The prediction that the candidates were made from, as the background of the pictures.
+    min_volume_nm3
+        Objects up to this were left out.
     """
     from jinja2 import Environment
 
@@ -42,7 +50,11 @@ def scan_page(title: str, candidates: Sequence[Candidate], basins: Labels, smoot
     planes = sorted({depth // 4, depth // 2, 3 * depth // 4})
     greys = {z: smoothed(Box((z, 0, 0), (z + 1, height, width)))[0] for z in planes}
     rows = [
-        _Row(c, [_picture(plane(c, basins, z), greys[z], basins) for z in planes], _step(c))
+        _Row(
+            c,
+            [_picture(plane(c, basins, z), greys[z], basins) for z in planes],
+            _step(c, smoothed.sigma_nm, min_volume_nm3),
+        )
         for c in candidates
     ]
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -53,12 +65,15 @@ def scan_page(title: str, candidates: Sequence[Candidate], basins: Labels, smoot
     )
 
 
-def _step(candidate: Candidate) -> str:
-    """Line of a recipe."""
+def _step(candidate: Candidate, sigma_nm: float, min_volume_nm3: float) -> str:
+    """Line of a recipe that makes the candidate."""
+    sigma, smallest = f"sigma_nm = {sigma_nm}", f"min_volume_nm3 = {min_volume_nm3}"
     if candidate.naive:
-        return '{ do = "smooth" }, { do = "threshold" }, { do = "components" }'
+        smooth = f'{{ do = "smooth", {sigma} }}, {{ do = "threshold" }}'
+        return f'{smooth}, {{ do = "components", {smallest} }}'
     s = candidate.settings
-    return f'{{ do = "watershed", quantile = {s.quantile:g}, threshold = {s.threshold:g} }}'
+    chosen = f"quantile = {s.quantile}, threshold = {s.threshold}"
+    return f'{{ do = "watershed", {chosen}, {sigma}, {smallest} }}'
 
 
 def colours(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -75,8 +90,11 @@ def _picture(ids: NDArray[np.int64], grey: NDArray[Any], basins: Labels) -> str:
     from PIL import Image
 
     edge = np.zeros(ids.shape, dtype=bool)
-    edge[:-1] |= ids[:-1] != ids[1:]
-    edge[:, :-1] |= ids[:, :-1] != ids[:, 1:]
+    down, right = ids[:-1] != ids[1:], ids[:, :-1] != ids[:, 1:]
+    edge[:-1] |= down
+    edge[1:] |= down
+    edge[:, :-1] |= right
+    edge[:, 1:] |= right
     back = np.repeat((grey[..., None] * 0.55).astype(np.uint8), 3, axis=-1)
     rgb = np.where(ids[..., None] > 0, (colours(ids) * 0.75 + back * 0.25).astype(np.uint8), back)
     rgb[edge & (ids > 0)] = 255

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import tomllib
 
 import numpy as np
 import pytest
@@ -118,7 +121,15 @@ def test_the_command_shows_that_splitting_beats_components(tmp_path, sausages, c
     assert low["voi_split"] > good["voi_split"]
     page = (tmp_path / "scan" / "scan.html").read_text()
     assert page.count("data:image/png;base64,") == 9
-    assert "{ do = &#34;watershed&#34;, quantile = 0.25, threshold = 0.95 }" in page
+    lines = [html.unescape(code) for code in re.findall("<code>(.*)</code>", page)]
+    found = [tomllib.loads(f"steps = [{line}]")["steps"] for line in lines]
+    assert [step["do"] for step in found[0]] == ["smooth", "threshold", "components"]
+    assert found[0][0]["sigma_nm"] == 12
+    assert found[0][2]["min_volume_nm3"] == 20_000
+    assert found[2] == [
+        {"do": "watershed", "quantile": 0.25, "threshold": 0.95, "sigma_nm": 12,
+         "min_volume_nm3": 20_000}
+    ]  # fmt: skip
     assert "http" not in page
     assert sorted(p.name for p in (tmp_path / "scan").iterdir()) == [
         ".lock", "scan.html", "scan.json",
