@@ -106,11 +106,24 @@ def histograms(quantities: Sequence[Quantity]) -> Any:
         each.set_xlabel(plain_text(quantity.label), fontsize=9, color=INK)
         each.set_ylabel("objects", fontsize=9, color=INK)
         if len(known):
-            each.hist(known, bins=min(30, max(5, int(np.sqrt(len(known)) * 2))), color=BLUE)
+            bins = min(30, max(5, int(np.sqrt(len(known)) * 2)))
+            each.hist(known, bins=bins, range=_span(known), color=BLUE)
             each.axvline(np.median(known), color=INK, lw=1, ls="--")
-            each.set_title(f"median {_three(float(np.median(known)))}", fontsize=8, color=INK)
+            title = f"median {_three(float(np.median(known)))}"
+        else:
+            each.set_xticks([])
+            title = "not known"
+        each.set_title(title, fontsize=8, color=INK)
         each.yaxis.get_major_locator().set_params(integer=True)
     return figure
+
+
+def _span(values: FloatArray) -> tuple[float, float]:
+    """Range of a histogram; of one value alone half of it on either side, so that it shows."""
+    low, high = float(values.min()), float(values.max())
+    if low < high:
+        return low, high
+    return low - (abs(low) / 2 or 0.5), low + (abs(low) / 2 or 0.5)
 
 
 def picture(surfaces: Mapping[int, Surface]) -> Any:
@@ -128,7 +141,7 @@ def picture(surfaces: Mapping[int, Surface]) -> Any:
         body = Poly3DCollection(triangles, facecolors=colours, edgecolors=colours, linewidths=0.2)
         axes.add_collection3d(body)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
-        axes.set_box_aspect(np.maximum(high - low, 1e-3), zoom=1.1)
+        axes.set_box_aspect(np.maximum(high - low, 1e-3), zoom=1.0)
         axes.view_init(elevation, azimuth)
         axes.tick_params(labelsize=7, pad=0)
         for axis, size in zip("xyz", high - low, strict=True):

@@ -19,7 +19,7 @@ def test_the_page_names_sizes_and_escapes_names(tmp_path):
     write_object_report(path, "<b>mito</b>", [Quantity("Volume", "µm³", values)], {}, 2)
     page = path.read_text(encoding="utf-8")
     assert "&lt;b&gt;mito&lt;/b&gt;" in page
-    assert "4 objects; 2 of them are cut" in page
+    assert "4 objects; the border of the volume cuts 2," in page
     row = re.search(r"<td>Volume \(µm³\)</td>(.*)</tr>", page).group(1)
     assert re.findall(r"<td>([^<]*)</td>", row) == ["3", "3.00", "2.65", "2.00", "1.00", "6.00"]
     assert page.count("data:image/png;base64,") == 1
@@ -32,6 +32,17 @@ def test_the_histogram_counts_every_object():
     assert sum(bar.get_height() for bar in first.patches) == 50
     assert first.get_xlabel() == "Length (nm)"
     assert not second.patches
+    assert second.get_title() == "not known"
+
+
+@pytest.mark.parametrize("value", [1.3e-4, -2.0, 0.0])
+def test_one_value_stands_in_the_middle_of_its_histogram(value):
+    (axes,) = histograms([Quantity("Volume", "µm³", np.array([value]))]).axes
+    edges = [bar.get_x() for bar in axes.patches]
+    assert len(axes.patches) == 5
+    assert axes.patches[2].get_height() == 1
+    assert axes.patches[2].get_x() + axes.patches[2].get_width() / 2 == pytest.approx(value)
+    assert value == 0 or np.sign(edges).tolist() == [np.sign(value)] * len(edges)
 
 
 def test_the_picture_has_x_y_z_in_um():
@@ -54,7 +65,7 @@ def test_a_report_from_the_command_line(tmp_path):
     words = ["measure", str(tmp_path / "m.zarr"), "--report", str(tmp_path / "r.html")]
     assert run_app(words) == 0
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
-    assert "2 objects; 1 of them are cut" in page
+    assert "2 objects; the border of the volume cuts 1," in page
     for name in ("Volume", "Surface area", "Length of the centre line", "Mean radius"):
         assert name in page
     pictures = re.findall(r"base64,([A-Za-z0-9+/=]+)", page)
