@@ -177,7 +177,7 @@ def mesh(
     options = mesh_options(smoothing, keep, memory_gb)
     with (
         progress_bar("mesh") as progress,
-        working_folder((out,), (labels,)) as scratch,
+        working_folder((out,), (labels,), format) as scratch,
         blockwise(block, workers, executor, progress) as how,
     ):
         found = meshes_of(ids, out, format, options, how, scratch)

@@ -186,6 +186,22 @@ def test_files_from_the_command_line_hold_the_same_mesh(tmp_path, labels, kind):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_another_format_after_a_stop_writes_every_object(tmp_path, labels, monkeypatch, capsys):
+    def stops(_mesh, path):
+        if path.name == "70001.ply":
+            raise DataError("stopped here")
+
+    write_volume(tmp_path / "l.zarr", labels)
+    words = ["mesh", str(tmp_path / "l.zarr"), "--out", str(tmp_path / "m"), "--keep", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("clemreg.pipeline.measure.write_mesh", stops)
+        assert run_app([*words, "--format", "ply"]) == 1
+    assert "stopped here" in capsys.readouterr().err
+    assert run_app([*words, "--format", "obj"]) == 0
+    found = sorted(path.name for path in (tmp_path / "m").glob("*.obj"))
+    assert found == ["1099511627777.obj", "5.obj", "70001.obj"]
+
+
 def test_what_cannot_be(tmp_path, labels, monkeypatch, capsys):
     write_volume(tmp_path / "l.zarr", labels)
     words = ["mesh", str(tmp_path / "l.zarr"), "--out", str(tmp_path / "m")]
