@@ -120,7 +120,11 @@ def test_quantiles_are_those_of_numpy(quantile):
 
 
 def naive_agglomeration(boundaries, quantile, threshold):
-    """Score all boundaries anew after each merge."""
+    """Score all boundaries anew after each merge, from single pairs of voxels."""
+
+    def affinity(histogram):
+        return np.quantile(np.repeat(np.arange(256), histogram), quantile, method="lower") / 256
+
     group = list(range(boundaries.count))
     while True:
         united = {}
@@ -128,7 +132,7 @@ def naive_agglomeration(boundaries, quantile, threshold):
             key = tuple(sorted((group[a], group[b])))
             if key[0] != key[1]:
                 united[key] = united.get(key, 0) + histogram
-        scores = [(1 - affinity_quantile(h, quantile), *key) for key, h in united.items()]
+        scores = [(1 - affinity(h), *key) for key, h in united.items()]
         if not scores or min(scores)[0] > threshold:
             return np.unique(group, return_inverse=True)[1] + 1
         _, a, b = heapq.nsmallest(1, scores)[0]
