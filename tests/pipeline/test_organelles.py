@@ -200,6 +200,9 @@ def test_sizes_are_those_of_the_spheres_and_the_sheet(cell):
     assert sheet["volume_nm3"].tolist() == pytest.approx([volume], rel=1e-9)
     share = (SHEET[1] - SHEET[0]) / GRID.shape[0]
     assert sheet["fraction_of_cell"].tolist() == pytest.approx([share], rel=1e-9)
+    page = (cell / "run" / "index.html").read_text()
+    assert "<th>of the cell</th>" in page
+    assert f"<td>{100 * share:.2f} %</td>" in page
     found = report(cell)["organelles"]
     assert found["er"]["refine"]["volume_um3"] == pytest.approx(volume / 1e9, rel=1e-9)
     assert found["mito"]["mesh"]["volume_nm3"]["sum"] == pytest.approx(
