@@ -133,6 +133,7 @@ def contacts(
     )
 
     options = contact_options(recipe, distance, method, overlap, min_volume)
+    organelles = contact_names(names, recipe, [a, b or a])
     first = open_ids(a, spacing)
     second = open_ids(b, spacing) if b else None
     with (
@@ -141,7 +142,7 @@ def contacts(
         blockwise(block, workers, executor, progress) as how,
     ):
         found = find_contacts(first, second, options, how=how, scratch=scratch, out=out)
-    sites = named(found, *contact_names(names, recipe, [a, b or a]))
+    sites = named(found, *organelles)
     report = summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
     table(report)
     if graph is not None:

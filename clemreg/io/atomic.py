@@ -43,8 +43,8 @@ def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
     if not (overwrite or is_free(path)):
         raise StorageError(f"{path} exists already", hint="choose another name or remove it")
     partial = partial_path(path)
+    make_folder(path.parent)
     with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
     try:
         with storage_errors(path):
@@ -118,6 +118,24 @@ def _unfinished_mark(index: Path) -> Path:
 def is_free(path: Path) -> bool:
     """Tell whether nothing is lost by writing to a path: there is nothing, or an empty folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, if it is not there.
+
+    Raises
+    ------
+    StorageError
+        It cannot be made: a file has its name, or permission is missing.
+    """
+    with storage_errors(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+            raise StorageError(
+                f"cannot make the folder {path}: {error.strerror}",
+                hint="choose another output folder",
+            ) from error
 
 
 @contextmanager

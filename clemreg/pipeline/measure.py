@@ -14,7 +14,7 @@ from clemreg.blocks.executors import executor_named, started
 from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, DataError, StorageError
-from clemreg.io.atomic import atomic_write_text, remove
+from clemreg.io.atomic import atomic_write_text, make_folder, remove
 from clemreg.io.meshes import Mesh, write_mesh
 from clemreg.io.precomputed import write_neuroglancer_info, write_neuroglancer_mesh
 from clemreg.io.skeletons import write_skeleton
@@ -99,6 +99,7 @@ def working_folder(
         yield None
         return
     scratch = given[0].with_name(f".{given[0].name}.work")
+    make_folder(scratch.parent)
     mark = scratch / WORK_MARK
     text = repr((job, [input_fingerprint(path) for path in inputs]))
     if scratch.exists() and not mark.is_file():
@@ -122,7 +123,15 @@ def working_folder(
 def blockwise(
     block: int, workers: int, executor: str, progress: Progress | None
 ) -> Iterator[Blockwise]:
-    """Cubic blocks worked on by a named executor, whose workers stay for all passes."""
+    """Cubic blocks worked on by a named executor, whose workers stay for all passes.
+
+    Raises
+    ------
+    ConfigError
+        The executor is not known, or a block has no voxel.
+    """
+    if block < 1:
+        raise ConfigError(f"blocks of {block} voxels are none", hint="take 64 to 256")
     with started(executor_named(executor, workers)) as running:
         yield Blockwise((block, block, block), running, progress)
 
@@ -177,7 +186,7 @@ def contact_names(names: str | None, recipe: str | None, volumes: Sequence[str])
     Raises
     ------
     ConfigError
-        Other than two names are given.
+        Other than two names are given, or two volumes have one file name.
     """
     if names is not None:
         given = [name.strip() for name in names.split(",")]
@@ -187,8 +196,13 @@ def contact_names(names: str | None, recipe: str | None, volumes: Sequence[str])
     if recipe is not None:
         found = contact_recipe(recipe)
         return found.a, found.b
-    stems = [Path(volume).name.partition(".")[0] for volume in volumes]
-    return stems[0], stems[-1]
+    first, second = (Path(volume).name.partition(".")[0] for volume in volumes)
+    if first == second and volumes[0] != volumes[1]:
+        raise ConfigError(
+            f"{volumes[0]} and {volumes[1]} would both be called {first}",
+            hint="name them: --names er,mito",
+        )
+    return first, second
 
 
 def skeletons_of(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clemreg.errors import ConfigError, StorageError
-from clemreg.io.atomic import atomic_write_json
+from clemreg.io.atomic import atomic_write_json, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ def one_run_at_a_time(folder: Path) -> Iterator[None]:
     """
     import filelock
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)

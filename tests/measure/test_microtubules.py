@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -357,8 +358,9 @@ def test_what_is_no_prediction_is_refused(values, message):
 
 
 def test_bad_options_are_refused():
-    with pytest.raises(ConfigError, match="cannot be solved"):
-        TraceOptions(context_nm=100)
+    for lengths in ({"context_nm": 100}, {"reach_nm": math.nan}, {"block_nm": math.inf}):
+        with pytest.raises(ConfigError, match="cannot be solved"):
+            TraceOptions(**lengths)
 
 
 def test_command_traces_draws_scores_and_writes_json(tmp_path):

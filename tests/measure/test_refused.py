@@ -19,6 +19,12 @@ WORDS = [
     (["planarity", "LABELS", "--out", "out/p.zarr", "--thickness", "out/t.ods"], "not .ods"),
     (["holdout", "LABELS", "a=LABELS", "--csv", "out/x.doc"], "not .doc"),
     (["mesh", "LABELS", "--out", "out/m", "--format", "stl"], "mesh format 'stl'"),
+    (["measure", "LABELS", "--csv", "LABELS/zarr.json/x.csv"], "cannot make the folder"),
+    (["contacts", "LABELS", "--csv", "x.csv", "--names", "er"], "expected two names"),
+    (["contacts", "LABELS", "./LABELS", "--csv", "x.csv"], "would both be called labels"),
+    (["refine-scan", "LABELS", "--out", "LABELS/zarr.json/x"], "choose another output folder"),
+    (["measure", "LABELS", "--block", "0"], "blocks of 0 voxels are none"),
+    (["contacts", "LABELS", "--csv", "x.csv", "--block", "-3"], "blocks of -3 voxels"),
     (["microtubules", "LABELS", "--out", "out/t", "--truth", "none.nml"], "none.nml is not there"),
     (["ribosomes", "LABELS", "--out", "out/r", "--planarity", "none.zarr"], "no none.zarr"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -49,7 +50,8 @@ class TraceOptions:
     costs: Costs = field(default_factory=Costs)
 
     def __post_init__(self) -> None:
-        if self.block_nm <= 0 or self.context_nm < self.reach_nm:
+        lengths = (self.block_nm, self.context_nm, self.reach_nm)
+        if not (all(0 < x < math.inf for x in lengths) and self.context_nm >= self.reach_nm):
             raise ConfigError(
                 f"a block of {self.block_nm:g} nm with {self.context_nm:g} nm of context cannot be "
                 f"solved with edges of {self.reach_nm:g} nm",
