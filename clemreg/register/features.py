@@ -1,9 +1,10 @@
 """Make the two images comparable: what the light microscope would show of the EM segmentation.
 
-The EM side follows Heinrich et al. 2021 (`cosem-lm-em-registration`): small components of the
-mitochondria dropped, holes filled, membrane kept within 16 nm of a mitochondrion, predictions
-ramped between 120 and 134. The result is blurred to the light microscope's point spread and
-averaged down to about its voxel size, so that both images show the same thing.
+The EM side follows Heinrich et al. 2021 (`cosem-lm-em-registration`): what lies within 150 nm of
+the extracellular space is no mitochondrion, small components of the mitochondria dropped, holes
+filled, membrane kept within 16 nm of a mitochondrion, predictions ramped between 120 and 134. The
+result is blurred to the light microscope's point spread and averaged down to about its voxel size,
+so that both images show the same thing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from clemreg.blocks.stitch import face_planes
-from clemreg.errors import DataError
+from clemreg.errors import ConfigError, DataError
 from clemreg.io.quantise import SURFACE
 from clemreg.space.grid import Box, Grid, Triple
 from clemreg.space.resample import pool_mean
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 Image = NDArray[np.float32]
 Kind = Literal["auto", "prediction", "probability", "mask"]
+Ramp = Literal["linear", "published"]
+RAMPS: tuple[Ramp, ...] = ("linear", "published")
 
 _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 LARGEST = 10**8  # voxels that are worked on whole; larger input is averaged down while reading
@@ -58,10 +61,17 @@ class MovingOptions:
         Gaussian sigma zyx of the light microscope.
     kind
         ``"prediction"``: uint8 signed distances (`clemreg.io.quantise`) with the channels ``mito``
-        and ``mito_mem``, or one of them; ``"probability"``: 0 to 1, or uint8 0 to 255; ``"mask"``:
-        not 0 is foreground; ``"auto"`` goes by channel names and values.
+        and ``mito_mem``, or one of them, and perhaps ``ecs``; ``"probability"``: 0 to 1, or uint8
+        0 to 255; ``"mask"``: not 0 is foreground; ``"auto"`` goes by channel names and values.
     ramp
-        Stored values from which and up to which a prediction counts, linearly.
+        Stored values from which and up to which a prediction counts more and more.
+    ramp_kind
+        ``"linear"``: from 0 to 1; ``"published"``: with the slope of the paper's program,
+        ``(high - low) / low`` instead of ``1 / (high - low)``, so that the values just below
+        `high` count 1.6 times as much as those above.
+    outside_reach_nm
+        Mitochondria and membrane within this distance of the largest component of the channel
+        ``ecs`` (extracellular space) are dropped (150 nm in the paper).
     min_volume_nm3
         Mitochondria smaller than this are dropped (2e7 in the paper).
     min_cut_volume_nm3
@@ -76,10 +86,16 @@ class MovingOptions:
     psf_sigma_nm: Triple = PSF_SIGMA_NM["palm"]
     kind: Kind = "auto"
     ramp: tuple[float, float] = (120.0, 134.0)
+    ramp_kind: Ramp = "linear"
+    outside_reach_nm: float = 150.0
     min_volume_nm3: float = 2e7
     min_cut_volume_nm3: float = 4e6
     membrane_reach_nm: float = 16.0
     smooth_voxels: float = 0.6
+
+    def __post_init__(self) -> None:
+        if self.ramp_kind not in RAMPS:
+            raise ConfigError(f"no ramp {self.ramp_kind!r}", hint=", ".join(RAMPS))
 
 
 @dataclass(frozen=True)
@@ -289,13 +305,40 @@ def _density_of_prediction(volume: Volume, options: MovingOptions) -> Image:
     if not volume.channels:
         stack = stack[None]
     by_name: dict[str, NDArray[Any]] = dict(zip(names, stack, strict=True))
-    low, high = options.ramp
     membrane = by_name.get("mito_mem", by_name.get("mito", stack[0]))
-    density: Image = np.clip((membrane.astype(np.float32) - low) / np.float32(high - low), 0, 1)
+    density = _ramped(membrane, options)
+    outside = np.zeros(volume.grid.shape, dtype=bool)
+    if "ecs" in by_name:
+        outside = _near(_largest(by_name["ecs"]), volume.grid, options.outside_reach_nm)
+        density[outside] = 0
     if "mito" in by_name:
-        kept = _large_enough(by_name["mito"] >= SURFACE, volume.grid, options)
+        mito = (by_name["mito"] >= SURFACE) & ~outside
+        kept = _large_enough(mito, volume.grid, options)
         density[~_near(kept, volume.grid, options.membrane_reach_nm)] = 0
     return density
+
+
+def _ramped(stored: NDArray[Any], options: MovingOptions) -> Image:
+    """How much of a membrane a stored value stands for: 0 below the ramp, 1 above."""
+    low, high = options.ramp
+    density: Image = np.clip(stored.astype(np.float32) - np.float32(low), 0, None)
+    if options.ramp_kind == "published":
+        density *= np.float32((high - low) / low)
+    else:
+        density /= np.float32(high - low)
+    density[stored >= high] = 1
+    return density
+
+
+def _largest(stored: NDArray[Any]) -> NDArray[np.bool_]:
+    """Largest component of a prediction; nothing if there is none."""
+    import cc3d
+
+    components = cc3d.connected_components(np.asfortranarray(stored >= SURFACE), connectivity=6)
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    largest: NDArray[np.bool_] = (components == sizes.argmax()) & (components > 0)
+    return np.ascontiguousarray(largest)
 
 
 def _large_enough(mask: NDArray[np.bool_], grid: Grid, options: MovingOptions) -> NDArray[np.bool_]:

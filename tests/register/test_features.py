@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from clemreg.errors import ConfigError, DataError
 from clemreg.register.features import MovingOptions, prepare_moving
 from clemreg.space import Grid
 from clemreg.volume import Volume
@@ -62,3 +63,65 @@ def test_membrane_is_kept_near_kept_mitochondria(reach_nm, steps):
     ball = np.hypot(np.hypot(z, y), x) <= reach_nm / 40
     assert ball.sum() == (1, 7, 33)[steps]
     assert np.array_equal(found, ndimage.binary_dilation(INSIDE, ball))
+
+
+CUBIC = Grid(GRID.shape, (50.0, 50.0, 50.0), GRID.origin_nm, "em")
+
+
+def prediction_of(**masks):
+    """Predictions of a cubic grid, well inside or well outside of the masks."""
+    stored = np.stack([np.where(mask, 200, 50) for mask in masks.values()]).astype(np.uint8)
+    return Volume(stored, CUBIC, channels=tuple(masks))
+
+
+def membrane_left(prediction, **options):
+    options = MovingOptions(**SHARP, **options)
+    return prepare_moving(prediction, CUBIC.spacing_nm, options).read() > 0.5
+
+
+def test_nothing_is_left_within_150_nm_of_the_outside():
+    """Only of its largest component: extracellular specks in the cell are wrong predictions."""
+    outside = box(slice(10, 30), slice(0, 12), slice(14, 60))
+    speck = box(slice(8, 10), slice(14, 16), slice(12, 14))  # before the outside in any order
+    far = ndimage.distance_transform_edt(~outside, CUBIC.spacing_nm) > 150
+    assert (INSIDE & far).any()
+    assert (INSIDE & ~far).any()
+    both = {"mito": INSIDE, "mito_mem": INSIDE, "ecs": outside | speck}
+    assert np.array_equal(membrane_left(prediction_of(**both)), INSIDE & far)
+    alone = {"mito_mem": INSIDE, "ecs": outside}
+    assert np.array_equal(membrane_left(prediction_of(**alone)), INSIDE & far)
+    left = membrane_left(prediction_of(**alone), outside_reach_nm=0.0)
+    assert np.array_equal(left, INSIDE & ~outside)
+
+
+def test_a_mitochondrion_that_the_outside_shrinks_below_the_least_volume_is_dropped():
+    outside = box(slice(0, 30), slice(0, 16))  # leaves planes y 19 to 21 of INSIDE: 9e7 nm3
+    prediction = prediction_of(mito=INSIDE | SMALL, mito_mem=INSIDE | SMALL, ecs=outside)
+    assert membrane_left(prediction, min_volume_nm3=8.9e7).sum() == 12 * 3 * 20
+    left = membrane_left(prediction, min_volume_nm3=2.3e7)
+    assert left.sum() == 12 * 3 * 20 + SMALL.sum()
+    with pytest.raises(DataError, match="nothing is left"):
+        membrane_left(prediction, min_volume_nm3=9.1e7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("linear", [0, 0, 1 / 14, 0.5, 13 / 14, 1, 1]),
+        ("published", [0, 0, 14 / 120, 7 * 14 / 120, 13 * 14 / 120, 1, 1]),
+    ],
+)
+def test_the_ramp_and_the_slope_that_was_published(kind, expected):
+    """Blocks of one value, so that nothing is blurred between them at their middles."""
+    stored = np.repeat(np.array([0, 120, 121, 127, 133, 134, 255], np.uint8), 8)
+    stored = np.broadcast_to(stored, (8, 8, 56)).copy()
+    grid = Grid(stored.shape, (40.0, 40.0, 40.0), (0.0, 5.0, -3.0), "em")
+    options = MovingOptions(**SHARP, ramp_kind=kind)
+    image = prepare_moving(Volume(stored[None], grid, channels=("mito_mem",)), (40.0,) * 3, options)
+    density = image.read()[4, 4, 4::8] ** 2  # scaled so that the brightest 0.5 % are 1
+    np.testing.assert_allclose(density, np.array(expected) / max(expected), atol=1e-6)
+
+
+def test_an_unknown_ramp_is_refused():
+    with pytest.raises(ConfigError, match="no ramp 'steep'"):
+        MovingOptions(ramp_kind="steep")
