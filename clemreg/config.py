@@ -66,12 +66,15 @@ class LmInput(Section):
         Name or number of the mitochondria channel, which drives the registration.
     check_channel
         Name or number of a channel that the registration never sees; shown in the report.
+    shifts
+        Channel name or number to ``"x, y, z unit"`` that is added to it: chromatic shift.
     """
 
     path: str
     voxel_size: XyzLength | None = None
     channel: str | int = "mito"
     check_channel: str | int | None = None
+    shifts: dict[str, XyzLength] = Field(default_factory=dict)
 
 
 class SegmentConfig(Section):
@@ -99,6 +102,9 @@ class RegisterConfig(Section):
         Point spread preset of the light microscope: ``"palm"``, ``"sim"`` or ``"confocal"``.
     psf_fwhm
         ``"x, y, z unit"`` full width at half maximum; overrides `psf`.
+    ramp
+        How a prediction becomes membrane: ``"linear"``, or ``"published"`` with the wrong slope of
+        the paper's program.
     engine
         ``"newton"``: Gauss-Newton steps; ``"elastix"``: the stages by elastix.
     preset
@@ -136,6 +142,7 @@ class RegisterConfig(Section):
 
     psf: Literal["palm", "sim", "confocal"] = "palm"
     psf_fwhm: XyzLength | None = None
+    ramp: Literal["linear", "published"] = "linear"
     engine: Literal["newton", "elastix"] = "newton"
     preset: Literal["heinrich2021"] | None = None
     params: tuple[str, ...] = ()

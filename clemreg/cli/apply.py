@@ -28,7 +28,7 @@ def apply(
         str,
         typer.Argument(
             metavar="IMAGE|POINTS|MESH|SKELETON",
-            help="What to transform: a volume, .csv points, .obj or .ply, .swc or .nml.",
+            help="What to transform: a volume, .csv points or localisations, a mesh, a skeleton.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Output: .zarr, .n5, .tif, or as the subject.")],
@@ -49,10 +49,19 @@ def apply(
     unit: Annotated[
         str | None, typer.Option(help="Unit of points, meshes, skeletons that do not say it.")
     ] = None,
+    pixel_size: Annotated[
+        str | None, typer.Option(help='Camera pixel, for localisations in pixels: "133 nm".')
+    ] = None,
+    subject_spacing: Annotated[
+        str | None, typer.Option(help='Voxel size of the image, "x, y, z unit", if it has none.')
+    ] = None,
+    onto_spacing: Annotated[
+        str | None, typer.Option(help="The same of the image whose grid is taken.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Threads.")] = 1,
     tolerance: Annotated[
         float,
-        typer.Option(help="Largest error of a position in voxels; 0: no interpolation."),
+        typer.Option(min=0, help="Largest error of a position in voxels; 0: no interpolation."),
     ] = 1e-3,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would take.")
@@ -63,7 +72,7 @@ def apply(
     """Resample an EM image onto an LM grid (or the reverse), or map points, meshes, skeletons."""
     from clemreg.pipeline.apply import ApplyCommand, apply_file, estimate_file
     from clemreg.register.apply import ApplyOptions
-    from clemreg.units import parse_xyz_nm
+    from clemreg.units import parse_length_nm, parse_xyz_nm
 
     command = ApplyCommand(
         transform,
@@ -76,6 +85,9 @@ def apply(
         unit,
         ApplyOptions(workers=workers, tolerance_voxels=tolerance),
         overwrite,
+        parse_length_nm(pixel_size) if pixel_size else None,
+        parse_xyz_nm(subject_spacing) if subject_spacing else None,
+        parse_xyz_nm(onto_spacing) if onto_spacing else None,
     )
     if dry_run:
         report = estimate_file(command)

@@ -25,7 +25,23 @@ def register(
     channel: Annotated[
         str | None, typer.Option(help="Mitochondria channel of the light volume.")
     ] = None,
-    psf: Annotated[str, typer.Option(help="Point spread: palm, sim or confocal.")] = "palm",
+    psf: Annotated[
+        str,
+        typer.Option(help='Point spread: palm, sim, confocal, or full widths "x, y, z unit".'),
+    ] = "palm",
+    ramp: Annotated[
+        str, typer.Option(help="From prediction to membrane: linear or published.")
+    ] = "linear",
+    shift: Annotated[
+        list[str] | None,
+        typer.Option(help='Chromatic shift to add to a channel: NAME="x, y, z unit"; repeat.'),
+    ] = None,
+    fixed_spacing: Annotated[
+        str | None, typer.Option(help='Voxel size of the light volume, "x, y, z unit".')
+    ] = None,
+    moving_spacing: Annotated[
+        str | None, typer.Option(help='Voxel size of the EM, "x, y, z unit".')
+    ] = None,
     search: Annotated[str, typer.Option(help="Start poses: in-plane or all.")] = "in-plane",
     allow_mirror: Annotated[bool, typer.Option(help="Accept a mirrored pose.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
@@ -72,6 +88,7 @@ def register(
     """
     from clemreg.pipeline.register import GuideFiles, RegisterCommand, StageChoice, register_files
     from clemreg.register.orientation import OrientationOptions
+    from clemreg.units import parse_xyz_nm
 
     command = RegisterCommand(
         fixed=fixed,
@@ -85,6 +102,10 @@ def register(
         guides=GuideFiles(
             tuple(also or ()), fixed_mask, moving_mask, landmarks, tuple(use_landmarks or ())
         ),
+        ramp=ramp,  # type: ignore[arg-type]
+        shifts_nm=_shifts(shift or []),
+        fixed_spacing_nm=parse_xyz_nm(fixed_spacing) if fixed_spacing else None,
+        moving_spacing_nm=parse_xyz_nm(moving_spacing) if moving_spacing else None,
     )
     if scan:
         _scan(command, scan, held_out, json)
@@ -110,3 +131,14 @@ def _scan(
         table({f"{number}: {key}": value for key, value in row.items()})
     write_json(json, answer)
     result(f"table: {command.out / 'scan.csv'}")
+
+
+def _shifts(texts: list[str]) -> dict[str, tuple[float, float, float]]:
+    from clemreg.errors import ConfigError
+    from clemreg.units import parse_xyz_nm
+
+    for text in texts:
+        if "=" not in text:
+            raise ConfigError(f'--shift {text!r} is not of the form NAME="x, y, z unit"')
+    pairs = (text.split("=", 1) for text in texts)
+    return {name: parse_xyz_nm(value) for name, value in pairs}

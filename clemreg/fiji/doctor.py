@@ -20,7 +20,7 @@ from clemreg.fiji.locate import (
     has_jar,
     require_fiji,
 )
-from clemreg.pipeline.doctor import Finding
+from clemreg.pipeline.voxels import Finding
 
 _MODULES = (
     ("jpype", "the bridge from Python to ImageJ"),

@@ -32,6 +32,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "sz": ("uncertainty_z", "lpz", "sigma z", "unwrapped z error"),
     "photons": ("intensity", "photons", "6 n photons"),
 }
+HDF5 = (".hdf5", ".h5")
 _AXES = {"x": 2, "y": 1, "z": 0}
 
 
@@ -71,7 +72,9 @@ class Localisations:
 
 
 def looks_like_localisations(path: str | Path) -> bool:
-    """Tell whether a text table has positions and their uncertainty."""
+    """Tell whether a table has positions and their uncertainty."""
+    if Path(path).suffix.lower() in HDF5:
+        return _has_locs(Path(path))
     titles = [_split(title)[0] for title in read_rows(path, "table")[0].fields]
     return all(any(name in titles for name in _NAMES[key]) for key in ("x", "y", "sx"))
 
@@ -104,7 +107,7 @@ def read_localisations(path: str | Path, *, pixel_nm: float | None = None) -> Lo
         There is no such file.
     """
     file = Path(path)
-    if file.suffix.lower() in (".hdf5", ".h5"):
+    if file.suffix.lower() in HDF5:
         columns, units = _read_picasso(file)
         pixel_nm = pixel_nm or _picasso_pixel(file)
     else:
@@ -174,6 +177,15 @@ def _read_picasso(path: Path) -> tuple[dict[str, FloatArray], dict[str, str]]:
             columns[key] = np.asarray(table[name], dtype=np.float64)
             units[key] = "nm" if key in ("z", "sz") else "px"
     return columns, units
+
+
+def _has_locs(path: Path) -> bool:
+    import h5py
+
+    if not path.is_file() or not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return isinstance(file.get("locs"), h5py.Dataset)
 
 
 def _picasso_pixel(path: Path) -> float | None:

@@ -12,6 +12,7 @@ from clemreg.errors import ConfigError
 from clemreg.export.replace import require_free_output
 from clemreg.io.atomic import remove
 from clemreg.io.localisations import (
+    HDF5,
     looks_like_localisations,
     read_localisations,
     write_localisations,
@@ -21,6 +22,7 @@ from clemreg.io.points import read_points, write_points
 from clemreg.io.skeletons import read_skeleton, write_skeleton
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_labels, open_volume, write_tiff
+from clemreg.pipeline.voxels import hinting
 from clemreg.register.apply import ApplyOptions, apply_to_image, apply_to_points
 from clemreg.register.estimate import estimate_apply
 from clemreg.register.render import apply_to_localisations
@@ -34,6 +36,7 @@ TABLES = (".csv", ".tsv", ".txt")
 MESHES = (".obj", ".ply")
 SKELETONS = (".swc", ".nml")
 TIFFS = (".tif", ".tiff")
+IMAGES = (".zarr", ".n5", *TIFFS)
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class ApplyCommand:
         Whether the image holds ids.
     unit
         Of the coordinates in a file that does not say it.
+    pixel_nm
+        Camera pixel, for localisation tables in pixels.
+    subject_spacing_nm, onto_spacing_nm
+        Voxel sizes zyx of the image and of `onto`, instead of what the files say.
     options
         Of resampling.
     overwrite
@@ -76,6 +83,9 @@ class ApplyCommand:
     unit: str | None = None
     options: ApplyOptions = field(default_factory=ApplyOptions)
     overwrite: bool = False
+    pixel_nm: float | None = None
+    subject_spacing_nm: Triple | None = None
+    onto_spacing_nm: Triple | None = None
 
     @property
     def kind(self) -> str:
@@ -89,14 +99,19 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> None:
     Raises
     ------
     ConfigError
-        An image without ``onto``.
+        An image without ``onto``, or an output of unknown kind.
     StorageError
         There is something at `out`, and it must not be replaced. What a killed run has done of an
         image lies elsewhere, so going on needs no leave.
     """
+    mapped = _mapped(command)
+    if mapped is None and command.out.suffix.lower() not in IMAGES:
+        raise ConfigError(
+            f"an image cannot be written as {command.out.name!r}",
+            hint=f"let --out end in {', '.join(IMAGES)}",
+        )
     require_free_output(command.out, overwrite=command.overwrite)
     used = _transform(command)
-    mapped = _mapped(command)
     if mapped is None:
         _apply_image(command, used, progress)
     else:
@@ -130,9 +145,13 @@ def _mapped(command: ApplyCommand) -> Callable[[Transform], None] | None:
     """Return what maps a subject that is made of points; None for an image."""
     subject, out, unit = command.subject, command.out, command.unit
 
+    def localisations(used: Transform) -> None:
+        table = read_localisations(subject, pixel_nm=command.pixel_nm)
+        write_localisations(apply_to_localisations(used, table), out)
+
     def points(used: Transform) -> None:
         if looks_like_localisations(subject):
-            write_localisations(apply_to_localisations(used, read_localisations(subject)), out)
+            localisations(used)
             return
         write_points(apply_to_points(used, read_points(subject, unit=unit)), out)
 
@@ -144,6 +163,8 @@ def _mapped(command: ApplyCommand) -> Callable[[Transform], None] | None:
         length = unit or "um"
         write_skeleton(apply_to_skeleton(used, read_skeleton(subject, unit=length)), out)
 
+    if command.kind in HDF5 and looks_like_localisations(subject):
+        return localisations
     kinds = {TABLES: points, MESHES: mesh, SKELETONS: skeleton}
     return next((work for suffixes, work in kinds.items() if command.kind in suffixes), None)
 
@@ -152,8 +173,10 @@ def _image_and_grid(command: ApplyCommand, used: Transform) -> tuple[Volume, Gri
     if command.onto is None:
         raise ConfigError("an image needs a grid to be resampled onto", hint="add --onto IMAGE")
     opener = open_labels if command.labels else open_volume
-    image = opener(command.subject, frame=used.target)
-    grid = open_volume(command.onto, frame=used.source).grid
+    with hinting("--subject-spacing"):
+        image = opener(command.subject, frame=used.target, spacing_nm=command.subject_spacing_nm)
+    with hinting("--onto-spacing"):
+        grid = open_volume(command.onto, frame=used.source, spacing_nm=command.onto_spacing_nm).grid
     return image, grid if command.spacing_nm is None else grid.with_spacing(command.spacing_nm)
 
 

@@ -18,6 +18,7 @@ from clemreg.blocks.run import Progress
 from clemreg.config import RunConfig, resolve
 from clemreg.pipeline.register import GuideFiles, split_channel
 from clemreg.pipeline.steps import input_fingerprint
+from clemreg.space.grid import Triple
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
 
@@ -65,6 +66,10 @@ class RunContext:
         """Open the light volume with all its channels, frame ``"lm"``."""
         lm = self.config.lm
         return _open(resolve(lm.path, self.base), lm.voxel_size, "lm")
+
+    def shifts_nm(self) -> dict[str, Triple]:
+        """Return the chromatic shift zyx of each channel that has one."""
+        return {name: parse_xyz_nm(text) for name, text in self.config.lm.shifts.items()}
 
     def open_output(self, name: str, frame: str) -> Volume:
         """Open a volume that an earlier step wrote."""

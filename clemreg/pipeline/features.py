@@ -6,22 +6,15 @@ from clemreg.config import RegisterConfig
 from clemreg.io.atomic import atomic_path
 from clemreg.io.volumes import open_volume, write_volume
 from clemreg.pipeline.context import RunContext
-from clemreg.register.features import (
-    PSF_SIGMA_NM,
-    MovingOptions,
-    prepare_fixed,
-    prepare_moving,
-    sigma_from_fwhm,
-)
-from clemreg.units import parse_xyz_nm
+from clemreg.pipeline.register import check_shifts, light_channel, psf_sigma_nm
+from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
 from clemreg.volume import Volume
 
 
-def psf_sigma_nm(config: RegisterConfig) -> tuple[float, float, float]:
-    """Gaussian sigma zyx of the configured point spread."""
-    if config.psf_fwhm is not None:
-        return sigma_from_fwhm(parse_xyz_nm(config.psf_fwhm))
-    return PSF_SIGMA_NM[config.psf]
+def moving_options(config: RegisterConfig) -> MovingOptions:
+    """How the configuration prepares EM segmentations."""
+    psf = psf_sigma_nm(config.psf_fwhm or config.psf)
+    return MovingOptions(psf_sigma_nm=psf, ramp_kind=config.ramp)
 
 
 def open_prediction(context: RunContext) -> Volume:
@@ -32,8 +25,10 @@ def open_prediction(context: RunContext) -> Volume:
 
 def prepare(context: RunContext) -> None:
     """Write ``prepared/fixed.zarr`` and ``prepared/moving.zarr``."""
-    lm = context.open_lm().channel(context.config.lm.channel)
-    options = MovingOptions(psf_sigma_nm=psf_sigma_nm(context.config.register_))
+    whole = context.open_lm()
+    check_shifts(context.shifts_nm(), whole)
+    lm = light_channel(whole, context.config.lm.channel, context.shifts_nm())
+    options = moving_options(context.config.register_)
     with context.progress("prepare") as progress:
         progress(0, 2, "light volume")
         fixed = prepare_fixed(lm)

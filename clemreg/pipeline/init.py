@@ -12,7 +12,7 @@ import tomli_w
 from clemreg.errors import ClemregError, StorageError, VoxelSizeError
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.volumes import open_volume
-from clemreg.pipeline.doctor import EM_VOXEL_NM, LM_VOXEL_NM, Finding, check_fields, check_voxels
+from clemreg.pipeline.voxels import EM_VOXEL_NM, LM_VOXEL_NM, Finding, check_fields, check_voxels
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
 

@@ -16,19 +16,28 @@ from clemreg.evaluate.jacobian import evaluate_jacobian
 from clemreg.io.elastix_files import read_parameter_file
 from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
+from clemreg.pipeline.voxels import hinting, suspicious_voxels
 from clemreg.register.elastix_keys import check_parameters
 from clemreg.register.engines import ElastixStages, NewtonStages, Stages
-from clemreg.register.features import PSF_SIGMA_NM, MovingOptions, prepare_fixed, prepare_moving
+from clemreg.register.features import (
+    PSF_SIGMA_NM,
+    MovingOptions,
+    Ramp,
+    prepare_fixed,
+    prepare_moving,
+    sigma_from_fwhm,
+)
 from clemreg.register.guides import LANDMARK_USES, Guides, LandmarkUse
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import OrientationOptions
 from clemreg.register.registration import RegisterOptions, register
 from clemreg.register.stages import preset_parameters
 from clemreg.report.verdict import decide_unmeasured
-from clemreg.space.grid import Grid
+from clemreg.space.grid import Grid, Triple
 from clemreg.space.landmarks import Landmarks
 from clemreg.space.resample import sample_array
 from clemreg.space.transform import Transform
+from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
 
 
@@ -122,7 +131,27 @@ class GuideFiles:
 
 @dataclass(frozen=True)
 class RegisterCommand:
-    """What ``clemreg register`` was told."""
+    """What ``clemreg register`` was told.
+
+    Attributes
+    ----------
+    fixed, moving
+        Light volume and EM segmentation.
+    out
+        Folder for the result.
+    channel
+        Mitochondria channel of the light volume; None is the first.
+    psf
+        ``"palm"``, ``"sim"``, ``"confocal"``, or full widths at half maximum ``"x, y, z unit"``.
+    orientation, seed, stages, guides
+        How it is registered.
+    ramp
+        How stored predictions become membrane (`clemreg.register.features.MovingOptions`).
+    shifts_nm
+        Channel name or number to an offset zyx that is added to it: chromatic shift.
+    fixed_spacing_nm, moving_spacing_nm
+        Voxel sizes zyx instead of what the files say.
+    """
 
     fixed: str
     moving: str
@@ -133,15 +162,28 @@ class RegisterCommand:
     seed: int = 0
     stages: StageChoice = StageChoice()
     guides: GuideFiles = GuideFiles()
+    ramp: Ramp = "linear"
+    shifts_nm: Mapping[str, Triple] = field(default_factory=dict)
+    fixed_spacing_nm: Triple | None = None
+    moving_spacing_nm: Triple | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Prepared images and guides of a command."""
+    """Prepared images and guides of a command.
+
+    Attributes
+    ----------
+    fixed, moving, guides
+        What is registered.
+    warnings
+        What is unusual about the files, in sentences.
+    """
 
     fixed: Volume
     moving: Volume
     guides: Guides
+    warnings: tuple[str, ...] = ()
 
     @property
     def channel(self) -> Channel:
@@ -160,6 +202,7 @@ def register_files(command: RegisterCommand, progress: Progress | None = None) -
     options = options_of(command)
     ready = prepare_files(command)
     result = register(ready.fixed, ready.moving, options, guides=ready.guides, progress=progress)
+    result = replace(result, warnings=(*ready.warnings, *result.warnings))
     result.save(command.out, ready.fixed.grid)
     grid, inside = imaged_part(ready.fixed.grid, ready.moving.grid, result.transform)
     figures = result.to_json()
@@ -183,18 +226,88 @@ def options_of(command: RegisterCommand) -> RegisterOptions:
 
 
 def prepare_files(command: RegisterCommand) -> Prepared:
-    """Open and prepare everything that the command names."""
-    if command.psf not in PSF_SIGMA_NM:
-        raise ConfigError(f"no point spread {command.psf!r}", hint=f"{', '.join(PSF_SIGMA_NM)}")
-    psf = MovingOptions(psf_sigma_nm=PSF_SIGMA_NM[command.psf])
-    lm = open_volume(command.fixed, frame="lm")
-    fixed = prepare_fixed(_channel(lm, command.channel or "0") if lm.channels else lm)
-    moving = prepare_moving(open_volume(command.moving, frame="em"), lm.grid.spacing_nm, psf)
-    guides = read_guides(command.guides, lm, Channel(fixed, moving), psf)
-    return Prepared(fixed, moving, guides)
+    """Open and prepare everything that the command names.
+
+    Raises
+    ------
+    ConfigError
+        The point spread is not known, or a shift is for no channel.
+    VoxelSizeError
+        A voxel size is missing, or cannot be right.
+    """
+    psf = MovingOptions(psf_sigma_nm=psf_sigma_nm(command.psf), ramp_kind=command.ramp)
+    with hinting("--fixed-spacing"):
+        lm = open_volume(command.fixed, frame="lm", spacing_nm=command.fixed_spacing_nm)
+    with hinting("--moving-spacing"):
+        em = open_volume(command.moving, frame="em", spacing_nm=command.moving_spacing_nm)
+    warnings = suspicious_voxels(em, lm)
+    check_shifts(command.shifts_nm, lm)
+    fixed = prepare_fixed(light_channel(lm, command.channel or "0", command.shifts_nm))
+    moving = prepare_moving(em, lm.grid.spacing_nm, psf)
+    guides = read_guides(command.guides, lm, Channel(fixed, moving), psf, command.shifts_nm)
+    return Prepared(fixed, moving, guides, warnings)
 
 
-def read_guides(files: GuideFiles, lm: Volume, first: Channel, psf: MovingOptions) -> Guides:
+def psf_sigma_nm(text: str) -> Triple:
+    """Gaussian sigma zyx of a point spread: its name, or its full widths ``"x, y, z unit"``.
+
+    Raises
+    ------
+    ConfigError
+        It is neither.
+    """
+    if text in PSF_SIGMA_NM:
+        return PSF_SIGMA_NM[text]
+    if not any(letter.isdigit() for letter in text):
+        hint = f'{", ".join(PSF_SIGMA_NM)}, or full widths such as "110, 110, 300 nm"'
+        raise ConfigError(f"no point spread {text!r}", hint=hint)
+    return sigma_from_fwhm(parse_xyz_nm(text))
+
+
+def light_channel(lm: Volume, name: str | int, shifts_nm: Mapping[str, Triple]) -> Volume:
+    """One channel of a light volume, moved by its chromatic shift (offset zyx).
+
+    Raises
+    ------
+    MissingError
+        There is no such channel.
+    """
+    which = int(name) if isinstance(name, str) and name.isdigit() else name
+    channel = lm.channel(which)
+    number = lm.channels.index(channel.name) if lm.channels else 0
+    offset = shifts_nm.get(channel.name, shifts_nm.get(str(number)))
+    return channel if offset is None else _moved(channel, offset)
+
+
+def _moved(volume: Volume, offset_nm: Triple) -> Volume:
+    z, y, x = np.asarray(volume.grid.origin_nm) + np.asarray(offset_nm)
+    grid = replace(volume.grid, origin_nm=(float(z), float(y), float(x)))
+    return replace(volume, grid=grid, coarser=tuple(_moved(v, offset_nm) for v in volume.coarser))
+
+
+def check_shifts(shifts_nm: Mapping[str, Triple], lm: Volume) -> None:
+    """Refuse a shift for a channel that is not there.
+
+    Raises
+    ------
+    ConfigError
+        A name is not that of a channel.
+    """
+    names = [*lm.channels, *map(str, range(max(1, len(lm.channels))))]
+    for name in shifts_nm:
+        if name not in names:
+            raise ConfigError(
+                f"a shift is given for {name!r}, the channels are {list(lm.channels) or ['0']}"
+            )
+
+
+def read_guides(
+    files: GuideFiles,
+    lm: Volume,
+    first: Channel,
+    psf: MovingOptions,
+    shifts_nm: Mapping[str, Triple] | None = None,
+) -> Guides:
     """Open and prepare what guides the registration.
 
     Parameters
@@ -205,6 +318,8 @@ def read_guides(files: GuideFiles, lm: Volume, first: Channel, psf: MovingOption
         Prepared images of the mitochondria.
     psf
         How further EM volumes are prepared.
+    shifts_nm
+        Chromatic shift zyx of channels.
 
     Raises
     ------
@@ -212,7 +327,7 @@ def read_guides(files: GuideFiles, lm: Volume, first: Channel, psf: MovingOption
         A channel is not given as ``CHANNEL=EM_VOLUME[@WEIGHT]``, a mask is empty or does not fit
         all channels, or landmarks have no such use.
     """
-    channels = tuple(_further(lm, text, psf) for text in files.also)
+    channels = tuple(_further(lm, text, psf, shifts_nm or {}) for text in files.also)
     grid = first.moving.grid
     other = [c.moving.grid for c in channels if c.moving.grid != grid]
     if files.moving_mask and other:
@@ -247,15 +362,11 @@ def split_channel(text: str) -> tuple[str, str, float]:
     return name, path if at else rest, value
 
 
-def _channel(lm: Volume, name: str) -> Volume:
-    return lm.channel(int(name) if name.isdigit() else name)
-
-
-def _further(lm: Volume, text: str, psf: MovingOptions) -> Channel:
+def _further(lm: Volume, text: str, psf: MovingOptions, shifts_nm: Mapping[str, Triple]) -> Channel:
     name, path, weight = split_channel(text)
     options = replace(psf, min_volume_nm3=0.0)
     moving = prepare_moving(open_volume(path, frame="em"), lm.grid.spacing_nm, options)
-    return Channel(prepare_fixed(_channel(lm, name)), moving, weight)
+    return Channel(prepare_fixed(light_channel(lm, name, shifts_nm)), moving, weight)
 
 
 def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:

@@ -3,27 +3,43 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import itertools
+import json
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from clemreg import __version__
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
 from clemreg.evaluate.landmarks import evaluate_landmarks
 from clemreg.evaluate.stability import evaluate_stability
 from clemreg.io.atomic import atomic_path, atomic_write_json, atomic_write_text
 from clemreg.io.points import read_landmarks
-from clemreg.pipeline.register import Prepared, RegisterCommand, options_of, prepare_files
+from clemreg.io.transforms import transform_from_json, transform_to_json
+from clemreg.pipeline.register import (
+    Prepared,
+    RegisterCommand,
+    StageChoice,
+    options_of,
+    prepare_files,
+    split_channel,
+)
+from clemreg.pipeline.steps import input_fingerprint, one_run_at_a_time
 from clemreg.register.matching import draw_samples
+from clemreg.register.orientation import Orientation
 from clemreg.register.registration import RegisterOptions, RegistrationResult, register
 from clemreg.report.scan import scan_figure
 from clemreg.space.landmarks import Landmarks
+from clemreg.space.transform import Affine
 
 _STAGE_KEYS = ("grid_spacing_um", "bending_weight")
 _REPEATS = 2
@@ -77,36 +93,111 @@ def scan_files(
     """Register with every combination; write ``scan.csv``, ``scan.json`` and ``scan.png``.
 
     The pose is searched once. With `held_out` landmarks each row has their error; without, how far
-    two more seeds move the result.
+    two more seeds move the result. Every combination has a folder with its transform; a scan that
+    was stopped goes on with the combinations that are missing.
 
     Raises
     ------
     ConfigError
         A parameter is scanned twice.
+    StorageError
+        Another scan writes to the same folder.
     """
     keys = [axis.key for axis in axes]
     if len(set(keys)) < len(keys):
         raise ConfigError(f"--scan names a parameter twice: {', '.join(keys)}")
-    combinations = list(itertools.product(*(axis.values for axis in axes)))
-    commands = [_changed(command, dict(zip(keys, c, strict=True))) for c in combinations]
-    options = [options_of(one) for one in commands]  # refuses bad values before anything runs
-    marks = None if held_out is None else read_landmarks(held_out)
-    ready = prepare_files(command)
+    chosen = [
+        dict(zip(keys, values, strict=True))
+        for values in itertools.product(*(axis.values for axis in axes))
+    ]
+    commands = [_changed(command, values) for values in chosen]
+    for one in commands:
+        options_of(one)  # refuses bad values before anything runs
     rows: list[dict[str, Any]] = []
-    for number, (values, one) in enumerate(zip(combinations, options, strict=True)):
-        chosen = dict(zip(keys, values, strict=True))
+    with one_run_at_a_time(command.out):
+        scan = _Scan(command, held_out)
+        for number, (values, one) in enumerate(zip(chosen, commands, strict=True)):
+            if progress is not None:
+                words = ", ".join(f"{key}={value:g}" for key, value in values.items())
+                progress(number, len(commands), words)
+            name = "_".join(f"{key}={value:g}" for key, value in values.items())
+            rows.append({**values, **scan.row(one, name)})
         if progress is not None:
-            words = ", ".join(f"{key}={value:g}" for key, value in chosen.items())
-            progress(number, len(options), words)
-        found, row = _measured(ready, one, marks)
-        if ready.guides.pose is None:
-            ready = replace(ready, guides=replace(ready.guides, pose=found.orientation))
-        rows.append({**chosen, **row})
-    if progress is not None:
-        progress(len(options), len(options), "done")
-    table = {"axes": {axis.key: list(axis.values) for axis in axes}, "rows": rows}
-    _write(command.out, keys, table)
+            progress(len(commands), len(commands), "done")
+        table = {"axes": {axis.key: list(axis.values) for axis in axes}, "rows": rows}
+        _write(command.out, keys, table)
     return table
+
+
+class _Scan:
+    """Registrations from one start pose; what is finished is on disk and not done again."""
+
+    def __init__(self, command: RegisterCommand, held_out: Path | None) -> None:
+        self._command, self._held_out = command, held_out
+        self._marks = None if held_out is None else read_landmarks(held_out)
+        guides = command.guides
+        files = [command.fixed, command.moving, guides.fixed_mask, guides.moving_mask]
+        files += [split_channel(text)[1] for text in guides.also]
+        more = (guides.landmarks, held_out, *command.stages.params)
+        self._inputs = [input_fingerprint(file) for file in (*files, *more)]
+
+    def row(self, command: RegisterCommand, name: str) -> dict[str, Any]:
+        """Return the figures of one combination, whose files are in the folder `name`."""
+        folder = self._command.out / name
+        path, job = folder / "row.json", self._job(command)
+        if _kept(path, job) is None:
+            result, found = _measured(self._ready, options_of(command), self._marks)
+            self._keep_pose(result.orientation)
+            result.save(folder, self._ready.fixed.grid)
+            atomic_write_json(path, {"job": job, "kept": found})
+        kept = _kept(path, job)
+        assert kept is not None
+        return {**kept, "transform": f"{name}/transform.json"}
+
+    @cached_property
+    def _ready(self) -> Prepared:
+        ready = prepare_files(self._command)
+        kept = _kept(self._pose_path, self._pose_job)
+        if kept is None:
+            return ready
+        affine = transform_from_json(kept.pop("affine"), where=str(self._pose_path))
+        assert isinstance(affine, Affine)
+        return _from_pose(ready, Orientation(affine, **kept))
+
+    def _keep_pose(self, pose: Orientation) -> None:
+        """Start all others from a pose that was searched."""
+        if self._ready.guides.pose is not None or math.isnan(pose.score):
+            return
+        record = {f.name: getattr(pose, f.name) for f in fields(pose)}
+        record["affine"] = transform_to_json(pose.affine)
+        atomic_write_json(self._pose_path, {"job": self._pose_job, "kept": record})
+        self._ready = _from_pose(self._ready, pose)
+
+    @property
+    def _pose_path(self) -> Path:
+        return self._command.out / "start.json"
+
+    @property
+    def _pose_job(self) -> str:
+        return self._job(replace(self._command, stages=StageChoice(), seed=0))
+
+    def _job(self, command: RegisterCommand) -> str:
+        """Identify what a combination depends on."""
+        text = repr((__version__, replace(command, out=Path()), self._inputs))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _from_pose(ready: Prepared, pose: Orientation) -> Prepared:
+    return replace(ready, guides=replace(ready.guides, pose=pose))
+
+
+def _kept(path: Path, job: str) -> dict[str, Any] | None:
+    """Read what was kept of just this job."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return dict(record["kept"]) if record.get("job") == job else None
 
 
 def _changed(command: RegisterCommand, values: dict[str, float]) -> RegisterCommand:

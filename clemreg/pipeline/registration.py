@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from clemreg.config import RegisterConfig, resolve
@@ -9,11 +10,11 @@ from clemreg.errors import ConfigError
 from clemreg.io.atomic import atomic_path
 from clemreg.io.transforms import read_transform
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.features import open_prepared, psf_sigma_nm
+from clemreg.pipeline.features import moving_options, open_prediction, open_prepared
 from clemreg.pipeline.halves import find_halves, write_halves
 from clemreg.pipeline.register import StageChoice, read_guides
+from clemreg.pipeline.voxels import suspicious_voxels
 from clemreg.register.apply import apply_to_image, covering_box
-from clemreg.register.features import MovingOptions
 from clemreg.register.guides import Guides
 from clemreg.register.matching import Channel
 from clemreg.register.orientation import OrientationOptions
@@ -59,6 +60,8 @@ def register_run(context: RunContext) -> None:
             work_dir=folder / "elastix-runs",
             progress=progress,
         )
+        unusual = suspicious_voxels(open_prediction(context), context.open_lm())
+        result = replace(result, warnings=(*unusual, *result.warnings))
         result.save(folder, fixed.grid)
         splits = context.config.register_.halves
         halves = find_halves((fixed, moving), guides, result, options, splits, progress)
@@ -77,8 +80,8 @@ def run_guides(context: RunContext, first: Channel) -> Guides:
         with.
     """
     files = context.guides()
-    psf = MovingOptions(psf_sigma_nm=psf_sigma_nm(context.config.register_))
-    guides = read_guides(files, context.open_lm(), first, psf)
+    options = moving_options(context.config.register_)
+    guides = read_guides(files, context.open_lm(), first, options, context.shifts_nm())
     proof = context.input(context.config.proof.landmarks)
     fitted = guides.landmarks is not None and "fit" not in guides.landmarks.role
     if fitted and files.landmarks is not None and proof == str(files.landmarks):

@@ -90,7 +90,8 @@ def plan(context: RunContext) -> list[Step]:
     config = context.config
     inputs = context.inputs()
     em = {"em": inputs["em"], "size": config.em.voxel_size}
-    lm = {"lm": inputs["lm"], "size": config.lm.voxel_size, "channel": config.lm.channel}
+    light = {k: getattr(config.lm, k) for k in ("voxel_size", "channel", "shifts")}
+    lm = {"lm": inputs["lm"]} | light
     proof = {k: inputs[k] for k in ("landmarks", "truth")} | config.proof.model_dump()
     prediction = () if config.em.prediction else (context.path("prediction.zarr"),)
 
@@ -114,7 +115,7 @@ def plan(context: RunContext) -> list[Step]:
         step(
             "prepare",
             features.prepare,
-            lm | {k: register[k] for k in ("psf", "psf_fwhm")},
+            lm | {k: register[k] for k in ("psf", "psf_fwhm", "ramp")},
             (context.path("prepared"),),
         ),
         step(

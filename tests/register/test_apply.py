@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 
 from clemreg.cli.app import run_app
 from clemreg.errors import ConvergenceError, FormatError, FrameError
@@ -339,6 +340,39 @@ def test_command_resamples_onto_any_spacing_and_into_n5(files):
     smooth = folder / "lab.zarr"
     assert run_app([*arguments, *onto, "--out", str(smooth), "--labels", "--tolerance", "0"]) == 0
     assert set(np.unique(open_volume(smooth).read())) <= set(range(250))
+
+
+def test_an_output_of_unknown_kind_is_refused(files, capsys):
+    folder, _ = files
+    words = ["apply", str(folder / "t.json"), str(folder / "em.zarr")]
+    words += ["--onto", str(folder / "lm.zarr"), "--out"]
+    assert run_app([*words, str(folder / "o.png")]) == 1
+    assert "let --out end in .zarr, .n5, .tif, .tiff" in capsys.readouterr().err
+    assert not (folder / "o.png").exists()
+    assert run_app([*words, str(folder / "o.zarr"), "--tolerance", "-1"]) == 2
+
+
+def test_images_without_voxel_size_get_theirs_by_option(files, capsys):
+    """Not by --spacing, which is that of the result."""
+    folder, transform = files
+    tifffile.imwrite(folder / "em.tif", em_pixels())
+    tifffile.imwrite(folder / "lm.tif", np.zeros(LM.shape, "u1"))
+    words = ["apply", str(folder / "t.json"), str(folder / "em.tif"), "--out"]
+    words += [str(folder / "o.zarr"), "--onto", str(folder / "lm.tif")]
+    assert run_app(words) == 1
+    assert "--subject-spacing" in capsys.readouterr().err
+    words += ["--subject-spacing", xyz_text(EM)]
+    assert run_app(words) == 1
+    assert "--onto-spacing" in capsys.readouterr().err
+    assert run_app([*words, "--onto-spacing", xyz_text(LM)]) == 0
+    em, lm = (Grid(g.shape, g.spacing_nm, (0.0, 0.0, 0.0), g.frame) for g in (EM, LM))
+    expected = warp_box(Positions(transform, lm, em), Volume(em_pixels(), em), lm.box)
+    assert expected.any()
+    np.testing.assert_array_equal(open_volume(folder / "o.zarr").read(), expected)
+
+
+def xyz_text(grid):
+    return ", ".join(repr(s) for s in grid.spacing_nm[::-1]) + " nm"
 
 
 def test_dry_run_prints_and_writes_json_but_no_volume(files, capsys):

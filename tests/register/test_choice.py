@@ -8,17 +8,22 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from clemreg.cli.app import app
+from clemreg.cli.app import app, run_app
 from clemreg.config import RegisterConfig
 from clemreg.errors import ConfigError
 from clemreg.io.points import write_landmarks
+from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import write_volume
+from clemreg.pipeline import register_scan
 from clemreg.pipeline.register import GuideFiles, StageChoice, _further, _landmarks, _mask
 from clemreg.pipeline.register_scan import parse_axis
 from clemreg.pipeline.registration import register_options
+from clemreg.register import registration
 from clemreg.register.engines import ElastixStages, NewtonStages, Task, engine_for
 from clemreg.register.features import MovingOptions
 from clemreg.register.matching import Channel, Masks
+from clemreg.register.orientation import Orientation
+from clemreg.register.registration import register
 from clemreg.register.stages import preset_parameters
 from clemreg.simulate.tubes import TubeOptions, simulate_tubes
 from clemreg.space import Affine, Grid, Landmarks
@@ -80,7 +85,7 @@ def test_further_channels_are_named_with_file_and_weight():
     lm = Volume(np.zeros((2, 5, 6, 7)), Grid((5, 6, 7), (50.0,) * 3), channels=("mito", "er"))
     for wrong in ("er", "er=", "er=em.zarr@much", "er=em.zarr@-1"):
         with pytest.raises(ConfigError, match="--also"):
-            _further(lm, wrong, MovingOptions())
+            _further(lm, wrong, MovingOptions(), {})
 
 
 def test_landmarks_need_a_use_that_exists(tmp_path):
@@ -165,6 +170,52 @@ def test_a_scan_from_landmarks_writes_its_table_and_picture(files, tmp_path):
     assert (tmp_path / "scan.png").read_bytes().startswith(b"\x89PNG")
 
 
+def scan_words(folder, out):
+    return [
+        "register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr"),
+        "--out", str(out), "--scan", "grid_spacing_um=1.6", "--scan", "bending_weight=1,50",
+        "--held-out", str(folder / "marks.csv"),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_stopped_scan_goes_on_from_the_same_pose(files, tmp_path, monkeypatch):
+    """The pose is searched once, and what was registered is not registered again."""
+    folder, pair = files
+    searched, done = [], []
+
+    def search(_fixed, _moving, _options):
+        searched.append(1)
+        return Orientation(pair.truth, 0.6, 0.1 + 0.2, 0.3, False, 300.0)
+
+    def counted(fixed, moving, options, *, guides):
+        done.append(options.stages.deformation.bending_weight)
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        return register(fixed, moving, options, guides=guides)
+
+    monkeypatch.setattr(registration, "search_orientation", search)
+    monkeypatch.setattr(register_scan, "register", counted)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run_app(scan_words(folder, whole)) == 0
+    assert run_app(scan_words(folder, stopped)) == 130
+    assert not (stopped / "scan.csv").exists()
+    assert run_app(scan_words(folder, stopped)) == 0
+    assert len(searched) == 2  # once a folder
+    assert done == [1.0, 50.0, 1.0, 50.0, 50.0]
+    rows = [json.loads((out / "scan.json").read_text())["rows"] for out in (whole, stopped)]
+    points = pair.points_nm[:50]
+    for row, other in zip(*rows, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+        one, two = (read_transform(out / row["transform"]) for out in (whole, stopped))
+        np.testing.assert_allclose(two(points), one(points), atol=1e-9)
+    assert run_app(scan_words(folder, stopped)) == 0
+    assert len(done) == 5
+    assert run_app([*scan_words(folder, stopped), "--psf", "sim"]) == 0
+    assert len(done) == 7
+    assert len(searched) == 3
+
+
 @pytest.mark.slow
 def test_register_gives_a_verdict_with_its_reasons(files, tmp_path):
     folder, _ = files
@@ -211,7 +262,5 @@ def test_the_published_parameters_run_from_the_command_line(files, tmp_path):
     ]  # fmt: skip
     answer = CliRunner().invoke(app, words)
     assert answer.exit_code == 0, answer.output
-    from clemreg.io.transforms import read_transform
-
     error = pair.errors_nm(read_transform(tmp_path / "transform.json"))
     assert np.median(error) < 150

@@ -162,3 +162,31 @@ def test_command_applies_a_transform_to_a_table(tmp_path):
     found = read_localisations(tmp_path / "o.csv")
     np.testing.assert_allclose(found.points_nm, move(cloud(9).points_nm), atol=1e-6)
     np.testing.assert_allclose(found.photons, cloud(9).photons)
+
+
+def test_command_applies_a_transform_to_tables_in_pixels(tmp_path, capsys):
+    """PeakSelector text and Picasso HDF5; the camera pixel is asked for by its option."""
+    import h5py
+
+    move = random_affine(np.random.default_rng(1), "lm", "em")
+    write_transform(move, tmp_path / "t.json")
+    points = cloud(9).points_nm
+    z, y, x = points.T
+    rows = np.column_stack([x / 133, y / 133, z, np.full((9, 2), 15 / 133), np.full(9, 40.0)])
+    titles = ["X Position", "Y Position", "Unwrapped Z"]
+    titles += ["Sigma X Pos Full", "Sigma Y Pos Full", "Unwrapped Z Error"]
+    lines = ["\t".join(titles), *("\t".join(map(repr, row)) for row in rows.tolist())]
+    (tmp_path / "peaks.txt").write_text("\n".join(lines) + "\n")
+    kinds = [(n, "f8") for n in ("x", "y", "z", "lpx", "lpy", "lpz")]
+    with h5py.File(tmp_path / "locs.hdf5", "w") as file:
+        file["locs"] = np.array([tuple(row) for row in rows.tolist()], dtype=kinds)
+    for name in ("peaks.txt", "locs.hdf5"):
+        words = ["apply", str(tmp_path / "t.json"), str(tmp_path / name)]
+        words += ["--out", str(tmp_path / f"{name}.csv")]
+        assert run_app(words) == 1
+        assert '--pixel-size "133 nm"' in capsys.readouterr().err
+        assert run_app([*words, "--pixel-size", "133 nm"]) == 0
+        found = read_localisations(tmp_path / f"{name}.csv")
+        np.testing.assert_allclose(found.points_nm, move(points), atol=1e-3)
+        expected = np.sqrt(move.linear**2 @ np.array([40.0, 15, 15]) ** 2)
+        np.testing.assert_allclose(found.precision_nm[:, 0], expected[0], rtol=1e-6)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from clemreg.pipeline.doctor import EM_VOXEL_NM, LM_VOXEL_NM, check_voxels
+from clemreg.pipeline.voxels import EM_VOXEL_NM, LM_VOXEL_NM, check_voxels
 from clemreg.space import Grid
 from clemreg.volume import Volume
 

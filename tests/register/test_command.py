@@ -1,0 +1,122 @@
+"""What `clemreg register` makes of its options, before anything is registered."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+import tifffile
+
+from clemreg.cli.app import run_app
+from clemreg.errors import ConfigError, MissingError, VoxelSizeError
+from clemreg.io.volumes import write_volume
+from clemreg.pipeline.register import GuideFiles, RegisterCommand, prepare_files, psf_sigma_nm
+from clemreg.pipeline.voxels import suspicious_voxels
+from clemreg.space import Grid
+from clemreg.volume import Volume
+
+LM = Grid((9, 30, 34), (104.0, 60.0, 60.0), (300.0, -200.0, 70.0), "lm")
+EM = Grid((40, 50, 54), (32.0, 28.0, 28.0), (900.0, 5000.0, -70.0), "em")
+
+
+def light(seed):
+    rng = np.random.default_rng(seed)
+    image = rng.poisson(2.0, LM.shape).astype(np.uint16)
+    image[3:6, 8:20, 5:25] += 30
+    return image
+
+
+def mask():
+    marked = np.zeros(EM.shape, np.uint8)
+    marked[8:30, 10:40, 5:45] = 1
+    return marked
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    both = Volume(np.stack([light(1), light(2)]), LM, channels=("mito", "er"))
+    write_volume(folder / "lm.zarr", both)
+    write_volume(folder / "one.zarr", Volume(light(1), LM))
+    write_volume(folder / "em.zarr", Volume(mask(), EM))
+    tifffile.imwrite(folder / "lm.tif", light(1))
+    tifffile.imwrite(folder / "em.tif", mask())
+    return folder
+
+
+def prepared(folder, fixed="lm.zarr", moving="em.zarr", **options):
+    return prepare_files(
+        RegisterCommand(str(folder / fixed), str(folder / moving), folder / "out", **options)
+    )
+
+
+def test_a_chromatic_shift_moves_the_channel_and_nothing_else(folder):
+    """Of the mitochondria, by name or number, and of a further channel."""
+    guides = GuideFiles(also=(f"er={folder / 'em.zarr'}",))
+    plain = prepared(folder, guides=guides)
+    by_name = prepared(folder, guides=guides, shifts_nm={"mito": (30.0, -5.0, 12.0)})
+    by_number = prepared(folder, channel="0", guides=guides, shifts_nm={"0": (30.0, -5.0, 12.0)})
+    for ready in (by_name, by_number):
+        assert ready.fixed.grid.origin_nm == (330.0, -205.0, 82.0)
+        assert ready.fixed.grid.spacing_nm == LM.spacing_nm
+        np.testing.assert_array_equal(ready.fixed.read(), plain.fixed.read())
+        assert ready.guides.channels[0].fixed.grid == LM
+    er = prepared(folder, guides=guides, shifts_nm={"er": (30.0, -5.0, 12.0)})
+    assert er.fixed.grid == LM
+    assert er.guides.channels[0].fixed.grid.origin_nm == (330.0, -205.0, 82.0)
+    with pytest.raises(ConfigError, match="shift is given for 'golgi'"):
+        prepared(folder, shifts_nm={"golgi": (0.0, 0.0, 1.0)})
+
+
+def test_a_channel_of_a_volume_without_channels_is_refused(folder):
+    assert prepared(folder, "one.zarr", channel="0").fixed.grid == LM
+    with pytest.raises(MissingError, match="no channels, so none called 'er'"):
+        prepared(folder, "one.zarr", channel="er")
+
+
+def test_voxel_sizes_are_given_where_the_files_have_none(folder, capsys):
+    sizes = {"fixed_spacing_nm": (104.0, 60.0, 60.0), "moving_spacing_nm": (32.0, 28.0, 28.0)}
+    ready = prepared(folder, "lm.tif", "em.tif", **sizes)
+    assert ready.fixed.grid.spacing_nm == (104.0, 60.0, 60.0)
+    np.testing.assert_array_equal(ready.fixed.read(), prepared(folder).fixed.read())
+    np.testing.assert_array_equal(ready.moving.read(), prepared(folder).moving.read())
+    words = ["register", "--out", str(folder / "out"), "--moving", str(folder / "em.tif")]
+    assert run_app([*words, "--fixed", str(folder / "lm.tif")]) == 1
+    assert '--fixed-spacing "x, y, z nm"' in capsys.readouterr().err
+    words += ["--fixed", str(folder / "lm.tif"), "--fixed-spacing", "60, 60, 104 nm"]
+    assert run_app(words) == 1
+    assert '--moving-spacing "x, y, z nm"' in capsys.readouterr().err
+
+
+def test_a_point_spread_is_a_name_or_three_widths():
+    assert psf_sigma_nm("sim") == pytest.approx(psf_sigma_nm("110, 110, 300 nm"))
+    z, y, x = psf_sigma_nm("0.2, 0.1, 0.5 um")
+    assert (z, y, x) == pytest.approx(np.array([500.0, 100.0, 200.0]) / np.sqrt(8 * np.log(2)))
+    with pytest.raises(ConfigError, match="no point spread 'sted'"):
+        psf_sigma_nm("sted")
+
+
+@pytest.mark.parametrize(
+    ("lm_nm", "em_nm", "words"),
+    [
+        ((60.0, 104.0, 60.0), (32.0, 28.0, 28.0), "LM: .*pixels are usually square"),
+        ((104.0, 60.0, 60.0), (28.0, 28.0, 32.0), "EM: .*pixels are usually square"),
+        ((104.0, 60.0, 60.0), (3.2, 28.0, 28.0), "EM: .*0.11 times as thick"),
+    ],
+)
+def test_swapped_axes_are_said_beforehand(lm_nm, em_nm, words):
+    lm = Volume(light(1), Grid(LM.shape, lm_nm, LM.origin_nm, "lm"))
+    em = Volume(mask(), Grid(EM.shape, em_nm, EM.origin_nm, "em"))
+    (found,) = suspicious_voxels(em, lm)
+    assert re.match(words, found)
+    assert "were the axes read in the right order?" in found
+
+
+def test_usual_voxels_are_not_remarked_and_a_wrong_unit_is_refused(folder):
+    assert prepared(folder).warnings == ()
+    assert "square" in prepared(folder, fixed_spacing_nm=(60.0, 104.0, 60.0)).warnings[0]
+    with pytest.raises(VoxelSizeError, match="usual for EM"):
+        prepared(folder, moving_spacing_nm=(32e3, 28e3, 28e3))
+    with pytest.raises(VoxelSizeError, match="they differ 33 times"):
+        prepared(folder, fixed_spacing_nm=(1500.0, 1500.0, 1500.0))
