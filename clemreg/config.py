@@ -172,6 +172,8 @@ class ProofConfig(Section):
         Which raters to report; empty means all.
     fixed_offset
         ``"x, y, z unit"`` added to the LM coordinates of the landmarks (a cropped LM volume).
+    overlap
+        Structures that the registration never saw: ``"CHANNEL=EM_VOLUME"``.
     truth
         The true transform, known for simulated data only.
     """
@@ -179,6 +181,7 @@ class ProofConfig(Section):
     landmarks: str | None = None
     raters: tuple[str, ...] = ()
     fixed_offset: XyzLength | None = None
+    overlap: tuple[str, ...] = ()
     truth: str | None = None
 
 

@@ -163,6 +163,65 @@ def uncertainty(
     _answer("uncertainty", report, json)
 
 
+@app.command()
+def overlap(
+    transform: TransformOption,
+    fixed: Annotated[str, typer.Option(help="Light volume.")],
+    moving: Annotated[
+        str, typer.Option(help="EM mask, probability or prediction of the same structure.")
+    ],
+    channel: Annotated[str | None, typer.Option(help="Its channel in the light volume.")] = None,
+    psf: Annotated[
+        str, typer.Option(help='Point spread: palm, sim, confocal, or full widths "x, y, z unit".')
+    ] = "palm",
+    fixed_spacing: Annotated[
+        str | None, typer.Option(help='Voxel size of the light volume, "x, y, z unit".')
+    ] = None,
+    moving_spacing: Annotated[
+        str | None, typer.Option(help='Voxel size of the EM, "x, y, z unit".')
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """How well an EM structure covers its light channel; best one that was not registered."""
+    from clemreg.pipeline.overlap import OverlapCommand, overlap_files
+    from clemreg.units import parse_xyz_nm
+
+    command = OverlapCommand(
+        transform,
+        fixed,
+        moving,
+        channel,
+        psf,
+        fixed_spacing_nm=parse_xyz_nm(fixed_spacing) if fixed_spacing else None,
+        moving_spacing_nm=parse_xyz_nm(moving_spacing) if moving_spacing else None,
+    )
+    _answer("overlap", overlap_files(command), json)
+
+
+@app.command()
+def shift(
+    image: Annotated[str, typer.Argument(help="Both channels of one structure, such as beads.")],
+    reference: Annotated[str, typer.Option(help="Channel that stays.")],
+    channel: Annotated[str, typer.Option(help="Channel that is to lie on it.")],
+    spacing: Annotated[
+        str | None, typer.Option(help='Voxel size, "x, y, z unit", if the file has none.')
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Chromatic shift between two channels, as --shift of `register` and `render` takes it."""
+    from clemreg.io.volumes import open_volume
+    from clemreg.pipeline.register import light_channel
+    from clemreg.register.render import chromatic_shift_nm
+    from clemreg.units import parse_xyz_nm
+
+    size = parse_xyz_nm(spacing) if spacing else None
+    volume = open_volume(image, frame="lm", spacing_nm=size)
+    one, other = (light_channel(volume, name, {}) for name in (reference, channel))
+    z, y, x = (round(float(v), 2) for v in chromatic_shift_nm(one, other))
+    _answer("shift", {"channel": channel, "x_nm": x, "y_nm": y, "z_nm": z}, json)
+    result(f'--shift {channel}="{x:g}, {y:g}, {z:g} nm"')
+
+
 def _require_free(out: Path | None, overwrite: bool) -> None:
     from clemreg.export.replace import require_free_output
 

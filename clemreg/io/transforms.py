@@ -168,6 +168,11 @@ def _kind(path: Path) -> str:
     """One of json, elastix, itk, n5, ecclem, landmarks."""
     if is_n5_field(path):
         return "n5"
+    if path.is_dir():
+        raise FormatError(
+            f"{path} is a folder without a displacement field",
+            hint="name the transform file in it, for example transform.json",
+        )
     if not path.is_file():
         raise MissingError(f"transform file {path} is not there", hint="check the path")
     suffix = path.suffix.lower()

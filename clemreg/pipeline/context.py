@@ -94,12 +94,16 @@ class RunContext:
     def inputs(self) -> dict[str, str | None]:
         """Fingerprints of every input file."""
         config = self.config
-        paths = {
+        paths: dict[str, str | None] = {
             "em": config.em.path,
             "prediction": config.em.prediction,
             "lm": config.lm.path,
             "landmarks": config.proof.landmarks,
             "truth": config.proof.truth,
+        }
+        paths |= {
+            f"proof.overlap.{name}": path
+            for name, path, _ in map(split_channel, config.proof.overlap)
         }
         found = {name: input_fingerprint(self.input(path)) for name, path in paths.items()}
         return found | self.guide_inputs()

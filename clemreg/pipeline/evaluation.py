@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,28 +12,26 @@ from clemreg.errors import ConvergenceError
 from clemreg.evaluate.compare import compare_transforms
 from clemreg.evaluate.jacobian import evaluate_jacobian
 from clemreg.evaluate.landmarks import LandmarkReport, evaluate_landmarks
-from clemreg.evaluate.overlap import evaluate_overlap
 from clemreg.evaluate.stability import evaluate_stability
 from clemreg.io.atomic import atomic_write_json
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
-from clemreg.io.volumes import write_volume
+from clemreg.io.volumes import open_volume, write_volume
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.features import open_prepared
+from clemreg.pipeline.features import moving_options, open_prepared
 from clemreg.pipeline.halves import (
     halves_summary,
     predicted_error,
     read_halves,
     suggested_landmarks,
 )
-from clemreg.pipeline.register import imaged_part
+from clemreg.pipeline.overlap import held_out_overlap, overlaps
+from clemreg.pipeline.register import imaged_part, light_channel, split_channel
 from clemreg.pipeline.registration import read_repeats, read_result, read_start
-from clemreg.register.apply import covering_box, warped_volume
-from clemreg.space.grid import Box, Grid
+from clemreg.space.grid import Grid
 from clemreg.space.inverse import round_trip_nm
 from clemreg.space.transform import FloatArray, Transform
 from clemreg.units import parse_xyz_nm
-from clemreg.volume import Volume
 
 
 def evaluate_run(context: RunContext) -> None:
@@ -134,51 +131,18 @@ def _with_halves(
 
 
 def _overlap(context: RunContext, transform: Transform) -> dict[str, Any]:
-    """Agreement of the registered images at the start pose and at the end.
+    """Agreement of the registered images at the start pose and at the end, and of others.
 
-    It shows that the fit worked, not that it is right: these images drove it.
+    That of the registered ones shows that the fit worked, not that it is right: they drove it.
     """
     fixed, moving = open_prepared(context)
-    box = covering_box(transform, moving.grid, fixed.grid)
-    fixed = Volume(_Part(fixed, box), fixed.grid.crop(box), name=fixed.name)
-    from_fixed, from_moving = (_middle_grey(v) for v in (fixed, moving))
-
-    def measure(pose: Transform) -> dict[str, Any]:
-        warped = warped_volume(pose, moving, fixed.grid)
-        return evaluate_overlap(
-            warped, fixed, warped_threshold=from_moving, fixed_threshold=from_fixed
-        ).to_json()
-
-    return {"start": measure(read_start(context)), "result": measure(transform)}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A box of a volume, still lazy."""
-
-    volume: Volume
-    box: Box
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.box.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.volume.dtype
-
-    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
-        bounds = [k.indices(n) for k, n in zip(key, self.shape, strict=True)]
-        box = Box(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds))  # type: ignore[arg-type]
-        return self.volume.read(box.shift(self.box.start))
-
-
-def _middle_grey(volume: Volume) -> float:
-    """Otsu's threshold of the coarsest level."""
-    from skimage.filters import threshold_otsu
-
-    values = volume.levels[-1].read()
-    return float(threshold_otsu(values)) if values.min() < values.max() else float(values.max())
+    poses = {"start": read_start(context), "result": transform}
+    options, found = moving_options(context.config.register_), {}
+    for name, path, _ in map(split_channel, context.config.proof.overlap):
+        em = open_volume(context.input(path) or path, frame="em")
+        lm = light_channel(context.open_lm(), name, context.shifts_nm())
+        found[name] = held_out_overlap(transform, lm, em, options)
+    return {**overlaps(fixed, moving, poses), **({"held_out": found} if found else {})}
 
 
 def _truth(

@@ -92,7 +92,8 @@ def plan(context: RunContext) -> list[Step]:
     em = {"em": inputs["em"], "size": config.em.voxel_size}
     light = {k: getattr(config.lm, k) for k in ("voxel_size", "channel", "shifts")}
     lm = {"lm": inputs["lm"]} | light
-    proof = {k: inputs[k] for k in ("landmarks", "truth")} | config.proof.model_dump()
+    given = [k for k in inputs if k in ("landmarks", "truth") or k.startswith("proof.")]
+    proof = config.proof.model_dump() | {f"input {k}": inputs[k] for k in given}
     prediction = () if config.em.prediction else (context.path("prediction.zarr"),)
 
     def step(

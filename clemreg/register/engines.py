@@ -24,6 +24,7 @@ from clemreg.register.stages import (
 )
 from clemreg.space.grid import Grid
 from clemreg.space.landmarks import Landmarks
+from clemreg.space.resample import sample_array
 from clemreg.space.transform import Affine, Chain, Transform
 from clemreg.volume import Volume
 
@@ -150,9 +151,7 @@ class _Elastix:
         self._fixed = task.channels[0].fixed
         moving = task.channels[0].moving
         self._moving = padded(moving)
-        self._mask = footprint(self._fixed.grid, moving.grid, task.start)
-        if task.masks.fixed is not None:
-            self._mask &= task.masks.fixed
+        self._mask = footprint(self._fixed.grid, moving.grid, task.start, task.masks)
         self._runs = 0
 
     def find(self, stages: Stages, seed: int) -> Transform:
@@ -169,8 +168,10 @@ class _Elastix:
         return merged(run_elastix(job, folder, threads=self._task.threads).transform)
 
 
-def footprint(fixed: Grid, moving: Grid, start: Affine) -> NDArray[np.bool_]:
-    """LM voxels that the start pose puts into the imaged EM.
+def footprint(
+    fixed: Grid, moving: Grid, start: Affine, masks: Masks | None = None
+) -> NDArray[np.bool_]:
+    """LM voxels that can be trusted and that the start pose puts into trusted, imaged EM.
 
     Samples elsewhere would be compared with material that was not imaged.
 
@@ -179,17 +180,23 @@ def footprint(fixed: Grid, moving: Grid, start: Affine) -> NDArray[np.bool_]:
     RegistrationError
         Hardly any voxel is left.
     """
+    masks = masks or Masks()
     inside = np.zeros(fixed.shape, dtype=bool)
     for z in range(fixed.shape[0]):
         plane = np.stack(
             np.meshgrid([z], *(np.arange(n) for n in fixed.shape[1:]), indexing="ij"), -1
         )
-        points = fixed.to_world(plane.reshape(-1, 3))
-        inside[z] = moving.contains(start(points)).reshape(fixed.shape[1:])
+        there = start(fixed.to_world(plane.reshape(-1, 3)))
+        seen = moving.contains(there)
+        if masks.moving is not None:
+            seen &= sample_array(masks.moving, moving, there, order=0).astype(bool)
+        inside[z] = seen.reshape(fixed.shape[1:])
+    if masks.fixed is not None:
+        inside &= masks.fixed
     if inside.mean() < 1e-4:
         raise RegistrationError(
             "the EM and the LM hardly overlap in the start pose",
-            hint="check voxel sizes and which volumes belong together",
+            hint="check voxel sizes and which volumes belong together, or give a larger mask",
         )
     return inside
 

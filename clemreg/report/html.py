@@ -213,7 +213,11 @@ def _jacobian_rows(report: Mapping[str, Any]) -> Rows:
 def _overlap_rows(report: Mapping[str, Any]) -> Rows:
     overlap = report.get("overlap") or {}
     names = (("start pose", "start"), ("result", "result"))
-    return [(name, overlap[key]) for name, key in names if overlap.get(key)]
+    rows = [(name, overlap[key]) for name, key in names if overlap.get(key)]
+    for channel, found in (overlap.get("held_out") or {}).items():
+        for words, key in (("affine alone", "affine_only"), ("result", "result")):
+            rows.append((f"{channel}, not used: {words}", found[key]))
+    return rows
 
 
 def _timing_rows(timings: Mapping[str, float]) -> list[tuple[str, float]]:

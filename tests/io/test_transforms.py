@@ -138,6 +138,12 @@ def test_missing_file(tmp_path):
             reader(tmp_path / "nothing.txt")
 
 
+def test_a_folder_is_no_transform(tmp_path):
+    for reader in (read_transform, read_fixed_grid):
+        with pytest.raises(FormatError, match="folder without a displacement field"):
+            reader(tmp_path)
+
+
 def test_every_pair_of_formats_agrees(tmp_path):
     """One chain through every format that can hold it maps points alike."""
     chain = an_elastix_chain()

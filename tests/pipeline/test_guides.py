@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -93,6 +94,26 @@ def test_without_such_keys_nothing_guides(folder):
     assert guides.channels == guides.uses == ()
     assert guides.masks.fixed is guides.masks.moving is guides.landmarks is None
     assert set(context_of(folder).inputs()) == {"em", "prediction", "lm", "landmarks", "truth"}
+
+
+def test_a_structure_for_the_proof_is_fingerprinted_and_changes_evaluate_alone(folder):
+    context = context_of(folder)
+    proof = context.config.proof.model_copy(update={"overlap": ("er=er.zarr",)})
+    context = replace(context, config=context.config.model_copy(update={"proof": proof}))
+    before = {step.name: dict(step.inputs) for step in plan(context)}
+    shutil.rmtree(folder / "er.zarr")
+    after = {step.name: dict(step.inputs) for step in plan(context)}
+    assert [name for name in before if before[name] != after[name]] == ["evaluate"]
+
+
+def test_a_chromatic_shift_of_the_configuration_reaches_the_images(folder):
+    context = context_of(folder, channels=["er=er.zarr"])
+    light = context.config.lm.model_copy(update={"shifts": {"er": "12, -5, 30 nm"}})
+    context = replace(context, config=context.config.model_copy(update={"lm": light}))
+    (er,) = run_guides(context, images()).channels
+    assert er.fixed.grid.origin_nm == (330.0, -205.0, 82.0)
+    changed = register_inputs(context)["prepare"]
+    assert changed != register_inputs(context_of(folder))["prepare"]
 
 
 def register_inputs(context):

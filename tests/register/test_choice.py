@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from clemreg.cli.app import app, run_app
 from clemreg.config import RegisterConfig
-from clemreg.errors import ConfigError
+from clemreg.errors import ConfigError, RegistrationError
 from clemreg.io.points import write_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import write_volume
@@ -19,7 +19,7 @@ from clemreg.pipeline.register import GuideFiles, StageChoice, _further, _landma
 from clemreg.pipeline.register_scan import parse_axis
 from clemreg.pipeline.registration import register_options
 from clemreg.register import registration
-from clemreg.register.engines import ElastixStages, NewtonStages, Task, engine_for
+from clemreg.register.engines import ElastixStages, NewtonStages, Task, engine_for, footprint
 from clemreg.register.features import MovingOptions
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import Orientation
@@ -79,6 +79,30 @@ def test_elastix_is_not_asked_for_several_channels(tmp_path):
     task = Task(two, Masks(), Affine.identity("lm", "em"), None, tmp_path)
     with pytest.raises(ConfigError, match="several channels"):
         engine_for(task, ElastixStages())
+
+
+def test_elastix_draws_samples_where_both_masks_trust_the_images():
+    """The EM's mask as the start pose shows it: mirrored and anisotropic."""
+    lm = Grid((9, 12, 14), (104.0, 60.0, 52.0), (300.0, -200.0, 70.0), "lm")
+    em = Grid((30, 25, 24), (33.0, 30.0, 28.0), (900.0, 5000.0, -70.0), "em")
+    linear = np.diag([1.02, -0.97, 1.05])
+    start = Affine.from_linear(linear, em.centre_nm - linear @ lm.centre_nm, "lm", "em")
+    trusted = np.zeros(em.shape, bool)
+    trusted[:20, 9:, 4:] = True
+    known = np.ones(lm.shape, bool)
+    known[:, :, 11:] = False
+    there = start(lm.points_nm().reshape(-1, 3))
+    index = np.rint(em.to_index(there)).astype(int)
+    inside = em.contains(there)
+    assert not inside.all()
+    index = np.clip(index, 0, np.array(em.shape) - 1)
+    expected = (inside & trusted[tuple(index.T)]).reshape(lm.shape) & known
+    assert expected.any()
+    found = footprint(lm, em, start, Masks(known, trusted))
+    np.testing.assert_array_equal(found, expected)
+    assert found.sum() < footprint(lm, em, start).sum() / 2
+    with pytest.raises(RegistrationError, match="hardly overlap"):
+        footprint(lm, em, start, Masks(None, np.zeros(em.shape, bool)))
 
 
 def test_further_channels_are_named_with_file_and_weight():
