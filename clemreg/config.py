@@ -102,6 +102,9 @@ class RegisterConfig(Section):
         Point spread preset of the light microscope: ``"palm"``, ``"sim"`` or ``"confocal"``.
     psf_fwhm
         ``"x, y, z unit"`` full width at half maximum; overrides `psf`.
+    kind
+        What the EM segmentation is: ``"prediction"``, ``"probability"``, ``"mask"``; ``"auto"``
+        goes by its values.
     ramp
         How a prediction becomes membrane: ``"linear"``, or ``"published"`` with the wrong slope of
         the paper's program.
@@ -142,6 +145,7 @@ class RegisterConfig(Section):
 
     psf: Literal["palm", "sim", "confocal"] = "palm"
     psf_fwhm: XyzLength | None = None
+    kind: Literal["auto", "prediction", "probability", "mask"] = "auto"
     ramp: Literal["linear", "published"] = "linear"
     engine: Literal["newton", "elastix"] = "newton"
     preset: Literal["heinrich2021"] | None = None

@@ -29,6 +29,9 @@ def register(
         str,
         typer.Option(help='Point spread: palm, sim, confocal, or full widths "x, y, z unit".'),
     ] = "palm",
+    kind: Annotated[
+        str, typer.Option(help="What the EM holds: auto, prediction, probability or mask.")
+    ] = "auto",
     ramp: Annotated[
         str, typer.Option(help="From prediction to membrane: linear or published.")
     ] = "linear",
@@ -102,6 +105,7 @@ def register(
         guides=GuideFiles(
             tuple(also or ()), fixed_mask, moving_mask, landmarks, tuple(use_landmarks or ())
         ),
+        kind=kind,  # type: ignore[arg-type]
         ramp=ramp,  # type: ignore[arg-type]
         shifts_nm=_shifts(shift or []),
         fixed_spacing_nm=parse_xyz_nm(fixed_spacing) if fixed_spacing else None,

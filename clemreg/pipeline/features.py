@@ -14,7 +14,7 @@ from clemreg.volume import Volume
 def moving_options(config: RegisterConfig) -> MovingOptions:
     """How the configuration prepares EM segmentations."""
     psf = psf_sigma_nm(config.psf_fwhm or config.psf)
-    return MovingOptions(psf_sigma_nm=psf, ramp_kind=config.ramp)
+    return MovingOptions(psf_sigma_nm=psf, kind=config.kind, ramp_kind=config.ramp)
 
 
 def open_prediction(context: RunContext) -> Volume:

@@ -85,7 +85,9 @@ def held_out_overlap(
         four sides, which is what chance gives.
     """
     fixed = prepare_fixed(lm)
-    moving = prepare_moving(em, lm.grid.spacing_nm, replace(options, min_volume_nm3=0.0))
+    moving = prepare_moving(
+        em, lm.grid.spacing_nm, replace(options, kind="auto", min_volume_nm3=0.0)
+    )
     poses = {"result": transform, "affine_only": affine_of(transform)}
     found = overlaps(fixed, moving, poses)
     for name, pose in poses.items():

@@ -21,6 +21,7 @@ from clemreg.register.elastix_keys import check_parameters
 from clemreg.register.engines import ElastixStages, NewtonStages, Stages
 from clemreg.register.features import (
     PSF_SIGMA_NM,
+    Kind,
     MovingOptions,
     Ramp,
     prepare_fixed,
@@ -145,6 +146,8 @@ class RegisterCommand:
         ``"palm"``, ``"sim"``, ``"confocal"``, or full widths at half maximum ``"x, y, z unit"``.
     orientation, seed, stages, guides
         How it is registered.
+    kind
+        What the EM segmentation is: ``"auto"``, ``"prediction"``, ``"probability"``, ``"mask"``.
     ramp
         How stored predictions become membrane (`clemreg.register.features.MovingOptions`).
     shifts_nm
@@ -162,6 +165,7 @@ class RegisterCommand:
     seed: int = 0
     stages: StageChoice = StageChoice()
     guides: GuideFiles = GuideFiles()
+    kind: Kind = "auto"
     ramp: Ramp = "linear"
     shifts_nm: Mapping[str, Triple] = field(default_factory=dict)
     fixed_spacing_nm: Triple | None = None
@@ -235,7 +239,9 @@ def prepare_files(command: RegisterCommand) -> Prepared:
     VoxelSizeError
         A voxel size is missing, or cannot be right.
     """
-    psf = MovingOptions(psf_sigma_nm=psf_sigma_nm(command.psf), ramp_kind=command.ramp)
+    psf = MovingOptions(
+        psf_sigma_nm=psf_sigma_nm(command.psf), kind=command.kind, ramp_kind=command.ramp
+    )
     with hinting("--fixed-spacing"):
         lm = open_volume(command.fixed, frame="lm", spacing_nm=command.fixed_spacing_nm)
     with hinting("--moving-spacing"):
@@ -364,7 +370,7 @@ def split_channel(text: str) -> tuple[str, str, float]:
 
 def _further(lm: Volume, text: str, psf: MovingOptions, shifts_nm: Mapping[str, Triple]) -> Channel:
     name, path, weight = split_channel(text)
-    options = replace(psf, min_volume_nm3=0.0)
+    options = replace(psf, kind="auto", min_volume_nm3=0.0)
     moving = prepare_moving(open_volume(path, frame="em"), lm.grid.spacing_nm, options)
     return Channel(prepare_fixed(light_channel(lm, name, shifts_nm)), moving, weight)
 

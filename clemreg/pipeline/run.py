@@ -116,7 +116,7 @@ def plan(context: RunContext) -> list[Step]:
         step(
             "prepare",
             features.prepare,
-            lm | {k: register[k] for k in ("psf", "psf_fwhm", "ramp")},
+            lm | {k: register[k] for k in ("psf", "psf_fwhm", "kind", "ramp")},
             (context.path("prepared"),),
         ),
         step(

@@ -30,10 +30,12 @@ log = logging.getLogger(__name__)
 
 Image = NDArray[np.float32]
 Kind = Literal["auto", "prediction", "probability", "mask"]
+KINDS: tuple[Kind, ...] = ("auto", "prediction", "probability", "mask")
 Ramp = Literal["linear", "published"]
 RAMPS: tuple[Ramp, ...] = ("linear", "published")
 
 _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
+_MOST_IDS = 64  # bytes that are all below this are ids: no probability stays below a quarter
 LARGEST = 10**8  # voxels that are worked on whole; larger input is averaged down while reading
 
 
@@ -62,7 +64,8 @@ class MovingOptions:
     kind
         ``"prediction"``: uint8 signed distances (`clemreg.io.quantise`) with the channels ``mito``
         and ``mito_mem``, or one of them, and perhaps ``ecs``; ``"probability"``: 0 to 1, or uint8
-        0 to 255; ``"mask"``: not 0 is foreground; ``"auto"`` goes by channel names and values.
+        0 to 255; ``"mask"``: not 0 is foreground; ``"auto"`` goes by channel names and
+        values: bytes below 64 are ids, so a mask.
     ramp
         Stored values from which and up to which a prediction counts more and more.
     ramp_kind
@@ -96,6 +99,8 @@ class MovingOptions:
     def __post_init__(self) -> None:
         if self.ramp_kind not in RAMPS:
             raise ConfigError(f"no ramp {self.ramp_kind!r}", hint=", ".join(RAMPS))
+        if self.kind not in KINDS:
+            raise ConfigError(f"no kind {self.kind!r} of segmentation", hint=", ".join(KINDS))
 
 
 @dataclass(frozen=True)
@@ -274,6 +279,7 @@ def _pooled_while_reading(volume: Volume, factor: int) -> Volume:
 def _density(volume: Volume, options: MovingOptions) -> Image:
     """How much membrane (or organelle) is in each voxel, 0 to 1."""
     kind = _kind(volume) if options.kind == "auto" else options.kind
+    log.info("%s is taken as a %s", volume.name or "EM segmentation", kind)
     if kind == "prediction":
         return _density_of_prediction(volume, options)
     image = volume.read()
@@ -282,6 +288,12 @@ def _density(volume: Volume, options: MovingOptions) -> Image:
     if not np.isfinite(image).all():
         raise DataError(f"{volume.name or 'EM segmentation'} holds NaN or infinity")
     if kind == "mask":
+        if (image != 0).all():
+            raise DataError(
+                f"{volume.name or 'EM segmentation'} is a mask without a voxel that is 0",
+                hint="a mask is 0 outside mitochondria: of a volume of classes keep those of "
+                "mitochondria; or it is no mask: --kind probability",
+            )
         return _large_enough(image != 0, volume.grid, options).astype(np.float32)
     scale = 255.0 if np.issubdtype(image.dtype, np.integer) else 1.0
     result: Image = np.clip(image.astype(np.float32) / np.float32(scale), 0, 1)
@@ -295,8 +307,8 @@ def _kind(volume: Volume) -> Kind:
         return "mask"
     if volume.dtype.kind == "f":
         return "probability"
-    sample = volume.read()
-    return "mask" if len(np.unique(sample)) <= 2 else "probability"
+    values = np.unique(volume.read())
+    return "mask" if len(values) <= 2 or values[-1] < _MOST_IDS else "probability"
 
 
 def _density_of_prediction(volume: Volume, options: MovingOptions) -> Image:

@@ -125,3 +125,22 @@ def test_the_ramp_and_the_slope_that_was_published(kind, expected):
 def test_an_unknown_ramp_is_refused():
     with pytest.raises(ConfigError, match="no ramp 'steep'"):
         MovingOptions(ramp_kind="steep")
+
+
+def test_ids_are_a_mask_and_bytes_that_go_up_to_255_a_probability():
+    ids = np.where(INSIDE, 3, 0).astype(np.uint8)
+    ids[box(slice(18, 24), slice(10, 22), slice(10, 30))] = 60
+    assert np.array_equal(seen(ids), INSIDE)
+    shades = np.where(INSIDE, 200, 0).astype(np.uint8)
+    shades[box(slice(12, 24), slice(10, 22), slice(10, 12))] = 20
+    bright = INSIDE & (shades == 200)
+    assert np.array_equal(seen(shades), bright)
+    assert np.array_equal(seen(shades, kind="mask"), INSIDE)
+
+
+def test_a_volume_of_classes_is_no_mask():
+    """Where everything is something, the mitochondria must be named."""
+    with pytest.raises(DataError, match="without a voxel that is 0"):
+        seen(np.where(INSIDE, 5, 1).astype(np.uint8))
+    with pytest.raises(ConfigError, match="no kind 'labels'"):
+        MovingOptions(kind="labels")
