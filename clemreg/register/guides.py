@@ -14,12 +14,14 @@ from clemreg.register.orientation import Orientation
 from clemreg.space.fits import fit_affine, fit_rigid
 from clemreg.space.landmarks import Landmarks
 from clemreg.space.tps import ThinPlateSpline
-from clemreg.space.transform import Transform
+from clemreg.space.transform import Affine, FloatArray, Transform
 from clemreg.volume import Volume
 
 LandmarkUse = Literal["start", "metric", "correction"]
 LANDMARK_USES: tuple[LandmarkUse, ...] = ("start", "metric", "correction")
 _AFFINE_FROM = 10
+_THIN = 0.1
+"""Thickness over breadth below which landmarks are a sheet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +89,35 @@ class Guides:
 def start_from_landmarks(fixed: Volume, moving: Volume, landmarks: Landmarks) -> Orientation:
     """Start pose from pairs of points: rigid, or affine from 10 pairs on.
 
-    Nothing was searched, so there is no score and no runner-up.
+    Landmarks in a thin sheet say how it is stretched, but not how it is along its normal: there the
+    rotation alone is taken. Nothing was searched, so there is no score and no runner-up.
+
+    Raises
+    ------
+    DataError
+        The points lie on a line.
     """
-    fit = fit_affine if len(landmarks.names) >= _AFFINE_FROM else fit_rigid
-    affine = fit(landmarks.lm_nm, landmarks.em_nm, fixed.grid.frame, moving.grid.frame)
+    lm_nm, em_nm = landmarks.lm_nm, landmarks.em_nm
+    frames = (fixed.grid.frame, moving.grid.frame)
+    affine = fit_rigid(lm_nm, em_nm, *frames)
+    if len(lm_nm) >= _AFFINE_FROM:
+        affine = fit_affine(*_thickened(lm_nm, em_nm, affine), *frames)
     return Orientation(affine, math.nan, math.nan, math.nan, affine.is_mirrored, math.nan)
+
+
+def _thickened(
+    lm_nm: FloatArray, em_nm: FloatArray, rigid: Affine
+) -> tuple[FloatArray, FloatArray]:
+    """Put copies above and below the landmarks of a sheet, where a rotation has them."""
+    _, spread, axes = np.linalg.svd(lm_nm - lm_nm.mean(axis=0))
+    if spread[2] >= _THIN * spread[0]:
+        return lm_nm, em_nm
+    up = axes[2] * spread[0] / np.sqrt(len(lm_nm))
+    there = rigid.linear @ up
+    return (
+        np.concatenate([lm_nm, lm_nm + up, lm_nm - up]),
+        np.concatenate([em_nm, em_nm + there, em_nm - there]),
+    )
 
 
 def corrected(transform: Transform, guides: Guides) -> Transform:

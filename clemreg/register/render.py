@@ -21,6 +21,7 @@ from clemreg.volume import Volume
 BLOCK: Shape = (64, 128, 128)
 REACH_SIGMA = 4.0
 _AT_ONCE = 2_000_000
+_ALIKE = 0.3  # correlation of two channels of one structure, at least
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,10 @@ def chromatic_shift_nm(reference: Volume, other: Volume) -> FloatArray:
     ------
     ConfigError
         They are on different grids.
+    DataError
+        They hardly correlate then: these are different structures.
     """
+    from scipy import ndimage
     from skimage.registration import phase_cross_correlation
 
     if reference.grid != other.grid:
@@ -211,4 +215,13 @@ def chromatic_shift_nm(reference: Volume, other: Volume) -> FloatArray:
         )
     images = (reference.read().astype(np.float64), other.read().astype(np.float64))
     shift, _, _ = phase_cross_correlation(*images, upsample_factor=20, normalization=None)
+    moved = ndimage.shift(images[1], shift, order=1, mode="nearest")
+    spread = images[0].std() * moved.std()
+    likeness = float(np.mean((images[0] - images[0].mean()) * (moved - moved.mean())))
+    if spread == 0 or likeness < _ALIKE * spread:
+        raise DataError(
+            f"the channels do not show the same structure: they correlate by "
+            f"{likeness / spread if spread else 0:.2f} at best",
+            hint="measure the shift on beads, or on one structure with both labels",
+        )
     return np.asarray(shift * np.asarray(reference.grid.spacing_nm), dtype=np.float64)

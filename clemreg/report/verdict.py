@@ -77,8 +77,8 @@ def decide(report: Numbers) -> Verdict:
     100 nm; the B-spline is worse at the landmarks than the affine alone; folds were not looked for;
     the determinant leaves [0.5, 2]; the inverse is off by more than 1 nm; the pose is mirrored,
     hardly better than the runner-up, or agrees little; an axis is scaled outside [0.7, 1.4]; seeds
-    disagree by more than 40 nm; halves of the mitochondria predict an error above 200 nm in more
-    than 5 % of the imaged volume.
+    disagree by more than 40 nm; the pose was not searched and the images correlate below 0.3;
+    halves of the mitochondria predict an error above 200 nm in more than 5 % of the imaged volume.
 
     Otherwise ``pass``.
     """
@@ -110,6 +110,7 @@ def _plausibility(report: Numbers) -> Iterator[Finding]:
     yield from _stiffened(_part(report, "stiffened"))
     yield from _round_trip(_part(report, "round_trip_nm"))
     yield from _orientation(_part(report, "orientation"))
+    yield from _unsearched(_part(report, "orientation"), _part(report, "scores"))
     yield from _affine(_part(report, "affine"))
     yield from _stability(_part(report, "stability"))
 
@@ -284,6 +285,18 @@ def _orientation(orientation: Numbers) -> Iterator[Finding]:
         yield "pass", f"{text} The margin is small; look at the overlays."
     else:
         yield "pass", text
+
+
+def _unsearched(orientation: Numbers, scores: Numbers) -> Iterator[Finding]:
+    """Judge by the images where landmarks gave the start pose: they may be mixed up."""
+    final = _number(scores, "final")
+    if _number(orientation, "score") is not None or final is None:
+        return
+    text = f"The start pose was given, not searched. At the end the images correlate by {final:.2f}"
+    if final < LOW_SCORE:
+        yield "warn", f"{text}: that is little agreement; look at the overlays."
+    else:
+        yield "pass", f"{text}."
 
 
 def _affine(affine: Numbers) -> Iterator[Finding]:

@@ -8,6 +8,8 @@ from numpy.typing import ArrayLike
 from clemreg.errors import DataError
 from clemreg.space.transform import Affine, FloatArray, Transform, as_points
 
+_LINE = 1e-4  # breadth over length of points that count as a line: clicks are no better than this
+
 
 def fit_rigid(source_nm: ArrayLike, target_nm: ArrayLike, source: str, target: str) -> Affine:
     """Rotation and shift that bring `source_nm` closest to `target_nm`; never a mirror.
@@ -72,9 +74,13 @@ def _umeyama(
     a, b = _pairs(source_nm, target_nm, least=3)
     centre_from, centre_to = a.mean(axis=0), b.mean(axis=0)
     a0, b0 = a - centre_from, b - centre_to
-    spread = np.linalg.svd(a0, compute_uv=False)
-    if spread[1] <= 1e-9 * max(1.0, float(spread[0])):
-        raise DataError("the landmarks lie on one line, so a rotation is not determined")
+    for side in (a0, b0):
+        spread = np.linalg.svd(side, compute_uv=False)
+        if spread[1] <= _LINE * float(spread[0]) or spread[0] == 0:
+            raise DataError(
+                "the landmarks lie on one line, so a rotation is not determined",
+                hint="add a landmark to the side of the others, and look for rows that are alike",
+            )
     u, singular, vt = np.linalg.svd(b0.T @ a0)
     sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
     rotation = (u * sign) @ vt

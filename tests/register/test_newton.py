@@ -27,7 +27,7 @@ from clemreg.simulate.tubes import TubeOptions, simulate_tubes
 from clemreg.space import Affine, Grid, Landmarks
 from clemreg.space.fits import best_affine
 from clemreg.space.transform import Chain
-from clemreg.testing import hostile_grid, random_affine
+from clemreg.testing import hostile_grid, random_affine, random_rotation
 from clemreg.volume import Volume
 
 
@@ -278,6 +278,25 @@ def test_ten_landmarks_start_with_their_affine_and_three_with_a_rotation():
     assert np.isnan(found.margin)
     three = start_from_landmarks(lm, em, ten.take([0, 1, 2]))
     np.testing.assert_allclose(three.affine.singular_values, 1.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("thickness_nm", [0.0, 250.0])
+def test_landmarks_in_a_sheet_stretch_it_and_turn_the_rest(thickness_nm):
+    """As the published ones: 31 in 12 x 7 x 0.3 um, with 25 nm of noise; and all in one plane."""
+    lm = Volume(np.zeros((4, 4, 4)), Grid((4, 4, 4), (1.0, 1.0, 1.0), frame="lm"))
+    em = Volume(np.zeros((4, 4, 4)), Grid((4, 4, 4), (1.0, 1.0, 1.0), frame="em"))
+    rng = np.random.default_rng(0)
+    turn = random_rotation(rng)
+    linear = turn @ np.diag([1.0, 1.11, 0.96])
+    truth = Affine.from_linear(linear, [700.0, -90.0, 4000.0], "lm", "em")
+    places = rng.uniform(-0.5, 0.5, (31, 3)) * [thickness_nm, 7000.0, 12000.0]
+    marks = Landmarks(
+        tuple(map(str, range(31))), places, truth(places) + rng.normal(scale=25, size=(31, 3))
+    )
+    found = start_from_landmarks(lm, em, marks).affine
+    far = np.array([[2000.0, 0.0, 0.0], [-2000.0, 3000.0, 5000.0], [0.0, -3000.0, 5000.0]])
+    assert np.abs(found(far) - truth(far)).max() < 80
+    assert not found.is_mirrored
 
 
 def test_the_correction_passes_through_the_mean_of_the_raters():

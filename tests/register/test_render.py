@@ -118,6 +118,15 @@ def test_chromatic_shift_is_found_in_nm():
         chromatic_shift_nm(volumes[0], Volume(np.zeros((3, 4, 5)), Grid((3, 4, 5), (1.0,) * 3)))
 
 
+def test_channels_of_different_structures_have_no_shift():
+    rng = np.random.default_rng(0)
+    grid = Grid((12, 30, 32), (40.0, 21.0, 20.0))
+    one, other, flat = rng.poisson(3, grid.shape), rng.poisson(3, grid.shape), np.ones(grid.shape)
+    for second in (other, flat):
+        with pytest.raises(DataError, match="do not show the same structure"):
+            chromatic_shift_nm(Volume(one, grid), Volume(second, grid))
+
+
 def test_precision_follows_the_transform():
     move = random_affine(np.random.default_rng(1), "lm", "em", mirror=True)
     table = cloud(5)

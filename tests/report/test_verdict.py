@@ -38,12 +38,19 @@ def jacobian(**values):
     return changed(jacobian={"without_affine": {**STATS, **values}})
 
 
+UNSEARCHED = changed(orientation={"score": None, "runner_up": None, "margin": None})
+
+
 @pytest.mark.parametrize(
     ("report", "status", "words"),
     [
         (GOOD, "pass", "within 40 nm"),
         (GOOD, "pass", "as close to each of them"),
         (GOOD, "pass", "within 41 nm of the truth"),
+        (UNSEARCHED | {"scores": {"final": 0.55}}, "pass", "was given, not searched"),
+        (UNSEARCHED | {"scores": {"final": 0.12}}, "warn", "correlate by 0.12: that is little"),
+        (UNSEARCHED | {"scores": {"final": None}}, "pass", "within 40 nm"),
+        (GOOD | {"scores": {"final": 0.12}}, "pass", "start pose scored 0.60"),
         (changed(landmarks=None, truth=None), "warn", "not measured"),
         (changed(landmarks={"median_nm": None}, truth=None), "warn", "not measured"),
         (changed(landmarks={"median_nm": 100.0}), "pass", "within 100 nm"),

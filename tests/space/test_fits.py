@@ -76,6 +76,16 @@ def test_degenerate_points_are_refused(fit, points):
         fit(points, broken, "a", "b")
 
 
+@pytest.mark.parametrize("fit", [fit_rigid, fit_similarity])
+def test_no_rotation_from_a_line_on_either_side_even_if_clicked(rng, fit):
+    """Clicks scatter by nanometres over micrometres: that is no breadth."""
+    places = rng.normal(size=(6, 3)) * 1000
+    line = np.outer(np.arange(6.0), [1000, 2000, -3000]) + rng.normal(size=(6, 3)) * 0.3
+    for a, b in ((line, places), (places, line), (np.ones((6, 3)), places)):
+        with pytest.raises(DataError, match="on one line"):
+            fit(a, b, "a", "b")
+
+
 def test_an_affine_needs_points_off_a_plane(points):
     flat = points * [0, 1, 1]
     with pytest.raises(DataError, match="plane"):
