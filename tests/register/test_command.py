@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -11,9 +12,12 @@ import tifffile
 from clemreg.cli.app import run_app
 from clemreg.errors import ConfigError, MissingError, VoxelSizeError
 from clemreg.io.volumes import write_volume
+from clemreg.pipeline import register as register_module
 from clemreg.pipeline.register import GuideFiles, RegisterCommand, prepare_files, psf_sigma_nm
 from clemreg.pipeline.voxels import suspicious_voxels
-from clemreg.space import Grid
+from clemreg.register.orientation import Orientation
+from clemreg.register.registration import RegistrationResult
+from clemreg.space import Affine, Grid
 from clemreg.volume import Volume
 
 LM = Grid((9, 30, 34), (104.0, 60.0, 60.0), (300.0, -200.0, 70.0), "lm")
@@ -120,3 +124,21 @@ def test_usual_voxels_are_not_remarked_and_a_wrong_unit_is_refused(folder):
         prepared(folder, moving_spacing_nm=(32e3, 28e3, 28e3))
     with pytest.raises(VoxelSizeError, match="they differ 33 times"):
         prepared(folder, fixed_spacing_nm=(1500.0, 1500.0, 1500.0))
+
+
+def test_what_is_unusual_stands_in_the_verdict(folder, tmp_path, monkeypatch):
+    """The registration itself is left out: it would not mind."""
+    start = Affine.translation(EM.centre_nm - LM.centre_nm, "lm", "em")
+    pose = Orientation(start, 0.6, 0.1, 0.5, False, 300.0)
+    found = RegistrationResult(start, start, pose, {"final": 0.6}, {}, warnings=("As found.",))
+    monkeypatch.setattr(register_module, "register", lambda *_, **__: found)
+    words = ["register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr")]
+    words += ["--out", str(tmp_path), "--fixed-spacing", "60, 104, 60 nm"]
+    assert run_app([*words, "--json", str(tmp_path / "out.json")]) == 0
+    verdict = json.loads((tmp_path / "out.json").read_text())["verdict"]
+    assert verdict["status"] == "warn"
+    reasons = "\n".join(verdict["reasons"])
+    assert "pixels are usually square" in reasons
+    assert "As found." in reasons
+    kept = json.loads((tmp_path / "registration.json").read_text())["affine"]["warnings"]
+    assert len(kept) == 2
