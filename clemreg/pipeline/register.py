@@ -32,7 +32,7 @@ from clemreg.register.guides import LANDMARK_USES, Guides, LandmarkUse
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import OrientationOptions
 from clemreg.register.registration import RegisterOptions, register
-from clemreg.register.stages import preset_parameters
+from clemreg.register.stages import ParameterMap, preset_parameters
 from clemreg.report.verdict import decide_unmeasured
 from clemreg.space.grid import Grid, Triple
 from clemreg.space.landmarks import Landmarks
@@ -56,6 +56,8 @@ class StageChoice:
         elastix parameter files, in order.
     grid_spacing_um, bending_weight
         None leaves the default of the engine.
+    overrides
+        elastix keys with a value that replaces the one in the preset or the files.
     """
 
     engine: str = "newton"
@@ -63,6 +65,7 @@ class StageChoice:
     params: tuple[Path, ...] = ()
     grid_spacing_um: float | None = None
     bending_weight: float | None = None
+    overrides: tuple[tuple[str, float], ...] = ()
 
     def stages(self) -> Stages:
         """Return the stages.
@@ -76,6 +79,11 @@ class StageChoice:
             raise ConfigError("give a preset or parameter files, not both")
         if self.preset or self.params:
             return ElastixStages(parameters=self._parameters())
+        if self.overrides:
+            raise ConfigError(
+                f"{self.overrides[0][0]} is a key of elastix's parameters",
+                hint="add --preset heinrich2021, or --params FILE",
+            )
         tuned = self._tuned()
         if self.engine == "newton":
             stages = NewtonStages()
@@ -85,17 +93,28 @@ class StageChoice:
             return replace(elastix, bspline=replace(elastix.bspline, **tuned))
         raise ConfigError(f"no engine {self.engine!r}", hint="newton or elastix")
 
-    def _parameters(self) -> tuple[dict[str, tuple[str, ...]], ...]:
+    def _parameters(self) -> tuple[ParameterMap, ...]:
         if self.grid_spacing_um is not None or self.bending_weight is not None:
             raise ConfigError(
                 "grid spacing and bending weight stand in the elastix parameters",
                 hint="set them in the files, or leave out --preset and --params",
             )
         if self.preset:
-            return preset_parameters(self.preset)
+            return self._overridden(preset_parameters(self.preset))
         maps = tuple(dict(read_parameter_file(path).values) for path in self.params)
         for one in maps:
             check_parameters(one)
+        return self._overridden(maps)
+
+    def _overridden(self, maps: tuple[ParameterMap, ...]) -> tuple[ParameterMap, ...]:
+        """Change the keys in the maps that have them."""
+        for key, value in self.overrides:
+            if not any(key in one for one in maps):
+                raise ConfigError(
+                    f"none of the elastix parameter maps has {key}", hint="set it in the file first"
+                )
+            text = (format(value, ".10g"),)
+            maps = tuple({**one, key: text} if key in one else one for one in maps)
         return maps
 
     def _tuned(self) -> dict[str, Any]:

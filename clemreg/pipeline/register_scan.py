@@ -34,6 +34,7 @@ from clemreg.pipeline.register import (
     split_channel,
 )
 from clemreg.pipeline.steps import input_fingerprint, one_run_at_a_time
+from clemreg.register.elastix_keys import KNOWN_KEYS
 from clemreg.register.matching import draw_samples
 from clemreg.register.orientation import Orientation
 from clemreg.register.registration import RegisterOptions, RegistrationResult, register
@@ -52,7 +53,7 @@ class ScanAxis:
     Attributes
     ----------
     key
-        ``grid_spacing_um``, ``bending_weight`` or ``seed``.
+        ``grid_spacing_um``, ``bending_weight``, ``seed``, or a key of elastix's parameters.
     values
         In the order given.
     """
@@ -71,8 +72,10 @@ def parse_axis(text: str) -> ScanAxis:
     """
     key, equals, rest = text.partition("=")
     known = (*_STAGE_KEYS, "seed")
-    if key not in known:
-        raise ConfigError(f"cannot scan {key!r}", hint=f"one of {', '.join(known)}")
+    if key not in known and key not in KNOWN_KEYS:
+        raise ConfigError(
+            f"cannot scan {key!r}", hint=f"one of {', '.join(known)}, or a key of elastix"
+        )
     try:
         values = tuple(float(v) for v in rest.split(","))
     except ValueError:
@@ -203,7 +206,8 @@ def _kept(path: Path, job: str) -> dict[str, Any] | None:
 def _changed(command: RegisterCommand, values: dict[str, float]) -> RegisterCommand:
     stages: dict[str, Any] = {k: v for k, v in values.items() if k in _STAGE_KEYS}
     seed = int(values.get("seed", command.seed))
-    return replace(command, seed=seed, stages=replace(command.stages, **stages))
+    keys = tuple((k, v) for k, v in values.items() if k in KNOWN_KEYS)
+    return replace(command, seed=seed, stages=replace(command.stages, overrides=keys, **stages))
 
 
 def _measured(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,14 @@ from clemreg.io.points import write_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline import register_scan
-from clemreg.pipeline.register import GuideFiles, StageChoice, _further, _landmarks, _mask
+from clemreg.pipeline.register import (
+    GuideFiles,
+    RegisterCommand,
+    StageChoice,
+    _further,
+    _landmarks,
+    _mask,
+)
 from clemreg.pipeline.register_scan import parse_axis
 from clemreg.pipeline.registration import register_options
 from clemreg.register import registration
@@ -153,6 +161,26 @@ def test_impossible_scans_are_refused(text, words):
     with pytest.raises(ConfigError, match=words):
         parse_axis(text)
     assert parse_axis("grid_spacing_um=1,1.6,2.5").values == (1.0, 1.6, 2.5)
+
+
+def test_keys_of_elastix_are_scanned_where_the_parameters_have_them():
+    assert parse_axis("FinalGridSpacingInVoxels=8,16").key == "FinalGridSpacingInVoxels"
+    command = RegisterCommand("lm", "em", Path(), stages=StageChoice(preset="heinrich2021"))
+    changed = register_scan._changed(command, {"FinalGridSpacingInVoxels": 8.0, "seed": 3.0})
+    affine, elastic = changed.stages.stages().parameters
+    published = preset_parameters("heinrich2021")
+    assert affine == published[0]
+    assert elastic == {**published[1], "FinalGridSpacingInVoxels": ("8",)}
+    assert changed.seed == 3
+    both = register_scan._changed(command, {"NumberOfSpatialSamples": 4096.0}).stages.stages()
+    assert [one["NumberOfSpatialSamples"] for one in both.parameters] == [("4096",)] * 2
+    absent = register_scan._changed(command, {"MaximumDeformation": 1.0}).stages
+    with pytest.raises(ConfigError, match="parameter maps has MaximumDeformation"):
+        absent.stages()
+    newton = RegisterCommand("lm", "em", Path())
+    alone = register_scan._changed(newton, {"FinalGridSpacingInVoxels": 8.0}).stages
+    with pytest.raises(ConfigError, match="key of elastix's parameters"):
+        alone.stages()
 
 
 @pytest.fixture(scope="module")
