@@ -127,6 +127,8 @@ class RegisterConfig(Section):
         Table of pairs to fit; if some rows have the role ``fit``, only those are used.
     use_landmarks
         What they are for: ``"start"``, ``"metric"``, ``"correction"``; if empty, ``"metric"``.
+    fixed_offset
+        ``"x, y, z unit"`` added to the LM coordinates of `landmarks` (a cropped LM volume).
     search
         ``"in-plane"``: any rotation about z, turns by 180 degrees and small tilts; ``"all"``: every
         axis permutation too.
@@ -157,6 +159,7 @@ class RegisterConfig(Section):
     moving_mask: str | None = None
     landmarks: str | None = None
     use_landmarks: tuple[Literal["start", "metric", "correction"], ...] = ()
+    fixed_offset: XyzLength | None = None
     search: Literal["in-plane", "all"] = "in-plane"
     allow_mirror: bool = False
     seed: Annotated[int, Field(ge=0)] = 0

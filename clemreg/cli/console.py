@@ -175,3 +175,12 @@ def format_value(value: Any) -> str:
     if isinstance(value, (list, tuple)) and value and not isinstance(value[0], (list, tuple)):
         return ", ".join(format_value(v) for v in value)
     return str(value)
+
+
+def offset_nm(text: str | None) -> tuple[float, float, float]:
+    """Read ``"x, y, z"`` as zyx in nm; um unless a unit is given; nothing is no offset."""
+    from clemreg.units import parse_xyz_nm
+
+    if text is None:
+        return (0.0, 0.0, 0.0)
+    return parse_xyz_nm(text if text.strip()[-1].isalpha() else f"{text} um")

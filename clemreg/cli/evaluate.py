@@ -10,6 +10,7 @@ import typer
 from clemreg.cli.console import (
     JsonOption,
     OverwriteOption,
+    offset_nm,
     progress_bar,
     result,
     table,
@@ -66,7 +67,7 @@ def landmarks(
         read_transform(transform),
         read_landmarks(landmarks),
         raters=tuple(r.strip() for r in raters.split(",")) if raters else (),
-        fixed_offset_nm=_offset_nm(fixed_offset),
+        fixed_offset_nm=offset_nm(fixed_offset),
     )
     _answer("landmarks", report.to_json(), json)
 
@@ -156,7 +157,7 @@ def uncertainty(
         read_landmarks(landmarks),
         rater,
         second_rater,
-        _offset_nm(noise) if noise else None,
+        offset_nm(noise) if noise else None,
         model,  # type: ignore[arg-type]
     )
     report = predict_error(command, grid, inside, count=suggest, out=out)
@@ -233,14 +234,6 @@ def _answer(name: str, report: dict[str, Any], json: Path | None) -> None:
     """Print the figures without the long lists; write all of them."""
     table({name: {k: v for k, v in report.items() if k not in ("points", "histogram")}})
     write_json(json, {name: report})
-
-
-def _offset_nm(text: str | None) -> tuple[float, float, float]:
-    from clemreg.units import parse_xyz_nm
-
-    if text is None:
-        return (0.0, 0.0, 0.0)
-    return parse_xyz_nm(text if text.strip()[-1].isalpha() else f"{text} um")
 
 
 def _where(

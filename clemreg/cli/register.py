@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, print_verdict, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    offset_nm,
+    print_verdict,
+    progress_bar,
+    result,
+    table,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from clemreg.pipeline.register import RegisterCommand
@@ -76,6 +84,10 @@ def register(
     use_landmarks: Annotated[
         list[str] | None, typer.Option(help="start, metric or correction; may be repeated.")
     ] = None,
+    fixed_offset: Annotated[
+        str | None,
+        typer.Option(help='Added to the LM side of all landmarks, "x, y, z"; um unless said.'),
+    ] = None,
     scan: Annotated[
         list[str] | None,
         typer.Option(help="Run a scan instead: KEY=V1,V2,...; may be repeated."),
@@ -103,7 +115,12 @@ def register(
         seed=seed,
         stages=StageChoice(engine, preset, tuple(params or ()), grid_spacing, bending_weight),
         guides=GuideFiles(
-            tuple(also or ()), fixed_mask, moving_mask, landmarks, tuple(use_landmarks or ())
+            tuple(also or ()),
+            fixed_mask,
+            moving_mask,
+            landmarks,
+            tuple(use_landmarks or ()),
+            offset_nm(fixed_offset),
         ),
         kind=kind,  # type: ignore[arg-type]
         ramp=ramp,  # type: ignore[arg-type]

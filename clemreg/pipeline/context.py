@@ -89,6 +89,7 @@ class RunContext:
             self.input(config.moving_mask),
             None if landmarks is None else Path(landmarks),
             config.use_landmarks,
+            parse_xyz_nm(config.fixed_offset) if config.fixed_offset else (0.0, 0.0, 0.0),
         )
 
     def inputs(self) -> dict[str, str | None]:

@@ -140,6 +140,8 @@ class GuideFiles:
         Table of pairs; if some rows have the role ``fit``, only those are used.
     uses
         What the landmarks are for.
+    fixed_offset_nm
+        Added to their LM side, zyx: where they were clicked in a crop.
     """
 
     also: tuple[str, ...] = ()
@@ -147,6 +149,7 @@ class GuideFiles:
     moving_mask: str | None = None
     landmarks: Path | None = None
     uses: tuple[str, ...] = ()
+    fixed_offset_nm: Triple = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -433,5 +436,6 @@ def _landmarks(files: GuideFiles) -> tuple[Landmarks | None, tuple[LandmarkUse, 
     table = read_landmarks(files.landmarks)
     if "fit" in table.role:
         table = table.select(role="fit")
+    table = replace(table, lm_nm=table.lm_nm + np.asarray(files.fixed_offset_nm))
     uses: Mapping[str, LandmarkUse] = {use: use for use in LANDMARK_USES}
     return table, tuple(uses[use] for use in files.uses) or ("metric",)

@@ -39,6 +39,7 @@ from clemreg.register.matching import draw_samples
 from clemreg.register.orientation import Orientation
 from clemreg.register.registration import RegisterOptions, RegistrationResult, register
 from clemreg.report.scan import scan_figure
+from clemreg.space.grid import Triple
 from clemreg.space.landmarks import Landmarks
 from clemreg.space.transform import Affine
 
@@ -149,7 +150,8 @@ class _Scan:
         folder = self._command.out / name
         path, job = folder / "row.json", self._job(command)
         if _kept(path, job) is None:
-            result, found = _measured(self._ready, options_of(command), self._marks)
+            offset_nm = command.guides.fixed_offset_nm
+            result, found = _measured(self._ready, options_of(command), self._marks, offset_nm)
             self._keep_pose(result.orientation)
             result.save(folder, self._ready.fixed.grid)
             atomic_write_json(path, {"job": job, "kept": found})
@@ -211,14 +213,17 @@ def _changed(command: RegisterCommand, values: dict[str, float]) -> RegisterComm
 
 
 def _measured(
-    ready: Prepared, options: RegisterOptions, marks: Landmarks | None
+    ready: Prepared,
+    options: RegisterOptions,
+    marks: Landmarks | None,
+    offset_nm: Triple,
 ) -> tuple[RegistrationResult, dict[str, Any]]:
     began = time.monotonic()
     options = replace(options, stability_seeds=0 if marks is not None else _REPEATS)
     result = register(ready.fixed, ready.moving, options, guides=ready.guides)
     row: dict[str, Any] = {}
     if marks is not None:
-        tre = evaluate_landmarks(result.transform, marks).tre
+        tre = evaluate_landmarks(result.transform, marks, fixed_offset_nm=offset_nm).tre
         row |= {
             "tre_mean_nm": tre.mean_nm,
             "tre_median_nm": tre.median_nm,

@@ -20,6 +20,7 @@ from clemreg.volume import Volume
 LandmarkUse = Literal["start", "metric", "correction"]
 LANDMARK_USES: tuple[LandmarkUse, ...] = ("start", "metric", "correction")
 _AFFINE_FROM = 10
+_NO_PEOPLE = ("auto", "truth")  # raters of published results and of simulated data
 _THIN = 0.1
 """Thickness over breadth below which landmarks are a sheet."""
 
@@ -35,7 +36,8 @@ class Guides:
     masks
         Where the images can be trusted.
     landmarks
-        Pairs that may be fitted; they say nothing about accuracy afterwards.
+        Pairs that may be fitted; they say nothing about accuracy afterwards. The mean over the
+        people is taken; rows of the raters "Auto" and "truth" only if there are no others.
     uses
         ``"start"``: start pose instead of the search (3 or more); ``"metric"``: they pull on the
         deformation; ``"correction"``: a thin-plate spline at the end brings them together exactly.
@@ -83,7 +85,7 @@ class Guides:
     def _for(self, use: LandmarkUse) -> Landmarks | None:
         if use not in self.uses or self.landmarks is None:
             return None
-        return _mean_over_raters(self.landmarks.usable)
+        return _mean_over_raters(_of_people(self.landmarks.usable))
 
 
 def start_from_landmarks(fixed: Volume, moving: Volume, landmarks: Landmarks) -> Orientation:
@@ -130,6 +132,12 @@ def corrected(transform: Transform, guides: Guides) -> Transform:
         return transform
     frame = transform.target
     return transform.then(ThinPlateSpline(there, landmarks.em_nm, frame, frame))
+
+
+def _of_people(landmarks: Landmarks) -> Landmarks:
+    """Leave out what no person clicked, if there are rows of people."""
+    people = [i for i, name in enumerate(landmarks.rater) if name.lower() not in _NO_PEOPLE]
+    return landmarks.take(people) if people else landmarks
 
 
 def _mean_over_raters(landmarks: Landmarks) -> Landmarks:

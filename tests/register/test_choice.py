@@ -127,7 +127,12 @@ def test_landmarks_need_a_use_that_exists(tmp_path):
         _landmarks(GuideFiles(uses=("start",)))
     marks = Landmarks(("a", "b"), np.eye(3)[:2], np.eye(3)[1:])
     write_landmarks(marks, tmp_path / "marks.csv")
+    moved, _ = _landmarks(
+        GuideFiles(landmarks=tmp_path / "marks.csv", fixed_offset_nm=(3.0, 50.0, -7.0))
+    )
     table, uses = _landmarks(GuideFiles(landmarks=tmp_path / "marks.csv"))
+    np.testing.assert_allclose(moved.lm_nm - table.lm_nm, [[3.0, 50.0, -7.0]] * len(table.names))
+    np.testing.assert_array_equal(moved.em_nm, table.em_nm)
     assert uses == ("metric",)
     assert table.names == ("a", "b")
 

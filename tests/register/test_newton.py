@@ -280,6 +280,17 @@ def test_ten_landmarks_start_with_their_affine_and_three_with_a_rotation():
     np.testing.assert_allclose(three.affine.singular_values, 1.0, atol=1e-9)
 
 
+def test_a_published_result_among_the_raters_is_not_fitted():
+    """The table of the paper has the rows of two people and of the automatic result."""
+    places = np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, -9]])
+    rows = [Landmarks(("a", "b", "c"), places, places + by, (name,) * 3)
+            for name, by in (("AW", 10.0), ("JB", 20.0), ("Auto", 500.0))]  # fmt: skip
+    used = Guides(landmarks=Landmarks.concat(rows), uses=("metric",)).metric
+    np.testing.assert_allclose(used.em_nm, places + 15)
+    alone = Guides(landmarks=rows[2], uses=("metric",)).metric
+    np.testing.assert_allclose(alone.em_nm, places + 500)
+
+
 @pytest.mark.parametrize("thickness_nm", [0.0, 250.0])
 def test_landmarks_in_a_sheet_stretch_it_and_turn_the_rest(thickness_nm):
     """As the published ones: 31 in 12 x 7 x 0.3 um, with 25 nm of noise; and all in one plane."""
