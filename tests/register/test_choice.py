@@ -52,6 +52,19 @@ def test_the_choice_of_engine_gives_its_stages():
     )
 
 
+def test_every_try_is_stiffer_than_the_one_before():
+    """Gauss-Newton by the weight, from a tenth on where it was 0; elastix by the grid."""
+    newton = StageChoice(bending_weight=2.0).stages()
+    assert [newton.stiffer(n).deformation.bending_weight for n in (1, 2)] == [6.0, 18.0]
+    loose = StageChoice(bending_weight=0.0).stages()
+    assert [loose.stiffer(n).deformation.bending_weight for n in (1, 2)] == pytest.approx(
+        [0.3, 0.9]
+    )
+    elastix = StageChoice(engine="elastix", grid_spacing_um=2.0).stages()
+    for n in (1, 2):
+        assert elastix.stiffer(n).bspline.grid_spacing_um == pytest.approx((2.0 * 1.4**n,) * 3)
+
+
 def test_choices_that_exclude_each_other_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no engine 'ants'"):
         StageChoice(engine="ants").stages()
