@@ -81,9 +81,9 @@ def write_report(inputs: ReportInputs, folder: Path) -> Verdict:
         They cannot be written.
     """
     numbers = {name: plain(inputs.numbers.get(name)) for name in PARTS}
-    verdict = decide(numbers)
-    report = {"schema": SCHEMA, "verdict": verdict.to_json(), **numbers}
     extra = {name: plain(inputs.numbers.get(name)) for name in ("scores", "grid_spacing_um")}
+    verdict = decide(numbers | extra)
+    report = {"schema": SCHEMA, "verdict": verdict.to_json(), **numbers}
     html = render_html(inputs.title, report | extra, list(_figures(inputs, numbers)), inputs.worst)
     text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     # Left in reverse: the JSON, which scripts wait for, appears last.

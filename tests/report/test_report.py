@@ -180,6 +180,14 @@ def test_the_json_has_the_keys_that_scripts_rely_on(written):
     assert "NaN" not in (folder / "report.json").read_text(encoding="utf-8")
 
 
+def test_a_pose_that_was_not_searched_is_judged_by_the_images(tmp_path):
+    unsearched = {"score": None, "runner_up": None, "margin": None, "mirrored": False}
+    numbers = {"orientation": unsearched, "scores": {"start": 0.1, "final": 0.12}}
+    write_report(ReportInputs("pair", numbers), tmp_path)
+    reasons = json.loads((tmp_path / "report.json").read_text())["verdict"]["reasons"]
+    assert any("correlate by 0.12: that is little agreement" in reason for reason in reasons)
+
+
 def test_a_report_of_nothing_says_what_is_missing(tmp_path):
     verdict = write_report(ReportInputs("t", {}), tmp_path / "new")
     assert verdict.status == "warn"
