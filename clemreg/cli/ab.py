@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    require_free,
+    result,
+    table,
+    write_json,
+)
 
 app = typer.Typer(no_args_is_help=True, help="Judge two predictions by eye, blinded.")
 
@@ -31,10 +39,12 @@ def start(
     count: Annotated[int, typer.Option(help="Places to judge.")] = 100,
     edge: Annotated[int, typer.Option(help="Voxels of a place along each axis.")] = 150,
     seed: Annotated[int, typer.Option(help="Seed of places and sides.")] = 0,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Draw places and sides by chance and write the page for the one who judges."""
-    from clemreg.pipeline.blinded import BlindedOptions, start_comparison
+    from clemreg.pipeline.blinded import KEY, PAGE, BlindedOptions, start_comparison
 
+    require_free(out / PAGE, out / KEY, overwrite=overwrite)
     options = BlindedOptions(channel, voxel_size, count, edge, seed)
     with progress_bar("ab") as progress:
         page = start_comparison(em, (first, second), out, options, progress=progress)
@@ -48,11 +58,13 @@ def read(
     decoded: Annotated[
         Path | None, typer.Option(help="Also write which prediction was chosen at each place.")
     ] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Count the choices; exact two-sided binomial p that both are as good."""
     from clemreg.pipeline.blinded import read_comparison
 
+    require_free(decoded, overwrite=overwrite)
     report = read_comparison(folder, choices, decoded)
     table({k: "–" if v is None else v for k, v in report.items()})
     write_json(json, report)

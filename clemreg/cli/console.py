@@ -53,6 +53,13 @@ OverwriteOption = Annotated[
 ]
 
 
+def require_free(*outputs: Path | None, overwrite: bool) -> None:
+    """Refuse at once, not after the work, to write over what is there unasked."""
+    from clemreg.export.replace import require_free_output
+
+    require_free_output(*outputs, overwrite=overwrite)
+
+
 def say(text: str) -> None:
     """Write a line for people on stderr; stdout stays free for results."""
     sys.stderr.write(text + "\n")

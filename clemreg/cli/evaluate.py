@@ -12,6 +12,7 @@ from clemreg.cli.console import (
     OverwriteOption,
     offset_nm,
     progress_bar,
+    require_free,
     result,
     table,
     write_json,
@@ -92,7 +93,7 @@ def jacobian(
     from clemreg.io.transforms import read_transform
     from clemreg.pipeline.jacobian_map import write_jacobian_map
 
-    _require_free(map_, overwrite)
+    require_free(map_, overwrite=overwrite)
     grid, inside = _where([transform], mask, spacing, grid_of)
     given = read_transform(transform)
     report = evaluate_jacobian(given, grid, inside).to_json()
@@ -150,7 +151,7 @@ def uncertainty(
     from clemreg.io.transforms import read_transform
     from clemreg.pipeline.uncertainty import UncertaintyCommand, predict_error
 
-    _require_free(out, overwrite)
+    require_free(out, overwrite=overwrite)
     grid, inside = _where([transform], mask, spacing, grid_of)
     command = UncertaintyCommand(
         read_transform(transform),
@@ -221,13 +222,6 @@ def shift(
     z, y, x = (round(float(v), 2) for v in chromatic_shift_nm(one, other))
     _answer("shift", {"channel": channel, "x_nm": x, "y_nm": y, "z_nm": z}, json)
     result(f'--shift {channel}="{x:g}, {y:g}, {z:g} nm"')
-
-
-def _require_free(out: Path | None, overwrite: bool) -> None:
-    from clemreg.export.replace import require_free_output
-
-    if out is not None:
-        require_free_output(out, overwrite=overwrite)
 
 
 def _answer(name: str, report: dict[str, Any], json: Path | None) -> None:

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    require_free,
+    result,
+    table,
+    write_json,
+)
 
 LabelsArgument = Annotated[str, typer.Argument(help="Label volume: one id per object.")]
 SpacingOption = Annotated[
@@ -56,6 +64,7 @@ def measure(
     report: Annotated[
         Path | None, typer.Option(help="HTML page with histograms, centre lines and pictures.")
     ] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
@@ -73,6 +82,7 @@ def measure(
     )
     from clemreg.pipeline.objects import report_objects
 
+    require_free(csv, parquet, report, overwrite=overwrite)
     ids = open_ids(labels, spacing)
     mask = open_mask(cell, spacing) if cell else None
     with (
@@ -113,6 +123,7 @@ def contacts(
     csv: CsvOption = None,
     parquet: ParquetOption = None,
     graph: Annotated[Path | None, typer.Option(help="Who touches whom (.graphml).")] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
@@ -127,6 +138,7 @@ def contacts(
         contact_names,
         contact_options,
         open_ids,
+        require_free_results,
         summary,
         working_folder,
         write_tables,
@@ -134,6 +146,7 @@ def contacts(
 
     options = contact_options(recipe, distance, method, overlap, min_volume)
     organelles = contact_names(names, recipe, [a, b or a])
+    require_free_results(out, csv, parquet, graph, overwrite=overwrite)
     first = open_ids(a, spacing)
     second = open_ids(b, spacing) if b else None
     with (
@@ -142,12 +155,13 @@ def contacts(
         blockwise(block, workers, executor, progress) as how,
     ):
         found = find_contacts(first, second, options, how=how, scratch=scratch, out=out)
-    sites = named(found, *organelles)
+        sites = named(found, *organelles)
+        written = write_tables(sites, (csv, parquet))
+        if graph is not None:
+            write_graphml(graph, sum_up([sites]))
     report = summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
     table(report)
-    if graph is not None:
-        write_graphml(graph, sum_up([sites]))
-    for path in (*write_tables(sites, (csv, parquet)), *(p for p in (out, graph) if p)):
+    for path in (*written, *(p for p in (out, graph) if p)):
         result(f"wrote {path}")
     write_json(json, {"contacts": {**report, "table": list(sites.rows())}})
 
@@ -159,6 +173,7 @@ def interactions(
         Path | None, typer.Option(callback=table_path, help="Table of what each object touches.")
     ] = None,
     graph: Annotated[Path | None, typer.Option(help="Graph to write (.graphml).")] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Put contact tables together: pairs of objects, what each touches, one graph."""
@@ -168,6 +183,7 @@ def interactions(
     from clemreg.measure.tables import read_table
     from clemreg.pipeline.measure import summary, write_tables
 
+    require_free(csv, partners, graph, overwrite=overwrite)
     pairs = sum_up([read_table(path) for path in tables])
     objects = touched(pairs)
     kinds = {str(k): int((objects["touches"] == k).sum()) for k in sorted(set(objects["touches"]))}

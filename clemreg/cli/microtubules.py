@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    result,
+    table,
+    write_json,
+)
 from clemreg.cli.measure import ExecutorOption, SpacingOption, WorkersOption
 
 # Edge of the blocks that candidates are looked for in; --block is that of the program's cubes.
@@ -37,6 +44,7 @@ def microtubules(
     selection: Annotated[float, typer.Option(help="Cost (a reward) of every point.")] = -200,
     time_limit: Annotated[float, typer.Option(help="Seconds per cube.")] = 120,
     spacing: SpacingOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
     workers: WorkersOption = 1,
     executor: ExecutorOption = "threads",
@@ -45,9 +53,10 @@ def microtubules(
     from clemreg.measure.microtubules.candidates import CandidateOptions
     from clemreg.measure.microtubules.program import Costs
     from clemreg.measure.microtubules.trace import TraceOptions
-    from clemreg.pipeline.measure import blockwise, volume_file
-    from clemreg.pipeline.microtubules import MicrotubuleCommand, microtubules_in_file
+    from clemreg.pipeline.measure import blockwise, require_free_names, volume_file
+    from clemreg.pipeline.microtubules import OUTPUTS, MicrotubuleCommand, microtubules_in_file
 
+    require_free_names(out, OUTPUTS, overwrite=overwrite)
     costs = Costs(evidence, angle, end, selection)
     command = MicrotubuleCommand(
         volume_file(prediction, spacing),

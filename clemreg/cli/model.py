@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    require_free,
+    result,
+    table,
+    write_json,
+)
 from clemreg.cli.segment import models
 
 
@@ -26,11 +33,13 @@ def import_model(
     setup: Annotated[
         str, typer.Option(help="Setup of the paper; default: the name of the folder.")
     ] = "",
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Check a network and keep it as safetensors; nothing in the source is executed."""
     from clemreg.segment.exchange import import_network, network_info
 
+    require_free(out, overwrite=overwrite)
     import_network(source, out, setup)
     info = network_info(out)
     table({str(out): info})
@@ -45,9 +54,11 @@ def export_model(
     block: Annotated[
         int, typer.Option(help="Input voxels along each axis for ONNX; default: small.")
     ] = 0,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a network for other programs."""
     from clemreg.segment.exchange import export_network
 
+    require_free(out, overwrite=overwrite)
     export_network(name, out, block=block)
     result(f"wrote {out}")

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, format_value, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    format_value,
+    progress_bar,
+    require_free,
+    result,
+    table,
+    write_json,
+)
 from clemreg.cli.measure import BlockOption, ExecutorOption, SpacingOption, WorkersOption
 
 
@@ -62,11 +71,13 @@ def refine_scan(
     spacing: SpacingOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Split touching objects with many settings, side by side on a page to choose from."""
-    from clemreg.pipeline.scan import ScanOptions, scan_file
+    from clemreg.pipeline.scan import FIGURES, PAGE, ScanOptions, scan_file
 
+    require_free(out / PAGE, out / FIGURES, overwrite=overwrite)
     options = ScanOptions(
         _numbers(quantiles, "--quantiles"),
         _numbers(thresholds, "--thresholds"),

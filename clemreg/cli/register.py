@@ -9,9 +9,11 @@ import typer
 
 from clemreg.cli.console import (
     JsonOption,
+    OverwriteOption,
     offset_nm,
     print_verdict,
     progress_bar,
+    require_free,
     result,
     table,
     write_json,
@@ -95,6 +97,7 @@ def register(
     held_out: Annotated[
         Path | None, typer.Option(help="Landmarks that a scan is judged by.")
     ] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Register an EM mask to a light volume: orientation search, affine, B-spline; and a verdict.
@@ -105,6 +108,7 @@ def register(
     from clemreg.register.orientation import OrientationOptions
     from clemreg.units import parse_xyz_nm
 
+    require_free(*_outputs(out, bool(scan)), overwrite=overwrite)
     command = RegisterCommand(
         fixed=fixed,
         moving=moving,
@@ -138,6 +142,15 @@ def register(
     print_verdict(verdict["status"], verdict["reasons"])
     write_json(json, answer)
     result(f"transform: {out / 'transform.json'}")
+
+
+def _outputs(out: Path, scan: bool) -> list[Path]:
+    """Return the files that may be written, as far as they are known or there."""
+    if scan:
+        return [out / name for name in ("scan.csv", "scan.json", "scan.png")]
+    fixed = ("transform.json", "orientation.json", "registration.json")
+    varying = ("repeat-*.json", "elastix/TransformParameters.*.txt")
+    return [*(out / n for n in fixed), *(path for form in varying for path in out.glob(form))]
 
 
 def _scan(

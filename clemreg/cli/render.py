@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    require_free,
+    result,
+    table,
+    write_json,
+)
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -38,6 +46,7 @@ def render(
     ] = 0,
     radius: Annotated[float, typer.Option(help="How near, nm.")] = 100,
     blur: Annotated[float, typer.Option(help="Further blur, nm (standard deviation).")] = 0,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Draw localisations as Gaussians of their own precision; every one counts as 1."""
@@ -45,6 +54,7 @@ def render(
     from clemreg.register.render import RenderOptions
     from clemreg.units import parse_length_nm, parse_xyz_nm
 
+    require_free(out, overwrite=overwrite)
     named = [_named(text) for text in tables]
     command = RenderCommand(
         dict(named),

@@ -7,7 +7,14 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from clemreg.cli.console import JsonOption, result, rows_table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    require_free,
+    result,
+    rows_table,
+    write_json,
+)
 
 app = typer.Typer(
     no_args_is_help=True, help="Scores of many checkpoints: choose, compare, tables in and out."
@@ -41,11 +48,12 @@ def import_(
 def export(
     store: StoreArgument,
     out: Annotated[Path, typer.Option(help="Folder for one CSV a class.")],
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write one CSV a class with the paper's columns."""
     from clemreg.pipeline.results import export_tables
 
-    for path in export_tables(store, out):
+    for path in export_tables(store, out, overwrite=overwrite):
         result(f"wrote {path}")
 
 
@@ -55,19 +63,27 @@ def best(
     metric: MetricOption = "dice",
     mode: ModeOption = "validation",
     out: OutOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Best checkpoint for every class and sample."""
     from clemreg.pipeline.results import best_checkpoints
 
+    require_free(out, overwrite=overwrite)
     _answer(best_checkpoints(store, metric, _mode(mode)), out, json)
 
 
 @app.command()
-def converged(store: StoreArgument, out: OutOption = None, json: JsonOption = None) -> None:
+def converged(
+    store: StoreArgument,
+    out: OutOption = None,
+    overwrite: OverwriteOption = False,
+    json: JsonOption = None,
+) -> None:
     """Tell for every setup and class whether training can end."""
     from clemreg.pipeline.results import convergences
 
+    require_free(out, overwrite=overwrite)
     _answer(convergences(store), out, json)
 
 
@@ -78,11 +94,13 @@ def compare(
     metric: MetricOption = "dice",
     mode: ModeOption = "test",
     out: OutOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Compare what the paper compared, class by class and crop by crop."""
     from clemreg.pipeline.results import comparison
 
+    require_free(out, overwrite=overwrite)
     _answer(comparison(store, kind, metric, _mode(mode)), out, json)
 
 
@@ -91,10 +109,12 @@ def report(
     store: StoreArgument,
     out: Annotated[Path, typer.Option(help="HTML page to write.")],
     metric: MetricOption = "dice",
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Write a page: bars for every class, and all scores of its best checkpoint."""
     from clemreg.pipeline.results import report_store
 
+    require_free(out, overwrite=overwrite)
     report_store(store, out, metric)
     result(f"wrote {out}")
 

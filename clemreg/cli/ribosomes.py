@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    result,
+    table,
+    write_json,
+)
 from clemreg.cli.measure import BlockOption, ExecutorOption, SpacingOption, WorkersOption
 
 
@@ -32,6 +39,7 @@ def ribosomes(
     contact: Annotated[float, typer.Option(help="Largest distance to the ER, nm.")] = 10,
     sheet: Annotated[float, typer.Option(help="Planarity from which the ER is a sheet.")] = 0.6,
     spacing: SpacingOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
@@ -40,9 +48,10 @@ def ribosomes(
     """Find ribosomes, draw them as spheres, and class them by the membrane they sit on."""
     from clemreg.measure.binding import BindingOptions
     from clemreg.measure.ribosomes import RibosomeOptions
-    from clemreg.pipeline.measure import blockwise, volume_file
-    from clemreg.pipeline.ribosomes import RibosomeCommand, ribosomes_in_file
+    from clemreg.pipeline.measure import blockwise, require_free_names, volume_file
+    from clemreg.pipeline.ribosomes import OUTPUTS, RibosomeCommand, ribosomes_in_file
 
+    require_free_names(out, OUTPUTS, overwrite=overwrite)
     command = RibosomeCommand(
         volume_file(prediction, spacing),
         out,

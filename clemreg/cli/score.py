@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    require_free,
+    table,
+    write_json,
+)
 from clemreg.cli.scoring import (
     ClipOption,
     MetricOption,
@@ -54,6 +61,7 @@ def score(
         Path | None, typer.Option(help="Also write a page with bars and a slice, FILE.html.")
     ] = None,
     em: Annotated[str, typer.Option(help="EM volume to show behind the slice.")] = "",
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Score a segmentation: overlap, distances and information; object by object if asked."""
@@ -64,6 +72,7 @@ def score(
         score_instance_files,
     )
 
+    require_free(report, overwrite=overwrite)
     request = ScoreRequest(
         voxel_size,
         label,

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    require_free,
+    result,
+    table,
+    write_json,
+)
 
 models = typer.Typer(no_args_is_help=True, help="Bundled networks: list them, look at one.")
 
@@ -44,10 +52,12 @@ def segment(
     precise: Annotated[
         bool, typer.Option(help="Compute in float32 even where bfloat16 is faster.")
     ] = False,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Predict mitochondria, their membrane and ER; killed runs go on where they stopped."""
     from clemreg.pipeline.segment import SegmentSettings, segment_file
 
+    require_free(out, overwrite=overwrite)
     settings = SegmentSettings(block, contrast, mask, tta, precise)
     with progress_bar("segment") as progress:
         segment_file(em, out, model=model, spacing=spacing, settings=settings, progress=progress)
@@ -62,12 +72,15 @@ def train(
     journal: Annotated[
         Path | None, typer.Option(help="Folder for TensorBoard: losses, scores, example slices.")
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Train a network; a second start goes on from the last checkpoint."""
     from clemreg.pipeline.train import train_from_config
 
     with progress_bar("train") as progress:
-        path = train_from_config(config, tuple(data or ()), journal=journal, progress=progress)
+        path = train_from_config(
+            config, tuple(data or ()), journal=journal, overwrite=overwrite, progress=progress
+        )
     result(f"wrote {path}")
 
 

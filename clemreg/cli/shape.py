@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    require_free,
+    result,
+    table,
+    write_json,
+)
 from clemreg.cli.measure import (
     BlockOption,
     CsvOption,
@@ -40,6 +48,7 @@ def skeletonize(
     ] = 4.0,
     csv: CsvOption = None,
     parquet: ParquetOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
@@ -50,6 +59,7 @@ def skeletonize(
     from clemreg.pipeline.measure import (
         blockwise,
         open_ids,
+        require_free_files,
         skeleton_options,
         skeletons_of,
         summary,
@@ -57,6 +67,8 @@ def skeletonize(
         write_tables,
     )
 
+    require_free(csv, parquet, overwrite=overwrite)
+    require_free_files(swc, "swc", overwrite=overwrite)
     ids = open_ids(labels, spacing)
     options = skeleton_options(shortest_branch, memory_gb)
     with (
@@ -109,6 +121,7 @@ def planarity(
         Path | None,
         typer.Option(callback=table_path, help="Table of the planarity of contact sites to write."),
     ] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
     block: BlockOption = 192,
     workers: WorkersOption = 1,
@@ -116,9 +129,16 @@ def planarity(
 ) -> None:
     """Sheets and tubes of an organelle: planarity, thickness, curvature."""
     from clemreg.measure.planarity import split
-    from clemreg.pipeline.measure import blockwise, planarity_options, write_tables
+    from clemreg.pipeline.measure import (
+        blockwise,
+        planarity_options,
+        require_free_results,
+        write_tables,
+    )
     from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
 
+    tables = (csv, thickness, curvature, sites)
+    require_free_results(out, medial, reconstructed, *tables, overwrite=overwrite)
     options = planarity_options(cut, scale_rule, scales, largest_radius)
     files = PlanarityFiles(
         mask, out, spacing, medial, curvature is not None, contacts, reconstructed
@@ -155,6 +175,7 @@ def mesh(
     spacing: SpacingOption = None,
     csv: CsvOption = None,
     parquet: ParquetOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
@@ -167,13 +188,16 @@ def mesh(
         mesh_options,
         meshes_of,
         open_ids,
+        require_free_files,
         summary,
         working_folder,
         write_tables,
     )
 
-    ids = open_ids(labels, spacing)
     check_mesh_format(format)
+    require_free(csv, parquet, overwrite=overwrite)
+    require_free_files(out, format, overwrite=overwrite)
+    ids = open_ids(labels, spacing)
     options = mesh_options(smoothing, keep, memory_gb)
     with (
         progress_bar("mesh") as progress,
@@ -195,6 +219,7 @@ def holdout(
     ],
     spacing: SpacingOption = None,
     csv: CsvOption = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
     block: BlockOption = 128,
     workers: WorkersOption = 1,
@@ -210,6 +235,7 @@ def holdout(
         write_tables,
     )
 
+    require_free(csv, overwrite=overwrite)
     volumes = named_masks(predictions, spacing)
     inputs = (truth, *(entry.partition("=")[2] for entry in predictions))
     with (

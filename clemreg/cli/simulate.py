@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import progress_bar, result
+from clemreg.cli.console import OverwriteOption, progress_bar, require_free, result
 
 app = typer.Typer(
     no_args_is_help=True, help="Make EM and LM volumes whose true transform is known."
@@ -40,10 +40,12 @@ def clem(
     spacing: Annotated[
         str | None, typer.Option(help='Voxel size "x, y, z unit" of --em and --labels.')
     ] = None,
+    overwrite: OverwriteOption = False,
 ) -> None:
     """Simulate a CLEM pair: EM, PALM or SIM, ER landmarks, and the true transform."""
-    from clemreg.pipeline.simulate import SimulateCommand, simulate
+    from clemreg.pipeline.simulate import OUTPUTS, SimulateCommand, simulate
 
+    require_free(*(out / name for name in OUTPUTS), overwrite=overwrite)
     command = SimulateCommand(
         out=out,
         seed=seed,

@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from clemreg.cli.console import JsonOption, progress_bar, result, rows_table, write_json
+from clemreg.cli.console import (
+    JsonOption,
+    OverwriteOption,
+    progress_bar,
+    require_free,
+    result,
+    rows_table,
+    write_json,
+)
 from clemreg.cli.scoring import (
     ClipOption,
     LabelOption,
@@ -62,6 +70,7 @@ def validate(
     report: Annotated[
         Path | None, typer.Option(help="Also write a page with bars and slices, FILE.html.")
     ] = None,
+    overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
     """Score a prediction on the crops where somebody looked for its classes.
@@ -77,6 +86,7 @@ def validate(
         score_on_crops,
     )
 
+    require_free(report, overwrite=overwrite)
     chosen = score_options(metric, tolerance, clip)
     source = CropSource(n5, cellmap, em, ids, tuple(crop or ()))
     request = CropRequest(

@@ -14,7 +14,8 @@ from clemreg.blocks.executors import executor_named, started
 from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, DataError, StorageError
-from clemreg.io.atomic import atomic_write_text, make_folder, remove
+from clemreg.export.replace import require_free_collection, require_free_output
+from clemreg.io.atomic import atomic_path, atomic_write_text, make_folder, put_in_place, remove
 from clemreg.io.meshes import Mesh, write_mesh
 from clemreg.io.precomputed import write_neuroglancer_info, write_neuroglancer_mesh
 from clemreg.io.skeletons import write_skeleton
@@ -98,7 +99,7 @@ def working_folder(
     if not given:
         yield None
         return
-    scratch = given[0].with_name(f".{given[0].name}.work")
+    scratch = _work_folder(given[0])
     make_folder(scratch.parent)
     mark = scratch / WORK_MARK
     text = repr((job, [input_fingerprint(path) for path in inputs]))
@@ -117,6 +118,57 @@ def working_folder(
             remove(scratch)  # nothing to go on from
         raise
     remove(scratch)
+
+
+def _work_folder(output: Path) -> Path:
+    return output.with_name(f".{output.name}.work")
+
+
+def require_free_results(*outputs: Path | None, overwrite: bool) -> None:
+    """Refuse to write over files or volumes, unless they are to be replaced, or are our own.
+
+    What a killed run has put in place while its working folder (see `working_folder`) still lies
+    beside it was free, or given up, when that run began: to go on needs no leave.
+
+    Raises
+    ------
+    StorageError
+        One is there, and must not be replaced.
+    """
+    for path in outputs:
+        if path is not None:
+            unfinished = (_work_folder(path) / WORK_MARK).is_file()
+            require_free_output(path, overwrite=overwrite or unfinished)
+
+
+def require_free_names(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
+    """Do the same for the files of a folder, all of which one killed run may have made.
+
+    Raises
+    ------
+    StorageError
+        One is there, and must not be replaced.
+    """
+    paths = [folder / name for name in names]
+    unfinished = any((_work_folder(path) / WORK_MARK).is_file() for path in paths)
+    require_free_output(*paths, overwrite=overwrite or unfinished)
+
+
+def require_free_files(folder: Path | None, format: str, *, overwrite: bool) -> None:  # noqa: A002
+    """Refuse to write one file an object into a folder that holds anything else.
+
+    Parameters
+    ----------
+    format
+        ``"swc"``, or that of the meshes.
+
+    Raises
+    ------
+    StorageError
+        The folder is there, and must not be replaced.
+    """
+    names = r"info|\d+:0|\d+\.mesh" if format == "neuroglancer" else rf"\d+\.{format}"
+    require_free_collection(folder, names, overwrite=overwrite)
 
 
 @contextmanager
@@ -212,12 +264,19 @@ def skeletons_of(
     scratch: Path | None,
     swc: Path | None,
 ) -> list[dict[str, Any]]:
-    """Measure the centre line of every object; write each as ``ID.swc`` in nm, if asked for."""
+    """Measure the centre line of every object; write each as ``ID.swc`` in nm, if asked for.
+
+    The folder of the files is replaced as a whole.
+    """
+    found = skeletonize(labels, options, how=how, scratch=scratch)
+    if swc is None:
+        return [measure_skeleton(item) for item in found]
     rows = []
-    for item in skeletonize(labels, options, how=how, scratch=scratch):
-        rows.append(measure_skeleton(item))
-        if swc is not None:
-            write_skeleton(item.skeleton, swc / f"{item.object_id}.swc", unit="nm")
+    with atomic_path(swc) as partial:
+        partial.mkdir()
+        for item in found:
+            rows.append(measure_skeleton(item))
+            write_skeleton(item.skeleton, partial / f"{item.object_id}.swc", unit="nm")
     return rows
 
 
@@ -256,10 +315,13 @@ def meshes_of(
     how: Blockwise,
     scratch: Path | None,
 ) -> Table:
-    """Mesh every object into a folder; see `check_mesh_format`."""
-    found = mesh_objects(labels, SaveMesh(out, format), options, how=how, scratch=scratch)
+    """Mesh every object into a folder, which is replaced as a whole; see `check_mesh_format`."""
+    made = (scratch or out.parent) / f".{out.name}.made"
+    made.mkdir(parents=True, exist_ok=True)
+    found = mesh_objects(labels, SaveMesh(made, format), options, how=how, scratch=scratch)
     if format == "neuroglancer":
-        write_neuroglancer_info(out)
+        write_neuroglancer_info(made)
+    put_in_place(made, out)
     return found
 
 

@@ -21,6 +21,8 @@ from clemreg.measure.microtubules.tubes import Tube, write_tubes
 from clemreg.pipeline.measure import from_file, working_folder
 from clemreg.space.transform import FloatArray
 
+OUTPUTS = ("wall.zarr", "lumen.zarr", "tracks.nml", "tracks.swc")
+
 
 @dataclass(frozen=True)
 class MicrotubuleCommand:

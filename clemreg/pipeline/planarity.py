@@ -68,8 +68,6 @@ def planarity_of(
         folder = scratch or files.out.parent
         made = folder / "planarity.zarr"
         found = measure_planarity(mask, made, folder, options, how=how)
-        if files.medial is not None:
-            write_volume(files.medial, found.medial, options=WriteOptions(labels=True))
         if files.curvature:
             edges = CURVATURE_EDGES_PER_NM
             stage = how.named("curvature")
@@ -79,7 +77,9 @@ def planarity_of(
         if files.contacts is not None:
             contacts = open_ids(files.contacts, files.spacing)
             sites = site_planarity(contacts, found.volume, how=how, scratch=folder)
+        if files.reconstructed is not None:
+            reconstruct(made, files.reconstructed, how)
+        if files.medial is not None:
+            write_volume(files.medial, found.medial, options=WriteOptions(labels=True))
         put_in_place(made, files.out)
-    if files.reconstructed is not None:
-        reconstruct(files.out, files.reconstructed, how)
     return PlanarityTables(found.histogram, found.thickness, curvature, sites)

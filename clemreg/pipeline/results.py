@@ -21,6 +21,7 @@ from clemreg.evaluate.selection import (
     curves,
     incomplete,
 )
+from clemreg.export.replace import require_free
 from clemreg.io.atomic import atomic_write_text, plain
 from clemreg.pipeline.validation import compare_as_published
 from clemreg.report.scores import LabelScores, write_score_report
@@ -44,9 +45,18 @@ def import_tables(store: Path, tables: Sequence[Path]) -> int:
     return ResultStore(store).add([row for path in tables for row in read_csv(path)])
 
 
-def export_tables(store: Path, folder: Path) -> list[Path]:
-    """Write one CSV a class with the paper's columns."""
-    return write_csv(require(open_store(store).find(), "anything"), folder)
+def export_tables(store: Path, folder: Path, *, overwrite: bool = False) -> list[Path]:
+    """Write one CSV a class with the paper's columns.
+
+    Raises
+    ------
+    StorageError
+        A file of that name is there and must not be replaced.
+    """
+    found = require(open_store(store).find(), "anything")
+    labels = {result.label for result in found}
+    require_free(*(folder / f"{label}.csv" for label in sorted(labels)), overwrite=overwrite)
+    return write_csv(found, folder)
 
 
 def best_checkpoints(store: Path, metric: str, mode: Mode) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ from clemreg.measure.ribosomes import (
 from clemreg.pipeline.measure import from_file, open_mask, working_folder
 from clemreg.volume import Volume
 
+OUTPUTS = ("spheres.zarr", "classes.zarr", "ribosomes.csv")
+
 
 @dataclass(frozen=True)
 class RibosomeCommand:

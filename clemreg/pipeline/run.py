@@ -18,7 +18,7 @@ from clemreg.pipeline.context import RunContext, this_command
 from clemreg.pipeline.doctor import refuse_impossible
 from clemreg.pipeline.export import export_run
 from clemreg.pipeline.segment import SegmentSettings, segment_volume
-from clemreg.pipeline.steps import Step, one_run_at_a_time, run_steps
+from clemreg.pipeline.steps import Step, claim_folder, one_run_at_a_time, run_steps
 
 STEPS = ("segment", "prepare", "register", "apply", "evaluate", "report", "export")
 
@@ -78,8 +78,11 @@ def run_pipeline(
     refuse_impossible(config, base)
     with one_run_at_a_time(context.folder):
         record = {"base": str(base), "command": this_command(), **_record(config)}
+        steps = plan(context)
+        outputs = [path for step in steps for path in step.outputs]
+        claim_folder(context.folder, [context.path("run.json"), *outputs])
         atomic_write_json(context.path("run.json"), record)
-        seconds = run_steps(plan(context), context.folder, start=start, announce=announce)
+        seconds = run_steps(steps, context.folder, start=start, announce=announce)
         # Times of all steps are known only now; the JSON is what scripts read.
         _add_timings(context.path("report.json"), seconds)
     return read_outcome(context.folder)

@@ -24,6 +24,8 @@ from clemreg.refine.voxels import Smoothed
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
 
+PAGE, FIGURES = "scan.html", "scan.json"
+
 
 @dataclass(frozen=True)
 class ScanOptions:
@@ -101,8 +103,8 @@ def scan_file(
         report = {"prediction": prediction, "candidates": [to_json(c) for c in candidates]}
         title = f"Where to cut: {Path(prediction).name}"
         page = scan_page(title, candidates, basins, smoothed, options.min_volume_nm3)
-        atomic_write_text(out / "scan.html", page)
-        atomic_write_json(out / "scan.json", report)
+        atomic_write_text(out / PAGE, page)
+        atomic_write_json(out / FIGURES, report)
         remove(folder)
     return report
 

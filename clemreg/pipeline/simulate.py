@@ -7,12 +7,15 @@ from pathlib import Path
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
+from clemreg.io.atomic import put_in_place, remove
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.simulate.deformation import DeformationOptions
 from clemreg.simulate.light import MICROSCOPES
 from clemreg.simulate.pair import PairOptions, simulate_clem, simulate_from_labels
 from clemreg.space.transform import Transform
 from clemreg.units import parse_xyz_nm
+
+OUTPUTS = ("em.zarr", "em_labels.zarr", "lm.zarr", "truth.json", "landmarks.csv", "config.toml")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class SimulateCommand:
 def simulate(command: SimulateCommand, progress: Progress | None = None) -> Transform:
     """Write the pair and return the true transform LM to EM.
 
+    Its files appear when all are made, so that one that is killed leaves none in the way.
+
     Raises
     ------
     ConfigError
@@ -51,13 +56,27 @@ def simulate(command: SimulateCommand, progress: Progress | None = None) -> Tran
     )
     if (command.em is None) != (command.labels is None):
         raise ConfigError("--em and --labels go together")
-    command.out.mkdir(parents=True, exist_ok=True)
+    made = command.out / ".clem.partial"
+    remove(made)
+    made.mkdir(parents=True)
+    try:
+        truth = _simulate(command, made, options, progress)
+        for name in OUTPUTS:
+            put_in_place(made / name, command.out / name)
+    finally:
+        remove(made)
+    return truth
+
+
+def _simulate(
+    command: SimulateCommand, out: Path, options: PairOptions, progress: Progress | None
+) -> Transform:
     if command.em is None or command.labels is None:
-        return simulate_clem(command.out, options, progress)
+        return simulate_clem(out, options, progress)
     spacing = parse_xyz_nm(command.spacing) if command.spacing else None
     em = open_volume(command.em, spacing_nm=spacing, frame="em")
     labels = open_labels(command.labels, spacing_nm=spacing, frame="em")
-    return simulate_from_labels(command.out, em, labels, options, progress)
+    return simulate_from_labels(out, em, labels, options, progress)
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from clemreg.errors import ConfigError, StorageError
-from clemreg.io.atomic import atomic_write_json, make_folder
+from clemreg.io.atomic import atomic_write_json, is_free, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +82,13 @@ def run_steps(
     ------
     ConfigError
         `start` names no step.
+    StorageError
+        No run has worked in `folder`, and an output is there.
     """
     names = [step.name for step in steps]
     if start is not None and start not in names:
         raise ConfigError(f"there is no step {start!r}", hint=f"steps: {', '.join(names)}")
+    claim_folder(folder, [path for step in steps for path in step.outputs])
     forced = set(names[names.index(start) :]) if start else set()
     tell = announce or (lambda _name, _state: None)
     fingerprints: dict[str, str] = {}
@@ -103,6 +106,25 @@ def run_steps(
             tell(step.name, "up to date")
         seconds[step.name] = done
     return seconds
+
+
+def claim_folder(folder: Path, outputs: Sequence[Path]) -> None:
+    """Make ``folder/steps``, the sign that what a run finds there is its own to replace.
+
+    Raises
+    ------
+    StorageError
+        There is no such sign, but an output: somebody else's.
+    """
+    if (folder / "steps").is_dir():
+        return
+    taken = [path for path in outputs if not is_free(path)]
+    if taken:
+        raise StorageError(
+            f"{taken[0]} exists already, and no run wrote it",
+            hint="choose another output folder, or move it away",
+        )
+    (folder / "steps").mkdir(parents=True, exist_ok=True)
 
 
 def finished(folder: Path, step: Step, fingerprint: str) -> float | None:
@@ -129,7 +151,6 @@ def _do(folder: Path, step: Step, fingerprint: str) -> float:
 
 
 def _marker(folder: Path, name: str) -> Path:
-    (folder / "steps").mkdir(parents=True, exist_ok=True)
     return folder / "steps" / f"{name}.json"
 
 

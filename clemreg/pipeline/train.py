@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from clemreg.blocks.run import Progress
 from clemreg.config import Section
 from clemreg.errors import ConfigError, MissingError
+from clemreg.export.replace import require_free
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
 from clemreg.segment.augment import AugmentOptions
@@ -159,6 +160,7 @@ def train_from_config(
     data: Sequence[str] = (),
     *,
     journal: Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Train and write the network beside its configuration.
@@ -169,15 +171,24 @@ def train_from_config(
         As in `load_train_config`.
     journal
         Folder to follow in TensorBoard.
+    overwrite
+        Replace a network that this training did not make: its checkpoint is not beside.
 
     Returns
     -------
     Path
         The ``.safetensors`` file.
+
+    Raises
+    ------
+    StorageError
+        Such a network is there, and must not be replaced.
     """
     config = load_train_config(path, data)
     options = config.train_options()
     out = path.parent / config.out
+    checkpoint = out.with_suffix(".checkpoint")
+    require_free(out, overwrite=overwrite or checkpoint.exists())
     volumes = list(training_volumes(config, progress))
     entries: list[CosemData | CellMapData] = [*config.cosem, *config.cellmap]
     crops = {entry: open_crops(entry) for entry in entries}
@@ -193,7 +204,7 @@ def train_from_config(
             _source(config, options, volumes, crops),
             options,
             validation=_validation(config, options, crops),
-            checkpoint=out.with_suffix(".checkpoint"),
+            checkpoint=checkpoint,
             outlets=Outlets(writer, progress, keep, config.keep_every),
         )
     if writes():
