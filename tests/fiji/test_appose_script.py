@@ -27,7 +27,7 @@ from clemreg.space.grid import Grid
 from clemreg.volume import Volume
 from clemreg.fiji.bridge import Look
 data = np.load({path!r})
-volume = Volume(data, Grid(data.shape, {spacing!r}), name="EM, x")
+volume = Volume(data, Grid(data.shape, {spacing!r}, (300.0, -200.0, 70.0)), name="EM, x")
 ij.show(volume, Look(unit="nm"))
 """
 
@@ -51,7 +51,7 @@ def show(imagej, tmp_path, dtype="uint8", spacing=(20.0, 16.0, 16.0)):
     np.save(tmp_path / "em.npy", data)
     code = SHOW.format(path=str(tmp_path / "em.npy"), spacing=spacing)
     assert imagej.python(code)["error"] is None
-    return Volume(data, Grid(data.shape, spacing, frame="em"))
+    return Volume(data, Grid(data.shape, spacing, (300.0, -200.0, 70.0), "em"))
 
 
 def close(imagej):
@@ -98,9 +98,10 @@ def test_the_prediction_is_that_of_clemreg(imagej, tmp_path, python, dtype):
     assert [event for event in answer["events"] if event[0] == "progress"]
     found = imagej.python(
         "v = ij.image('prediction of EM, x')\n"
-        f"np.save({str(tmp_path / 'p.npy')!r}, v.read())\nanswer = list(v.grid.spacing_nm)"
+        f"np.save({str(tmp_path / 'p.npy')!r}, v.read())\n"
+        "answer = [*v.grid.spacing_nm, *v.grid.origin_nm]"
     )
-    assert found["answer"] == pytest.approx([20, 16, 16])
+    assert found["answer"] == pytest.approx([20, 16, 16, 300, -200, 70])
     segment_volume(em, tmp_path / "truth.zarr")
     truth = open_volume(tmp_path / "truth.zarr").read()
     np.testing.assert_array_equal(np.load(tmp_path / "p.npy").reshape(truth.shape), truth)

@@ -81,7 +81,8 @@ def batch(tmp_path):
 
 
 def python_of_this_clemreg(folder):
-    program = folder / "my python"
+    program = folder / "my env" / "bin" / "python"
+    program.parent.mkdir(parents=True)
     path = environment("")["PYTHONPATH"]
     program.write_text(f'#!/bin/sh\nPYTHONPATH="{path}" exec "{sys.executable}" -W ignore "$@"\n')
     program.chmod(0o755)
@@ -90,7 +91,8 @@ def python_of_this_clemreg(folder):
 
 def test_apply_to_a_folder(imagej, batch, tmp_path):
     parameters, truth = batch
-    found, log = run(imagej, "Apply_Transform_to_Folder.ijm", parameters)
+    environment = parameters["python"].parents[1]
+    found, log = run(imagej, "Apply_Transform_to_Folder.ijm", parameters | {"python": environment})
     assert found == {"result": "2"}, log
     for name, expected in truth.items():
         assert expected.any()

@@ -67,6 +67,85 @@ def test_setup_reports_and_remembers(imagej, clemreg):
     assert prefs["error"] is None
 
 
+def test_setup_remembers_the_python_of_an_environment(imagej, clemreg, tmp_path):
+    """Macros start what is remembered, and a folder cannot be started."""
+    program = tmp_path / "my env" / "bin" / "python"
+    program.parent.mkdir(parents=True)
+    program.write_text(f'#!/bin/sh\nshift 2\nexec "{clemreg}" "$@"\n')
+    program.chmod(0o755)
+    setup = SCRIPTS / "Setup_and_Doctor.groovy"
+    answer = imagej.script(setup, {"interpreter": str(program.parents[1])})
+    assert answer["error"] is None
+    remembered = imagej.macro('return call("ij.Prefs.get", "clemreg.python", "");')
+    assert remembered["value"] == str(program)
+    assert imagej.macro('call("ij.Prefs.set", "clemreg.python", "");')["error"] is None
+
+
+def told(folder):
+    """A program in the place of clemreg that only says how it was called."""
+    program = folder / "clemreg-told"
+    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+MASK = {"kind": "a mitochondria mask or prediction"}
+REPLACED = {
+    "Segment_Mitochondria": {"em": "em", "out": "p"},
+    "Register_EM_to_LM": {"em": "em", "lm": "lm", "out": "p"} | MASK,
+    "Apply_Transform": {"transform": "t", "subject": "em", "out": "p"},
+    "Jacobian_Map": {"transform": "t", "lm": "lm", "out": "p"},
+    "Export_to_BigDataViewer_or_MoBIE": {"run": "r", "out": "p"},
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_what_is_there_is_replaced_only_if_asked(name, imagej, tmp_path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "q").write_text("mine")
+    places = {k: v if " " in v else tmp_path / v for k, v in REPLACED[name].items()}
+    parameters = places | {"python": told(tmp_path)}
+    refused = imagej.script(SCRIPTS / f"{name}.groovy", texts(parameters))
+    assert f"{tmp_path / 'p'} exists already" in dialogs(refused)[0]
+    answer = run(imagej, name, parameters | {"replace": True})
+    (said,) = [event[1] for event in answer["events"] if str(event[1]).startswith("> ")]
+    assert said.endswith(" --overwrite")
+    assert f" {tmp_path / 'p'} " in said
+
+
+def test_a_folder_for_another_volume_is_not_gone_on_with(imagej, tmp_path):
+    """The volumes of the dialog would be passed over in silence."""
+    volumes = {"em": tmp_path / 'my "em" \\ü.zarr', "lm": tmp_path / "lm, $HOME.zarr"}
+    for place in (*volumes.values(), tmp_path / "other.zarr"):
+        place.mkdir()
+        (place / "zarr.json").write_text("{}")
+    out = tmp_path / "out"
+    out.mkdir()
+    names = {
+        key: json.dumps(f"../{place.name}", ensure_ascii=False) for key, place in volumes.items()
+    }
+    (out / "clemreg.toml").write_text(
+        f"[em]\npath = {names['em']}\n\n[lm]\nchannel = 0\npath = {names['lm']}\n"
+    )
+    parameters = volumes | {"out": out, "replace": True, "python": told(tmp_path)}
+    parameters |= {"channel": "er", "lmSpacing": "50, 50, 50 nm", "landmarks": tmp_path / "l.csv"}
+    answer = run(imagej, "Register_EM_to_LM", parameters)
+    words = [event[1] for event in answer["events"] if event[0] == "info"]
+    assert "init" not in words
+    settings = [word for word, before in zip(words[1:], words, strict=False) if before == "--set"]
+    assert settings == [
+        "register.psf=palm",
+        "lm.channel=er",
+        "lm.voxel_size=50, 50, 50 nm",
+        f"proof.landmarks={tmp_path / 'l.csv'}",
+    ]
+    for name in volumes:
+        changed = parameters | {name: tmp_path / "other.zarr" / "zarr.json"}
+        other = imagej.script(SCRIPTS / "Register_EM_to_LM.groovy", texts(changed))
+        (text,) = dialogs(other)
+        assert f"clemreg.toml is for another volume: {volumes[name]}" in text
+
+
 def test_apply_resamples_an_image(imagej, clemreg, files):
     folder, transform = files
     out = folder / "warped.tif"
@@ -169,7 +248,8 @@ def test_bigdataviewer_gets_the_dataset_of_a_run(imagej, tmp_path):
     xml.write_text("<SpimData/>")
     without = imagej.script(script, {"result": str(xml.parents[1])})
     assert "it is part of Fiji" in dialogs(without)[0]
-    for place in (xml, xml.parents[1]):
+    (xml.parents[1] / "report.html").write_text("")
+    for place in (xml, xml.parents[1], xml.parents[1] / "report.html"):
         opened = imagej.script(script, {"result": str(place)}, stubs=BDV)
         assert opened["error"] == f"opened {xml} as bdv.xml"
 

@@ -1,6 +1,6 @@
 // Opens the BigDataViewer dataset of a run.
 
-#@ File (label="Folder of a run, or .xml") result
+#@ File (label=".xml, or a run: its folder, or a file in it") result
 #@ StatusService status
 #@ LogService log
 #@ TaskService tasks
@@ -9,10 +9,11 @@
 clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
     new File(new File(binding.getVariable("javax.script.filename").toString()).absoluteFile.parentFile, "launcher.lib"))
 
-/** The .xml of a run folder, or the file itself. */
+/** The .xml of a run folder, or of the folder of a file such as report.html, or the file itself. */
 def datasetOf(File place) {
-    def candidates = place.isFile() ? [place] : ["export/bdv.xml", "run/export/bdv.xml", "bdv.xml"].collect { new File(place, it) }
-    candidates.find { it.isFile() && it.name.endsWith(".xml") }
+    if (place.isFile() && place.name.toLowerCase().endsWith(".xml")) return place
+    def folder = place.isFile() ? place.absoluteFile.parentFile : place
+    ["export/bdv.xml", "run/export/bdv.xml", "bdv.xml"].collect { new File(folder, it) }.find { it.isFile() }
 }
 
 def load(String name) {

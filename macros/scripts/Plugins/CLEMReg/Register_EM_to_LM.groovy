@@ -29,14 +29,42 @@ def summary(List<String> said, String place) {
     (["Verdict: " + verdict] + reasons + place).join("\n")
 }
 
+/** A volume as a configuration names it: quoted, relative to it; null if it says it in another way. */
+def volumeIn(File config, String section) {
+    def line = config.getText("UTF-8") =~ '(?ms)^\\[' + section + '\\]\\s*$(?:(?!^\\[).)*?^path *= *"((?:[^"\\\\]|\\\\.)*)"'
+    if (!line.find()) return null
+    def path = line.group(1).replaceAll(/\\(["\\])/, '$1').split("::")[0]
+    def file = new File(path)
+    file.absolute ? file : new File(config.parentFile, path)
+}
+
+/** Refuse to go on with a configuration that is for other volumes than those chosen now. */
+def checkVolumes(File config) {
+    [em: em, lm: lm].each { section, chosen ->
+        def there = volumeIn(config, section)
+        if (there != null && there.exists() && there.canonicalPath != new File(clemreg.volume(chosen)).canonicalPath) {
+            clemreg.fail(config.path + " is for another volume: " + there.canonicalPath + "\nChoose another folder, or that volume.")
+        }
+    }
+}
+
+/** A key of the configuration, for this time: what is filled in counts more than the file. */
+def setting(String key, value) {
+    clemreg.option("--set", value == null || !value.toString().trim() ? "" : key + "=" + value)
+}
+
 def registerRaw = {
     def config = new File(out, "clemreg.toml")
-    if (!config.exists()) {
+    if (config.exists()) {
+        checkVolumes(config)
+    } else {
         clemreg.run("clemreg init", ["init", out, "--em", clemreg.volume(em), "--lm", clemreg.volume(lm)] +
             clemreg.option("--channel", channel) + clemreg.option("--em-spacing", emSpacing) +
             clemreg.option("--lm-spacing", lmSpacing) + clemreg.option("--landmarks", landmarks))
     }
-    def said = clemreg.run("Registering EM to LM", ["run", config, "--set", 'register.psf="' + psf + '"'])
+    def said = clemreg.run("Registering EM to LM", ["run", config] + setting("register.psf", psf) +
+        setting("lm.channel", channel) + setting("em.voxel_size", emSpacing) + setting("lm.voxel_size", lmSpacing) +
+        setting("proof.landmarks", landmarks?.absolutePath))
     transform = new File(out, "run/registration/transform.json")
     clemreg.tell(summary(said, "Report: " + clemreg.answer(said, "report")))
 }
@@ -46,7 +74,7 @@ def registerMask = {
         clemreg.fail("A mask is taken with the voxel size in its file, and so is its light volume: leave both sizes empty.")
     }
     def said = clemreg.run("Registering EM to LM", ["register", "--fixed", clemreg.volume(lm), "--moving", clemreg.volume(em),
-        "--out", out, "--psf", psf] + clemreg.option("--channel", channel))
+        "--out", out, "--psf", psf] + clemreg.option("--channel", channel) + (replace ? ["--overwrite"] : []))
     transform = new File(out, "transform.json")
     def text = summary(said, "Transform: " + transform)
     if (landmarks != null) {

@@ -40,6 +40,14 @@ def shared(ImagePlus source) {
     array
 }
 
+ORIGIN = "clemreg-origin-nm-zyx"
+
+/** Where the first voxel is: clemreg keeps it as a note in its TIFF files. */
+def origin(ImagePlus source) {
+    def note = source.getProp(ORIGIN)
+    note == null ? "" : note.trim().split(/\s+/).reverse().join(", ") + " nm"
+}
+
 def voxelSize(ImagePlus source) {
     def size = source.calibration
     if (!size.scaled()) clemreg.fail("The image has no voxel size: set it with Image > Properties.")
@@ -62,6 +70,7 @@ def hyperstack(array, List names, ImagePlus source) {
     def result = new ImagePlus("prediction of " + source.title, stack)
     result.setDimensions(names.size(), source.NSlices, 1)
     result.setCalibration(source.calibration.copy())
+    [ORIGIN, "clemreg-frame"].findAll { source.getProp(it) != null }.each { result.setProp(it, source.getProp(it)) }
     names.size() > 1 ? new CompositeImage(result, CompositeImage.GRAYSCALE) : result
 }
 
@@ -91,7 +100,7 @@ def follow(task, watcher) {
 
 clemreg.attempt {
     if (!(image.bitDepth in TYPES)) clemreg.fail("The image has " + image.bitDepth + " bits, expected 8, 16 or 32 grey values.")
-    def options = [em: [voxel_size: voxelSize(image)], model: model]
+    def options = [em: [voxel_size: voxelSize(image), origin: origin(image)], model: model]
     def watcher = tasks.createTask("Segmenting mitochondria")
     def service = worker()
     def em = shared(image)

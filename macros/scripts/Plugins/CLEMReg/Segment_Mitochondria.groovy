@@ -17,7 +17,8 @@ clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
 
 clemreg.attempt {
     clemreg.output(out, replace)
-    clemreg.run("Segmenting mitochondria", ["segment", clemreg.volume(em), "--out", out, "--model", model] + clemreg.option("--spacing", spacing))
+    clemreg.run("Segmenting mitochondria", ["segment", clemreg.volume(em), "--out", out, "--model", model] + clemreg.option("--spacing", spacing) +
+        (replace ? ["--overwrite"] : []))
     prediction = out
     clemreg.tell("Prediction: " + out)
 }

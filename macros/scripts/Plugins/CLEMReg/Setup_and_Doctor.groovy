@@ -19,9 +19,11 @@ clemreg.attempt {
     def version = clemreg.run("clemreg", ["--version"])
     def findings = clemreg.run("clemreg doctor", ["doctor"])
     if (interpreter != null && remember) {
-        Prefs.set("clemreg.python", interpreter.path)
+        // The Python itself and not its environment, since macros start it by exec().
+        def found = clemreg.command()[0]
+        Prefs.set("clemreg.python", found)
         Prefs.savePreferences()
-        findings += "remembered: " + interpreter.path
+        findings += "remembered: " + found
     }
     report = (version + findings).join("\n")
     clemreg.tell(report)

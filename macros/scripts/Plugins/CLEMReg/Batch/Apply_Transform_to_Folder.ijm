@@ -8,8 +8,7 @@
 #@ Boolean (label="Replace results that are there", value=false) overwrite
 #@ String (label="Python with clemreg (empty: as set up)", required=false, value="") python
 
-if (python == "") python = call("ij.Prefs.get", "clemreg.python", "");
-if (python == "") exit("No Python is set up: Plugins > CLEMReg > Setup and Doctor");
+python = interpreter(python);
 done = 0;
 files = getFileList(input);
 for (i = 0; i < files.length; i++) {
@@ -34,3 +33,14 @@ for (i = 0; i < files.length; i++) {
     done++;
 }
 return "" + done;
+
+function interpreter(place) {
+    if (place == "") place = call("ij.Prefs.get", "clemreg.python", "");
+    if (place == "") exit("No Python is set up: Plugins > CLEMReg > Setup and Doctor");
+    if (!File.isDirectory(place)) return place;
+    inside = newArray("bin/python", "bin/python3", "python.exe", "Scripts/python.exe");
+    for (j = 0; j < inside.length; j++) {
+        if (File.exists(place + File.separator + inside[j])) return place + File.separator + inside[j];
+    }
+    exit("There is no Python at " + place);
+}
