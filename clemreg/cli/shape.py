@@ -137,9 +137,9 @@ def planarity(
     )
     from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
 
+    options = planarity_options(cut, scale_rule, scales, largest_radius)
     tables = (csv, thickness, curvature, sites)
     require_free_results(out, medial, reconstructed, *tables, overwrite=overwrite)
-    options = planarity_options(cut, scale_rule, scales, largest_radius)
     files = PlanarityFiles(
         mask, out, spacing, medial, curvature is not None, contacts, reconstructed
     )

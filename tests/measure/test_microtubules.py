@@ -384,4 +384,4 @@ def test_command_traces_draws_scores_and_writes_json(tmp_path):
     assert len(read_skeleton(out / "tracks.nml").lines()) == 5
     assert sorted(np.unique(open_labels(out / "wall.zarr").read())) == [0, 1, 2, 3, 4, 5]
     assert not list(out.glob(".*"))
-    assert run_app([*arguments[:4], "--context", "20"]) == 1
+    assert run_app([*arguments[:4], "--overwrite", "--context", "20"]) == 1

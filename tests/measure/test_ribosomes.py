@@ -221,7 +221,8 @@ def test_command_writes_table_volumes_and_json(tmp_path):
     assert classes.read()[17, 25, 30] == Binding.CYTOSOLIC
     assert not list(out.glob(".*"))
     write_volume(tmp_path / "wrong.zarr", Volume(planarity, ISOTROPIC))
-    assert run_app([*arguments, "--planarity", str(tmp_path / "wrong.zarr")]) == 1
+    wrong = [*arguments, "--planarity", str(tmp_path / "wrong.zarr"), "--overwrite"]
+    assert run_app(wrong) == 1
 
 
 def test_bad_input_is_refused():

@@ -157,9 +157,10 @@ def test_command_draws_tables(tmp_path, capsys):
     again = tmp_path / "onto.zarr"
     assert run_app([*arguments, "--out", str(again), "--onto", str(out)]) == 0
     assert open_volume(again).grid == volume.grid
-    assert run_app([*arguments, "--out", str(again)]) == 1
+    arguments += ["--overwrite", "--out", str(again)]
+    assert run_app(arguments) == 1
     assert "either a voxel size or an image" in capsys.readouterr().err
-    assert run_app([*arguments, "--out", str(again), *more[:2], "--shift", "dna=1,1,1 nm"]) == 1
+    assert run_app([*arguments, *more[:2], "--shift", "dna=1,1,1 nm"]) == 1
 
 
 def test_command_applies_a_transform_to_a_table(tmp_path):

@@ -120,7 +120,14 @@ def test_command_line(own, tmp_path, capsys):
     assert "endings: .safetensors, .ts, .onnx" in capsys.readouterr().err
     (tmp_path / "setup04").mkdir()
     torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "setup04" / "625000")
-    bad = ["model", "import", str(tmp_path / "setup04" / "625000"), "--out", str(copy)]
+    bad = [
+        "model",
+        "import",
+        str(tmp_path / "setup04" / "625000"),
+        "--overwrite",
+        "--out",
+        str(copy),
+    ]
     assert run_app(bad) == 1
     assert "setup04 takes 8 nm" in capsys.readouterr().err
     assert run_app([*bad, "--setup", "01"]) == 1
@@ -286,7 +293,7 @@ def test_segment_takes_a_script(tmp_path):
     arguments = ["segment", str(tmp_path / "em.zarr"), "--out", str(out)]
     assert run_app([*arguments, "--model", str(tmp_path / "mine.py")]) == 0
     assert open_volume(out).channels == ("sum", "left")
-    assert run_app([*arguments, "--model", str(tmp_path / "absent.py")]) == 1
+    assert run_app([*arguments, "--overwrite", "--model", str(tmp_path / "absent.py")]) == 1
 
 
 def test_a_script_takes_the_options_of_the_command_line(tmp_path, capsys):
