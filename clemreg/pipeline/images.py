@@ -58,10 +58,14 @@ def export_imagej(command: ImageCommand) -> None:
     Raises
     ------
     ConfigError
-        A colour is not known, or there are not as many as channels.
+        The name is not that of a TIFF, a colour is not known, or there are not as many as channels.
     StorageError
         The file exists already, and must not be replaced.
     """
+    if command.out.suffix.lower() not in (".tif", ".tiff"):
+        raise ConfigError(
+            f"{command.out} must end in .tif", hint="other programs go by the name of a file"
+        )
     require_free(command.out, overwrite=command.overwrite)
     volume = command.open()
     displays = tuple(displays_of(volume, command.colours))

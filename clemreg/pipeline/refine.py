@@ -99,6 +99,8 @@ def refine_cell(
     with started(executor) as running, one_run_at_a_time(_work_folder(out)):
         job = _Job(out, files, Blockwise((options.block,) * 3, running, progress))
         _start_group(out)
+        if (out / "clemreg.json").is_file():  # our own, come here without its working files
+            (job.work / "steps").mkdir(exist_ok=True)
         steps = [job.step(name, organelle) for name, organelle in chosen.items()]
         seconds = run_steps(steps, job.work)
     report = {

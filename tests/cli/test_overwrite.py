@@ -409,6 +409,9 @@ def test_refine_keeps_an_image_that_it_did_not_make(ids, tmp_path, capsys):
     assert run_app([*command, "--out", str(out)]) == 1
     assert f"{out / 'mito'} exists already" in capsys.readouterr().err
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+    (out / "clemreg.json").write_text("{}")  # refine's own, copied without its working files
+    assert run_app([*command, "--out", str(out)]) == 0
+    assert not open_labels(out / "mito").read().any()
 
 
 def test_a_run_keeps_a_file_that_has_the_name_of_its_record(sample_data, tmp_path, capsys):

@@ -288,6 +288,9 @@ def test_imagej_from_the_command_line(tmp_path, capsys):
     assert [lut[:, 255].tolist() for lut in luts] == [[255, 0, 0], [0, 255, 255]]
     assert run_app(words) == 1
     assert "exists already" in capsys.readouterr().err
+    assert run_app([*words[:3], f"--out={tmp_path / 'a.png'}"]) == 1
+    assert "a.png must end in .tif" in capsys.readouterr().err
+    assert not (tmp_path / "a.png").exists()
     ids = Labels(RNG.integers(0, 9, EM.shape).astype("u4"), EM)
     write_volume(tmp_path / "ids.zarr", ids)
     words = ["export", "imagej", str(tmp_path / "ids.zarr"), f"--out={tmp_path / 'i.tif'}"]

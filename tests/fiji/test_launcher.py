@@ -200,6 +200,11 @@ def test_what_the_export_script_asks_for(imagej, pretender, tmp_path, target, ve
     answer = imagej.script(script, parameters | {"replace": True})
     (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
     assert json.loads(line)[0][-1] == "--overwrite"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")  # as Register EM to LM leaves it
+    answer = imagej.script(script, parameters | {"replace": True})
+    (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
+    assert json.loads(line)[0][2] == str(tmp_path / "run")
 
 
 EVERY = {

@@ -1,6 +1,6 @@
 // Writes a finished run as a BigDataViewer dataset or as a MoBIE collection.
 
-#@ File (label="Folder of a run", style="directory") run
+#@ File (label="Folder of a run, or of Register EM to LM", style="directory") run
 #@ String (label="For", choices={"BigDataViewer", "MoBIE"}, value="BigDataViewer") target
 #@ File (label="BigDataViewer: .xml, MoBIE: folder", style="save") out
 #@ Boolean (label="Replace an export that is there", value=false, persist=false) replace
@@ -16,7 +16,10 @@ clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
 
 clemreg.attempt {
     clemreg.output(out, replace)
-    clemreg.run("Exporting for " + target, ["export", target == "MoBIE" ? "mobie" : "bdv", run, "--out", out] +
+    // Register EM to LM writes the run into a folder of that name.
+    def inside = new File(run, "run")
+    def folder = new File(inside, "run.json").isFile() && !new File(run, "run.json").isFile() ? inside : run
+    clemreg.run("Exporting for " + target, ["export", target == "MoBIE" ? "mobie" : "bdv", folder, "--out", out] +
         (replace ? ["--overwrite"] : []))
     exported = out
     clemreg.tell("Written: " + out)
