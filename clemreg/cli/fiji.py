@@ -72,11 +72,19 @@ def macro(
     fiji: MaybeFiji = None,
     mode: Annotated[str, typer.Option(help="hidden, shown or headless.")] = "hidden",
 ) -> None:
-    """Run a macro and print what it returns; an error names its line and ends with exit code 1."""
+    """Run a macro and print what it returns; an error names its line and ends with exit code 1.
+
+    What it prints goes to standard error.
+    """
     from clemreg.fiji.bridge import JvmOptions, open_imagej
 
     options = JvmOptions(fiji=fiji, mode=mode)  # type: ignore[arg-type]
-    answer = open_imagej(options).run_script(script, _parameters(values or []))
+    imagej = open_imagej(options)
+    try:
+        answer = imagej.run_script(script, _parameters(values or []))
+    finally:
+        for line in imagej.log().splitlines():
+            say(line)
     for name, value in answer.items():
         result(str(value) if name == "result" else f"{name} = {value}")
 

@@ -102,6 +102,12 @@ class ImageJ:
         """
         return from_imageplus(find_image(title), frame=frame)
 
+    def log(self) -> str:
+        """Return the text of ImageJ's log window, to which ``print`` of macros writes."""
+        import jpype
+
+        return str(jpype.JClass("ij.IJ").getLog() or "")
+
     def run_macro(
         self, code: str, parameters: Mapping[str, Value] | None = None, argument: str = ""
     ) -> str | None:

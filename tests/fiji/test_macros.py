@@ -135,6 +135,16 @@ def test_macro_from_the_command_line(display, tmp_path):
     assert command(display, script, 'who=a "b", ü') == (0, 'a "b", ü4\n', "")
 
 
+def test_what_a_macro_prints_is_seen_also_before_an_error(display, tmp_path):
+    script = tmp_path / "m.ijm"
+    script.write_text('print("one, ü");\nprint("two");\nreturn "3";\n')
+    assert command(display, script) == (0, "3\n", "one, ü\ntwo\n")
+    script.write_text('print("one");\nnonsense(1);\n')
+    code, _, said = command(display, script)
+    assert code == 1
+    assert said.startswith("one\nerror: macro, line 2")
+
+
 def test_macro_errors_end_with_1_and_name_the_line(display, tmp_path):
     script = tmp_path / "bad.ijm"
     script.write_text("#@ String who\n\nnonsense(who);\n")
