@@ -280,9 +280,14 @@ def read_config(
 
 
 def resolve(path: str, base: Path) -> str:
-    """Make a path of the configuration absolute: relative to `base`, variables expanded."""
-    expanded = os.path.expandvars(Path(path).expanduser())
-    container, separator, inner = expanded.partition("::")
+    """Make a path of the configuration absolute: relative to `base`, variables expanded.
+
+    A file that is there keeps its name, even one with a dollar sign in it.
+    """
+    container, separator, inner = path.partition("::")
+    if not (base / container).exists():
+        expanded = os.path.expandvars(Path(path).expanduser())
+        container, separator, inner = expanded.partition("::")
     return str((base / container).resolve()) + separator + inner
 
 

@@ -67,3 +67,11 @@ def test_broken_toml_names_the_line(config):
 def test_paths_start_from_the_configuration(tmp_path, monkeypatch):
     monkeypatch.setenv("PLACE", "b")
     assert resolve("$PLACE/c.h5::raw/s0", tmp_path) == f"{(tmp_path / 'b/c.h5').resolve()}::raw/s0"
+
+
+def test_a_file_with_a_dollar_sign_in_its_name_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA", str(tmp_path / "data"))
+    (tmp_path / "my $DATA" / "${HOME}").mkdir(parents=True)
+    literal = tmp_path / "my $DATA" / "${HOME}"
+    assert resolve("my $DATA/${HOME}::s0", tmp_path) == f"{literal}::s0"
+    assert resolve("$DATA/em.zarr::s0", tmp_path) == f"{tmp_path / 'data' / 'em.zarr'}::s0"

@@ -16,6 +16,7 @@ from clemreg.io.bigwarp import read_bigwarp, write_bigwarp
 from clemreg.io.points import read_landmarks
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import read_transform, write_transform
+from clemreg.io.volumes import write_volume
 from clemreg.space import Grid
 from clemreg.space.landmarks import Landmarks
 from clemreg.testing import random_affine
@@ -207,6 +208,20 @@ def test_a_table_lands_in_the_world_when_its_images_are_named(tmp_path):
     given, again = (read_landmarks(tmp_path / f"{n}.csv") for n in ("table", "again"))
     np.testing.assert_allclose(again.em_nm, given.em_nm, atol=1e-6)
     np.testing.assert_allclose(again.lm_nm, given.lm_nm, atol=1e-6)
+
+
+def test_from_zero_is_from_the_origin_of_any_image(tmp_path):
+    """Of an OME-Zarr too, for readers that take its voxel size and not its origin."""
+    em, lm = session(tmp_path)
+    images = []
+    for option, grid in (("em", EM_GRID), ("grid-of", LM_GRID)):
+        write_volume(tmp_path / f"{option}.zarr", Volume(np.ones(grid.shape, "u1"), grid))
+        images.append(f"--{option}={tmp_path / f'{option}.zarr'}")
+    words = ["export", "bigwarp", f"--landmarks={tmp_path / 'table.csv'}", *images]
+    assert run_app([*words, "--read-from-zero", f"--out={tmp_path / 'world.csv'}"]) == 0
+    found = read_landmarks(tmp_path / "world.csv")
+    np.testing.assert_allclose(found.em_nm, em, atol=1e-3)
+    np.testing.assert_allclose(found.lm_nm, lm, atol=1e-3)
 
 
 def test_a_hand_over_of_tiff_files_there_and_back(tmp_path, capsys):
