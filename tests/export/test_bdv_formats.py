@@ -182,7 +182,15 @@ def test_appended_volumes_stand_beside_the_old_ones(tmp_path, storage):
     settings = ET.parse(path.with_suffix(".settings.xml"))
     for tag in ("Source", "ConverterSetup", "MinMaxGroup", "SourceTransform"):
         assert len(settings.findall(f".//{tag}")) == 3
-    assert [g.text for g in settings.findall(".//MinMaxGroup/id")] == ["0", "1", "2"]
+    for tag in ("MinMaxGroup", "ConverterSetup", "SourceGroup"):
+        assert [g.text for g in settings.findall(f".//{tag}/id")] == ["0", "1", "2"]
+    shown = settings.findall(".//ConverterSetup")
+    assert [c.findtext("groupId") for c in shown] == ["0", "1", "2"]
+    assert [float(c.findtext("max")) for c in shown[:2]] == [1, 50000]
+    assert [float(c.findtext("min")) for c in shown[:2]] == [0, 10]
+    assert shown[0].findtext("color") == "-65281"  # magenta, as Java writes 0xFFFF00FF
+    names = [g.text for g in settings.findall(".//SourceGroup/name")]
+    assert names == ["mito", "EM <&", "ids"]
     touched = {path, path.with_suffix(".settings.xml")}
     assert all(p.read_bytes() == data for p, data in before.items() if p not in touched)
     assert not list(tmp_path.rglob("*.partial"))
@@ -257,8 +265,12 @@ def test_datasets_that_cannot_grow_are_left_alone(tmp_path, old, new, words):
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
-def test_settings_of_another_dataset_are_not_grown(tmp_path):
-    path = edited(tmp_path, "<Source>", "<Source/><Source>", "d.settings.xml")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("<Source>", "<Source/><Source>"), ("SourceGroups>", "X>"), ("MinMaxGroups>", "X>")],
+)
+def test_settings_of_another_dataset_are_not_grown(tmp_path, old, new):
+    path = edited(tmp_path, old, new, "d.settings.xml")
     with pytest.raises(FormatError, match="not made for the 1 volumes"):
         append_bdv(path, [BdvSetup(Volume(EM_PIXELS, EM), "two")])
 
