@@ -54,6 +54,7 @@ from clemreg.volume import Labels, Volume
 SPACING_NM = (5.24, 4.0, 4.0)
 CHUNK = (64, 64, 64)
 REACH_NM = 100.0
+SAMPLE_S = 0.4  # looking at memory takes 10 ms of a core on which a worker could be
 WHOLE = {
     "components": ("cc3d", "scipy", "skimage"),
     "measure": ("cc3d", "skimage"),
@@ -346,7 +347,7 @@ def run(job: tuple, sources: dict[str, Path], block: int) -> dict[str, float]:
     process = context.Process(target=measure, args=(job, sources, folder, block, sender))
     process.start()
     watch = Watch(process.pid)
-    while process.is_alive() and not receiver.poll(0.05):
+    while process.is_alive() and not receiver.poll(SAMPLE_S):
         watch.sample()
     result = receiver.recv()
     process.join()
@@ -365,7 +366,7 @@ def run_cellmap(operation: str, python: str, sources: dict[str, Path]) -> dict[s
         watch = Watch(process.pid)
         while process.poll() is None:
             watch.sample()
-            time.sleep(0.05)
+            time.sleep(SAMPLE_S)
     last = log.read_text(encoding="utf-8").strip().split("\n")[-1]
     if process.returncode:
         raise SystemExit(f"cellmap-analyze failed: {last}")

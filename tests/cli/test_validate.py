@@ -147,5 +147,5 @@ def test_cellmap_crops_are_scored_too(cellmap_sample, tmp_path, capsys):
     assert (row.parent_dataset_id, row.raw_dataset) == ("ball", "em.zarr")
     assert np.isnan(rows["er", "21", "dice"].value)  # looked for, not there, not found
     assert page.read_text().count("data:image/png") >= 3
-    assert run_app(arguments[:2] + arguments[6:]) == 1
+    assert run_app([*arguments[:2], *arguments[6:], "--overwrite"]) == 1
     assert "--n5 SAMPLE.n5, or --cellmap" in capsys.readouterr().err
