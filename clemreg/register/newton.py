@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.errors import ConfigError
+from clemreg.errors import ConfigError, RegistrationError
 from clemreg.register.lattice import Lattice, NormalEquations
 from clemreg.register.matching import Channel, Masks, Matcher, draw_samples
 from clemreg.space.landmarks import Landmarks
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 _FADE = 6  # control points over which the deformation fades to nothing outside the EM
 _MARGIN_NM = 800.0
 _INDEPENDENT_UM3 = 0.1  # residuals farther apart than mitochondria are wide are independent
+_WORSE = 1.02  # residual variance over that before, from which a level has gone astray
 
 
 @dataclass(frozen=True)
@@ -114,30 +115,64 @@ def fit_affine(
 ) -> Affine:
     """Improve an affine LM to EM.
 
+    A level that ends where the images of the finest one match less than before is left out:
+    blurred, a slab not much thicker than mitochondria can be squeezed flat.
+
     Raises
     ------
     RegistrationError
         The volumes hardly overlap.
     """
     rng = np.random.default_rng(seed)
-    centre = channels[0].fixed.grid.centre_nm
+    finest = [Matcher(c, masks, 1e3 * fit.smooth_um[-1]) for c in channels]
     affine = start
     for sigma in fit.smooth_um:
-        matchers = [Matcher(c, masks, 1e3 * sigma) for c in channels]
+        matchers = finest
+        if sigma != fit.smooth_um[-1]:
+            matchers = [Matcher(c, masks, 1e3 * sigma) for c in channels]
         reach = 200.0 + 1e3 * sigma
         points = draw_samples(rng, channels[0], masks, affine, fit.samples, reach)
-        offsets = np.column_stack([(points - centre) / 1e3, np.ones(len(points))])
-        for _ in range(fit.steps):
-            square, right = _affine_equations(matchers, points, offsets, affine(points))
-            _hold(square, right, affine.linear - start.linear, fit.strain_sd)
-            change = np.linalg.solve(square, right).reshape(3, 4)
-            linear = affine.linear + change[:, :3] / 1e3
-            shift = affine.offset_nm + change[:, 3] - change[:, :3] @ centre / 1e3
-            affine = Affine.from_linear(linear, shift, start.source, start.target)
-            moved = np.linalg.norm(offsets @ change.T, axis=1)
-            if float(np.sqrt(np.mean(moved**2))) < 1.0:
-                break
+        found = _stepped(matchers, points, affine, start, fit)
+        if _residual_ratio(finest, points, found, affine) < _WORSE:
+            affine = found
+        else:
+            log.info("affine: the level of %.2f um matches less than its start; left out", sigma)
     return affine
+
+
+def _stepped(
+    matchers: Sequence[Matcher], points: FloatArray, affine: Affine, start: Affine, fit: AffineFit
+) -> Affine:
+    """Take Gauss-Newton steps until nothing moves; the matrix is held near that of `start`."""
+    centre = matchers[0].fixed.centre_nm
+    offsets = np.column_stack([(points - centre) / 1e3, np.ones(len(points))])
+    for _ in range(fit.steps):
+        square, right = _affine_equations(matchers, points, offsets, affine(points))
+        _hold(square, right, affine.linear - start.linear, fit.strain_sd)
+        change = np.linalg.solve(square, right).reshape(3, 4)
+        linear = affine.linear + change[:, :3] / 1e3
+        shift = affine.offset_nm + change[:, 3] - change[:, :3] @ centre / 1e3
+        affine = Affine.from_linear(linear, shift, start.source, start.target)
+        moved = np.linalg.norm(offsets @ change.T, axis=1)
+        if float(np.sqrt(np.mean(moved**2))) < 1.0:
+            break
+    return affine
+
+
+def _residual_ratio(
+    matchers: Sequence[Matcher], points: FloatArray, after: Affine, before: Affine
+) -> float:
+    """Residual variance after over that before, of samples in the EM in both; inf if too few."""
+    total = np.zeros(2)
+    ends = [affine(points) for affine in (after, before)]
+    try:
+        for matcher in matchers:
+            both = np.logical_and(*(matcher(points, end).seen for end in ends))
+            variances = [matcher(points[both], end[both]).variance for end in ends]
+            total += matcher.weight * np.array(variances)
+    except RegistrationError:
+        return np.inf
+    return float(total[0] / max(total[1], 1e-12))
 
 
 def _affine_equations(
