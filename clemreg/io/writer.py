@@ -30,6 +30,20 @@ from clemreg.volume import Labels, Volume
 Format = Literal["zarr", "zarr2", "n5"]
 # Names under which zarr-python and tensorstore write a chunk before it is whole.
 _TORN = ("*.partial", "*.__lock")
+# Endings of files: a folder of such a name would be opened by nothing.
+_OF_FILES = {
+    ".tif",
+    ".tiff",
+    ".png",
+    ".jpg",
+    ".h5",
+    ".hdf5",
+    ".nrrd",
+    ".mha",
+    ".nii",
+    ".gz",
+    ".mrc",
+}
 
 
 @dataclass(frozen=True)
@@ -182,10 +196,15 @@ def create_volume(
     Raises
     ------
     ConfigError
-        The format is not one of these.
+        The format is not one of these, or the name is that of a file.
     """
     if format not in ("zarr", "zarr2", "n5"):
         raise ConfigError(f"cannot write format {format!r}", hint="zarr, zarr2 or n5")
+    if Path(path).suffix.lower() in _OF_FILES:
+        raise ConfigError(
+            f"{Path(path).name!r} would be a folder, since volumes are written as OME-Zarr or N5",
+            hint="let the name end in .zarr",
+        )
     return VolumeWriter(Path(path), grid, dtype, format, channels, options or WriteOptions())
 
 
