@@ -91,10 +91,24 @@ class Volume:
             The box reaches outside the volume.
         """
         box = self.grid.box if box is None else box
-        if box.clip(self.shape) != box:
-            raise GridError(f"{self.name or 'volume'}: {box} reaches outside shape {self.shape}")
+        self._require_inside(box)
         key = (slice(None), *box.slices) if self.channels else box.slices
         return np.asarray(self.data[key])
+
+    def crop(self, box: Box) -> Volume:
+        """Return the part in `box` as a volume at its place, still lazy, without coarser versions.
+
+        Raises
+        ------
+        GridError
+            The box reaches outside the volume.
+        """
+        self._require_inside(box)
+        return replace(self, data=_BoxView(self.data, box), grid=self.grid.crop(box), coarser=())
+
+    def _require_inside(self, box: Box) -> None:
+        if box.clip(self.shape) != box:
+            raise GridError(f"{self.name or 'volume'}: {box} reaches outside shape {self.shape}")
 
     def channel(self, which: str | int) -> Volume:
         """One channel, by name or number, as a zyx volume; a volume without channels is its own 0.
@@ -163,3 +177,26 @@ class _ChannelView:
     def __getitem__(self, key: Any, /) -> Any:
         spatial: Sequence[Any] = key if isinstance(key, tuple) else (key,)
         return self.parent[(self.index, *spatial)]
+
+
+@dataclass(frozen=True)
+class _BoxView:
+    """A box of a (c)zyx array, still lazy."""
+
+    parent: LazyArray
+    box: Box
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.parent.shape[:-3], *self.box.shape)
+
+    @property
+    def dtype(self) -> Any:
+        return self.parent.dtype
+
+    def __getitem__(self, key: Any, /) -> Any:
+        spans = [s.indices(n) for s, n in zip(key[-3:], self.box.shape, strict=True)]
+        moved = [
+            slice(a + low, b + low) for (a, b, _), low in zip(spans, self.box.start, strict=True)
+        ]
+        return self.parent[(*key[:-3], *moved)]

@@ -15,7 +15,7 @@ from clemreg.measure.gather import same_grid
 from clemreg.measure.morphology import measure_objects
 from clemreg.measure.tables import Table
 from clemreg.space.grid import Box, Shape
-from clemreg.volume import Labels, Volume
+from clemreg.volume import Labels, LazyArray, Volume
 
 _AXES = "zyx"
 QUANTITIES = ("volume_nm3", "surface_nm2", "surface_faces_nm2")
@@ -102,27 +102,25 @@ def holdout_deviations(
 
 
 def _totals(volume: Volume, box: Box, how: Blockwise, scratch: Path | None) -> dict[str, float]:
-    view = Labels(_Inside(volume, box), volume.grid.crop(box), name=volume.name)
+    part = volume.crop(box)
+    view = Labels(_Inside(part.data), part.grid, name=volume.name)
     table = measure_objects(view, how=how, scratch=scratch)
     return {name: float(table[name].sum()) for name in QUANTITIES}
 
 
 @dataclass(frozen=True)
 class _Inside:
-    """1 where a box of a volume is not 0, still lazy."""
+    """1 where an array is not 0, still lazy."""
 
-    volume: Volume
-    box: Box
+    parent: LazyArray
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.box.shape
+        return self.parent.shape
 
     @property
     def dtype(self) -> Any:
         return np.dtype(np.uint8)
 
-    def __getitem__(self, key: tuple[slice, slice, slice], /) -> Any:
-        z, y, x = (s.indices(n) for s, n in zip(key, self.shape, strict=True))
-        inner = Box((z[0], y[0], x[0]), (z[1], y[1], x[1]))
-        return (self.volume.read(inner.shift(self.box.start)) != 0).astype(np.uint8)
+    def __getitem__(self, key: Any, /) -> Any:
+        return (self.parent[key] != 0).astype(np.uint8)

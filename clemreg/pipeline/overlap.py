@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clemreg.evaluate.overlap import evaluate_overlap
 from clemreg.io.transforms import read_transform
@@ -17,7 +16,7 @@ from clemreg.pipeline.voxels import hinting
 from clemreg.register.apply import covering_box, warped_volume
 from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
 from clemreg.register.registration import affine_of, correlation
-from clemreg.space.grid import Box, Triple
+from clemreg.space.grid import Triple
 from clemreg.space.transform import Affine, Transform
 from clemreg.volume import Volume
 
@@ -107,7 +106,7 @@ def overlaps(fixed: Volume, moving: Volume, poses: Mapping[str, Transform]) -> d
     """
     *_, last = poses.values()
     box = covering_box(last, moving.grid, fixed.grid)
-    part = Volume(_Part(fixed, box), fixed.grid.crop(box), name=fixed.name)
+    part = fixed.crop(box)
     from_fixed, from_moving = (_middle_grey(v) for v in (part, moving))
 
     def measure(pose: Transform) -> dict[str, Any]:
@@ -117,27 +116,6 @@ def overlaps(fixed: Volume, moving: Volume, poses: Mapping[str, Transform]) -> d
         ).to_json()
 
     return {name: measure(pose) for name, pose in poses.items()}
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A box of a volume, still lazy."""
-
-    volume: Volume
-    box: Box
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.box.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.volume.dtype
-
-    def __getitem__(self, key: tuple[slice, ...], /) -> NDArray[Any]:
-        bounds = [k.indices(n) for k, n in zip(key, self.shape, strict=True)]
-        box = Box(tuple(b[0] for b in bounds), tuple(b[1] for b in bounds))  # type: ignore[arg-type]
-        return self.volume.read(box.shift(self.box.start))
 
 
 def _middle_grey(volume: Volume) -> float:

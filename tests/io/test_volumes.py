@@ -348,6 +348,22 @@ def test_xml_with_entities_expands_nothing(tmp_path):
         open_volume(tmp_path / "v.ome.tif")
 
 
+def test_a_crop_is_a_volume_at_its_place():
+    two = Volume(np.stack([PIXELS, 255 - PIXELS]), GRID, ("a", "b"), coarser=())
+    box, inner = Box((2, 3, 5), (9, 14, 22)), Box((1, 0, 4), (6, 5, 17))
+    part = two.crop(box)
+    assert part.channels == ("a", "b")
+    np.testing.assert_allclose(
+        part.grid.to_world([[0.0, 0.0, 0.0]]), GRID.to_world([[2.0, 3.0, 5.0]])
+    )
+    expected = two.read()[:, 2:9, 3:14, 5:22]
+    np.testing.assert_array_equal(part.read(), expected)
+    np.testing.assert_array_equal(part.channel("b").read(inner), expected[1, 1:6, :5, 4:17])
+    np.testing.assert_array_equal(part.crop(inner).read(), expected[:, 1:6, :5, 4:17])
+    with pytest.raises(GridError, match="reaches outside"):
+        part.crop(box)
+
+
 def test_boxes_outside_are_refused():
     with pytest.raises(GridError, match="outside"):
         Volume(PIXELS, GRID).read(Box((0, 0, 0), (12, 17, 23)))

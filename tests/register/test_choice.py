@@ -279,9 +279,10 @@ def test_a_stopped_scan_goes_on_from_the_same_pose(files, tmp_path, monkeypatch)
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
         one, two = (read_transform(out / row["transform"]) for out in (whole, stopped))
         np.testing.assert_allclose(two(points), one(points), atol=1e-9)
-    assert run_app(scan_words(folder, stopped)) == 0
+    again = [*scan_words(folder, stopped), "--overwrite"]
+    assert run_app(again) == 0
     assert len(done) == 5
-    assert run_app([*scan_words(folder, stopped), "--psf", "sim"]) == 0
+    assert run_app([*again, "--psf", "sim"]) == 0
     assert len(done) == 7
     assert len(searched) == 3
 
