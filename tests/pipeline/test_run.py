@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -115,7 +116,11 @@ def stop_in(step, pair, sent):
     """Start the run at `step` and send a signal as soon as it is at work; return the exit code."""
     config = pair / "config.toml"
     words = [sys.executable, "-m", "clemreg", "run", str(config), *QUICK, "--from", step]
-    child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A shell's background job ignores SIGINT, and so would what it starts.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    child = subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heard
+    )
     for line in child.stderr:
         if line.startswith(f"{step}: running"):
             break
