@@ -126,3 +126,8 @@ def parse_xyz_nm(text: str) -> tuple[float, float, float]:
     factor = nm_per(match.group(4))
     x, y, z = (float(match.group(i)) * factor for i in (1, 2, 3))
     return z, y, x
+
+
+def given_xyz_nm(text: str | None) -> tuple[float, float, float] | None:
+    """Read a voxel size as `parse_xyz_nm` does; None where none is given."""
+    return parse_xyz_nm(text) if text else None

@@ -72,22 +72,22 @@ def apply(
     """Resample an EM image onto an LM grid (or the reverse), or map points, meshes, skeletons."""
     from clemreg.pipeline.apply import ApplyCommand, apply_file, estimate_file
     from clemreg.register.apply import ApplyOptions
-    from clemreg.units import parse_length_nm, parse_xyz_nm
+    from clemreg.units import given_xyz_nm, parse_length_nm
 
     command = ApplyCommand(
         transform,
         subject,
         out,
         onto,
-        parse_xyz_nm(spacing) if spacing else None,
+        given_xyz_nm(spacing),
         "em-to-lm" if inverse else "lm-to-em",
         labels,
         unit,
         ApplyOptions(workers=workers, tolerance_voxels=tolerance),
         overwrite,
         parse_length_nm(pixel_size) if pixel_size else None,
-        parse_xyz_nm(subject_spacing) if subject_spacing else None,
-        parse_xyz_nm(onto_spacing) if onto_spacing else None,
+        given_xyz_nm(subject_spacing),
+        given_xyz_nm(onto_spacing),
     )
     if dry_run:
         report = estimate_file(command)

@@ -51,6 +51,15 @@ JsonOption = Annotated[
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there under that name.")
 ]
+PsfOption = Annotated[
+    str, typer.Option(help='Point spread: palm, sim, confocal, or full widths "x, y, z unit".')
+]
+FixedSpacingOption = Annotated[
+    str | None, typer.Option(help='Voxel size of the light volume, "x, y, z unit".')
+]
+MovingSpacingOption = Annotated[
+    str | None, typer.Option(help='Voxel size of the EM, "x, y, z unit".')
+]
 
 
 def require_free(*outputs: Path | None, overwrite: bool) -> None:

@@ -8,8 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from clemreg.cli.console import (
+    FixedSpacingOption,
     JsonOption,
+    MovingSpacingOption,
     OverwriteOption,
+    PsfOption,
     offset_nm,
     progress_bar,
     require_free,
@@ -173,20 +176,14 @@ def overlap(
         str, typer.Option(help="EM mask, probability or prediction of the same structure.")
     ],
     channel: Annotated[str | None, typer.Option(help="Its channel in the light volume.")] = None,
-    psf: Annotated[
-        str, typer.Option(help='Point spread: palm, sim, confocal, or full widths "x, y, z unit".')
-    ] = "palm",
-    fixed_spacing: Annotated[
-        str | None, typer.Option(help='Voxel size of the light volume, "x, y, z unit".')
-    ] = None,
-    moving_spacing: Annotated[
-        str | None, typer.Option(help='Voxel size of the EM, "x, y, z unit".')
-    ] = None,
+    psf: PsfOption = "palm",
+    fixed_spacing: FixedSpacingOption = None,
+    moving_spacing: MovingSpacingOption = None,
     json: JsonOption = None,
 ) -> None:
     """How well an EM structure covers its light channel; best one that was not registered."""
     from clemreg.pipeline.overlap import OverlapCommand, overlap_files
-    from clemreg.units import parse_xyz_nm
+    from clemreg.units import given_xyz_nm
 
     command = OverlapCommand(
         transform,
@@ -194,8 +191,8 @@ def overlap(
         moving,
         channel,
         psf,
-        fixed_spacing_nm=parse_xyz_nm(fixed_spacing) if fixed_spacing else None,
-        moving_spacing_nm=parse_xyz_nm(moving_spacing) if moving_spacing else None,
+        fixed_spacing_nm=given_xyz_nm(fixed_spacing),
+        moving_spacing_nm=given_xyz_nm(moving_spacing),
     )
     _answer("overlap", overlap_files(command), json)
 
@@ -214,9 +211,9 @@ def shift(
     from clemreg.io.volumes import open_volume
     from clemreg.pipeline.register import light_channel
     from clemreg.register.render import chromatic_shift_nm
-    from clemreg.units import parse_xyz_nm
+    from clemreg.units import given_xyz_nm
 
-    size = parse_xyz_nm(spacing) if spacing else None
+    size = given_xyz_nm(spacing)
     volume = open_volume(image, frame="lm", spacing_nm=size)
     one, other = (light_channel(volume, name, {}) for name in (reference, channel))
     z, y, x = (round(float(v), 2) for v in chromatic_shift_nm(one, other))
@@ -237,9 +234,9 @@ def _where(
     from clemreg.errors import ClemregError, ConfigError
     from clemreg.io.transforms import read_fixed_grid
     from clemreg.io.volumes import open_volume
-    from clemreg.units import parse_xyz_nm
+    from clemreg.units import given_xyz_nm
 
-    override = parse_xyz_nm(spacing) if spacing else None
+    override = given_xyz_nm(spacing)
     grids = map(read_fixed_grid, transforms)
     grid = next((g for g in grids if g is not None), None)
     if grid_of is not None:

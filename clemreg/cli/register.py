@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clemreg.cli.console import (
+    FixedSpacingOption,
     JsonOption,
+    MovingSpacingOption,
     OverwriteOption,
+    PsfOption,
     offset_nm,
     print_verdict,
     progress_bar,
@@ -35,10 +38,7 @@ def register(
     channel: Annotated[
         str | None, typer.Option(help="Mitochondria channel of the light volume.")
     ] = None,
-    psf: Annotated[
-        str,
-        typer.Option(help='Point spread: palm, sim, confocal, or full widths "x, y, z unit".'),
-    ] = "palm",
+    psf: PsfOption = "palm",
     kind: Annotated[
         str, typer.Option(help="What the EM holds: auto, prediction, probability or mask.")
     ] = "auto",
@@ -49,12 +49,8 @@ def register(
         list[str] | None,
         typer.Option(help='Chromatic shift to add to a channel: NAME="x, y, z unit"; repeat.'),
     ] = None,
-    fixed_spacing: Annotated[
-        str | None, typer.Option(help='Voxel size of the light volume, "x, y, z unit".')
-    ] = None,
-    moving_spacing: Annotated[
-        str | None, typer.Option(help='Voxel size of the EM, "x, y, z unit".')
-    ] = None,
+    fixed_spacing: FixedSpacingOption = None,
+    moving_spacing: MovingSpacingOption = None,
     search: Annotated[str, typer.Option(help="Start poses: in-plane or all.")] = "in-plane",
     allow_mirror: Annotated[bool, typer.Option(help="Accept a mirrored pose.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
@@ -106,7 +102,7 @@ def register(
     """
     from clemreg.pipeline.register import GuideFiles, RegisterCommand, StageChoice, register_files
     from clemreg.register.orientation import OrientationOptions
-    from clemreg.units import parse_xyz_nm
+    from clemreg.units import given_xyz_nm
 
     require_free(*_outputs(out, bool(scan)), overwrite=overwrite)
     command = RegisterCommand(
@@ -129,8 +125,8 @@ def register(
         kind=kind,  # type: ignore[arg-type]
         ramp=ramp,  # type: ignore[arg-type]
         shifts_nm=_shifts(shift or []),
-        fixed_spacing_nm=parse_xyz_nm(fixed_spacing) if fixed_spacing else None,
-        moving_spacing_nm=parse_xyz_nm(moving_spacing) if moving_spacing else None,
+        fixed_spacing_nm=given_xyz_nm(fixed_spacing),
+        moving_spacing_nm=given_xyz_nm(moving_spacing),
     )
     if scan:
         _scan(command, scan, held_out, json)

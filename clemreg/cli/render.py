@@ -52,14 +52,14 @@ def render(
     """Draw localisations as Gaussians of their own precision; every one counts as 1."""
     from clemreg.pipeline.render import RenderCommand, render_files
     from clemreg.register.render import RenderOptions
-    from clemreg.units import parse_length_nm, parse_xyz_nm
+    from clemreg.units import given_xyz_nm, parse_length_nm, parse_xyz_nm
 
     require_free(out, overwrite=overwrite)
     named = [_named(text) for text in tables]
     command = RenderCommand(
         dict(named),
         out,
-        parse_xyz_nm(spacing) if spacing else None,
+        given_xyz_nm(spacing),
         onto,
         parse_length_nm(pixel_size) if pixel_size else None,
         {name: parse_xyz_nm(value) for name, value in map(_named, shift or ())},

@@ -31,19 +31,9 @@ Format = Literal["zarr", "zarr2", "n5"]
 # Names under which zarr-python and tensorstore write a chunk before it is whole.
 _TORN = ("*.partial", "*.__lock")
 # Endings of files: a folder of such a name would be opened by nothing.
-_OF_FILES = {
-    ".tif",
-    ".tiff",
-    ".png",
-    ".jpg",
-    ".h5",
-    ".hdf5",
-    ".nrrd",
-    ".mha",
-    ".nii",
-    ".gz",
-    ".mrc",
-}
+_OF_FILES = frozenset(
+    [".tif", ".tiff", ".png", ".jpg", ".h5", ".hdf5", ".nrrd", ".mha", ".nii", ".gz", ".mrc"]
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from clemreg.io.atomic import atomic_write_text
 from clemreg.io.volumes import open_volume
 from clemreg.report.blinded import as_grey, render_pairs
 from clemreg.space.grid import Box
-from clemreg.units import parse_xyz_nm
+from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
 
 PAGE, KEY = "pairs.html", "key.json"
@@ -68,7 +68,7 @@ def start_comparison(
         The predictions do not lie on the voxels of the EM.
     """
     options = options or BlindedOptions()
-    size = parse_xyz_nm(options.spacing) if options.spacing else None
+    size = given_xyz_nm(options.spacing)
     volume = _plain(open_volume(em, spacing_nm=size), "")
     masks = [_mask(open_volume(p, spacing_nm=size), volume, options) for p in predictions]
     shape = volume.grid.shape

@@ -19,7 +19,7 @@ from clemreg.config import RunConfig, resolve
 from clemreg.pipeline.register import GuideFiles, split_channel
 from clemreg.pipeline.steps import input_fingerprint
 from clemreg.space.grid import Triple
-from clemreg.units import parse_xyz_nm
+from clemreg.units import given_xyz_nm, parse_xyz_nm
 from clemreg.volume import Volume
 
 ENGINES = ("numpy", "scipy", "zarr", "torch", "itk-elastix", "SimpleITK", "scikit-image")
@@ -163,5 +163,5 @@ def versions() -> Mapping[str, str]:
 def _open(uri: str, voxel_size: str | None, frame: str) -> Volume:
     from clemreg.io.volumes import open_volume
 
-    spacing = parse_xyz_nm(voxel_size) if voxel_size else None
+    spacing = given_xyz_nm(voxel_size)
     return open_volume(uri, spacing_nm=spacing, frame=frame)

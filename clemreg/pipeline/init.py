@@ -13,7 +13,7 @@ from clemreg.errors import ClemregError, StorageError, VoxelSizeError
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.voxels import EM_VOXEL_NM, LM_VOXEL_NM, Finding, check_fields, check_voxels
-from clemreg.units import parse_xyz_nm
+from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
 
 MITO_NAMES = ("mito", "tom20", "tomm20", "halo", "jf525", "mitotracker", "cox8")
@@ -72,7 +72,7 @@ def write_config(folder: Path, options: InitOptions) -> tuple[Path, list[str]]:
 
 
 def _open(uri: str, spacing: str | None, frame: str) -> Volume:
-    return open_volume(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame=frame)
+    return open_volume(uri, spacing_nm=given_xyz_nm(spacing), frame=frame)
 
 
 def _refuse_errors(findings: list[Finding]) -> None:

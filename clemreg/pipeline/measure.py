@@ -29,7 +29,7 @@ from clemreg.measure.sheetness import ScaleRule, SheetnessOptions
 from clemreg.measure.skeleton import SkeletonOptions, measure_skeleton, skeletonize
 from clemreg.measure.tables import Table, write_table
 from clemreg.pipeline.steps import input_fingerprint
-from clemreg.units import parse_length_nm, parse_xyz_nm
+from clemreg.units import given_xyz_nm, parse_length_nm
 from clemreg.volume import Labels, Volume
 
 MESH_FORMATS = ("obj", "ply", "neuroglancer")
@@ -38,7 +38,7 @@ WORK_MARK = ".clemreg"
 
 def open_ids(uri: str, spacing: str | None = None) -> Labels:
     """Open a label volume; `spacing` is ``"x, y, z unit"`` where the file has none."""
-    labels = open_labels(uri, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
+    labels = open_labels(uri, spacing_nm=given_xyz_nm(spacing), frame="em")
     return replace(
         labels, data=_FileArray(VolumeFile(uri, labels.grid.spacing_nm), labels), coarser=()
     )
@@ -51,7 +51,7 @@ def open_mask(uri: str, spacing: str | None = None, channel: str | None = None) 
 
 def volume_file(uri: str, spacing: str | None = None, channel: str | None = None) -> VolumeFile:
     """Name a volume; `spacing` is ``"x, y, z unit"`` where the file has none."""
-    return VolumeFile(uri, parse_xyz_nm(spacing) if spacing else None, channel)
+    return VolumeFile(uri, given_xyz_nm(spacing), channel)
 
 
 def from_file(file: VolumeFile) -> Volume:

@@ -25,7 +25,7 @@ from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, r
 from clemreg.refine.apply import Stage, Workplace, refine_organelle
 from clemreg.refine.objects import count_voxels
 from clemreg.refine.recipe import Organelle, Recipe, load_recipe
-from clemreg.units import parse_xyz_nm
+from clemreg.units import given_xyz_nm
 from clemreg.volume import Labels, Volume
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ def find_predictions(source: str, recipe: Recipe, options: RefineOptions) -> dic
     MissingError
         There is nothing at `source`.
     """
-    spacing = parse_xyz_nm(options.spacing) if options.spacing else None
+    spacing = given_xyz_nm(options.spacing)
     names = {name: (*o.source, name) for name, o in recipe.organelles.items() if o.of is None}
     if Path(source).is_dir():
         found = {
@@ -157,7 +157,7 @@ def find_prediction(source: str, name: str, spacing: str | None) -> VolumeFile:
     MissingError
         It is not there.
     """
-    size = parse_xyz_nm(spacing) if spacing else None
+    size = given_xyz_nm(spacing)
     if Path(source).is_dir() and (path := _inside(Path(source), (name,))) is not None:
         return VolumeFile(str(path), size)
     try:
@@ -186,7 +186,7 @@ def _single(source: str, recipe: Recipe, options: RefineOptions) -> dict[str, Vo
         )
     name = options.organelles[0]
     list(recipe.in_order((name,)))  # says so if the recipe does not have it
-    spacing = parse_xyz_nm(options.spacing) if options.spacing else None
+    spacing = given_xyz_nm(options.spacing)
     return {name: VolumeFile(source, spacing)}
 
 

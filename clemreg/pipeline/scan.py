@@ -21,7 +21,7 @@ from clemreg.pipeline.steps import input_fingerprint, one_run_at_a_time
 from clemreg.refine.page import scan_page
 from clemreg.refine.scan import Candidate, ScanSettings, scan
 from clemreg.refine.voxels import Smoothed
-from clemreg.units import parse_xyz_nm
+from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
 
 PAGE, FIGURES = "scan.html", "scan.json"
@@ -82,7 +82,7 @@ def scan_file(
     """
     options = options or ScanOptions()
     _check(options)
-    spacing = parse_xyz_nm(options.spacing) if options.spacing else None
+    spacing = given_xyz_nm(options.spacing)
     file = VolumeFile(prediction, spacing, options.channel)
     volume = file.open()
     if volume.dtype != np.uint8 or volume.channels:

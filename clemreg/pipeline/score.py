@@ -27,7 +27,7 @@ from clemreg.report.scores import LabelScores, Slice, write_score_report
 from clemreg.segment.classes import Category, category
 from clemreg.segment.sdt import grow
 from clemreg.space.grid import Box, Grid
-from clemreg.units import parse_xyz_nm
+from clemreg.units import given_xyz_nm
 from clemreg.volume import LazyArray, Volume
 
 
@@ -123,7 +123,7 @@ def report_scores(
 
 
 def _behind(em: str, request: ScoreRequest) -> Volume | None:
-    spacing = parse_xyz_nm(request.spacing) if request.spacing else None
+    spacing = given_xyz_nm(request.spacing)
     return open_volume(em, spacing_nm=spacing) if em else None
 
 
@@ -194,7 +194,7 @@ def score_instance_files(prediction: str, truth: str, request: ScoreRequest) -> 
 
 
 def _open(prediction: str, truth: str, request: ScoreRequest) -> tuple[Volume, Volume, Grid]:
-    spacing = parse_xyz_nm(request.spacing) if request.spacing else None
+    spacing = given_xyz_nm(request.spacing)
     found = _channel(open_volume(prediction, spacing_nm=spacing), request)
     try:
         true = open_volume(truth, spacing_nm=spacing)

@@ -8,7 +8,7 @@ from pathlib import Path
 from clemreg.blocks.run import Progress
 from clemreg.errors import DependencyError
 from clemreg.io.volumes import open_labels, open_volume
-from clemreg.units import parse_xyz_nm
+from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
 
 
@@ -47,7 +47,7 @@ def segment_file(
     progress: Progress | None = None,
 ) -> Volume:
     """Open, predict and write; see `segment_volume`."""
-    volume = open_volume(em, spacing_nm=parse_xyz_nm(spacing) if spacing else None, frame="em")
+    volume = open_volume(em, spacing_nm=given_xyz_nm(spacing), frame="em")
     volume = volume.channel(0) if volume.channels else volume
     return segment_volume(volume, out, model=model, settings=settings, progress=progress)
 

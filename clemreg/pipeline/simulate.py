@@ -13,7 +13,7 @@ from clemreg.simulate.deformation import DeformationOptions
 from clemreg.simulate.light import MICROSCOPES
 from clemreg.simulate.pair import PairOptions, simulate_clem, simulate_from_labels
 from clemreg.space.transform import Transform
-from clemreg.units import parse_xyz_nm
+from clemreg.units import given_xyz_nm, parse_xyz_nm
 
 OUTPUTS = ("em.zarr", "em_labels.zarr", "lm.zarr", "truth.json", "landmarks.csv", "config.toml")
 
@@ -73,7 +73,7 @@ def _simulate(
 ) -> Transform:
     if command.em is None or command.labels is None:
         return simulate_clem(out, options, progress)
-    spacing = parse_xyz_nm(command.spacing) if command.spacing else None
+    spacing = given_xyz_nm(command.spacing)
     em = open_volume(command.em, spacing_nm=spacing, frame="em")
     labels = open_labels(command.labels, spacing_nm=spacing, frame="em")
     return simulate_from_labels(out, em, labels, options, progress)

@@ -346,11 +346,8 @@ def _largest(stored: NDArray[Any]) -> NDArray[np.bool_]:
     """Largest component of a prediction; nothing if there is none."""
     import cc3d
 
-    components = cc3d.connected_components(np.asfortranarray(stored >= SURFACE), connectivity=6)
-    sizes = np.bincount(components.ravel())
-    sizes[0] = 0
-    largest: NDArray[np.bool_] = (components == sizes.argmax()) & (components > 0)
-    return np.ascontiguousarray(largest)
+    largest = cc3d.largest_k(np.asfortranarray(stored >= SURFACE), k=1, connectivity=6)
+    return np.ascontiguousarray(largest > 0)
 
 
 def _large_enough(mask: NDArray[np.bool_], grid: Grid, options: MovingOptions) -> NDArray[np.bool_]:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Search = Literal["in-plane", "all"]
 _TARGET_SIZE = 2.5e5  # voxels of the zero-padded correlation: about 10 ms each
 _COARSER = 1.4  # voxel size of the wide rounds over that of the first one
-_STRONGER = 1.1
+_STRONGER = 1.1  # a start that much stronger than one near it is tried, too
 _CLEAR_SCORE = 0.4
 _CLEAR_MARGIN = 0.15
 # How many different poses are refined on the coarse images, and how many of these on the full
