@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -272,21 +274,35 @@ def training_volumes(
     """Load real volumes and draw simulated ones."""
     for entry in config.real:
         yield from real_volumes(entry)
-    simulated = config.simulated
-    if simulated is None:
-        return
-    for i in range(simulated.blocks):
-        if progress is not None:
-            progress(i, simulated.blocks, "simulating EM")
-        rng = np.random.default_rng((simulated.seed, i))
-        spacing = (float(rng.uniform(*simulated.spacing_nm)),) * 3
-        em, phantom = random_training_block(rng, simulated.shape, spacing)
-        distances = {
-            "mito": phantom.mito_distance_nm,
-            "er": np.clip(signed_distance_nm(phantom.mask(ER_CLASSES), spacing), -500, 500),
-        }
-        weight = simulated.weight / simulated.blocks
-        yield TrainingVolume(em, distances, spacing, weight, "simulated")
+    if config.simulated is not None:
+        workers = config.train_options().workers
+        yield from simulated_volumes(config.simulated, workers, progress)
+
+
+def simulated_volumes(
+    data: SimulatedData, workers: int = 0, progress: Progress | None = None
+) -> Iterator[TrainingVolume]:
+    """Draw simulated volumes, in so many processes; 0: in this one."""
+    draw = partial(_simulated, data)
+    with ProcessPoolExecutor(workers) if workers else nullcontext() as pool:
+        drawn = (
+            map(draw, range(data.blocks)) if pool is None else pool.map(draw, range(data.blocks))
+        )
+        for i, volume in enumerate(drawn):
+            if progress is not None:
+                progress(i + 1, data.blocks, "simulating EM")
+            yield volume
+
+
+def _simulated(data: SimulatedData, number: int) -> TrainingVolume:
+    rng = np.random.default_rng((data.seed, number))
+    spacing = (float(rng.uniform(*data.spacing_nm)),) * 3
+    em, phantom = random_training_block(rng, data.shape, spacing)
+    distances = {
+        "mito": phantom.mito_distance_nm,
+        "er": np.clip(signed_distance_nm(phantom.mask(ER_CLASSES), spacing), -500, 500),
+    }
+    return TrainingVolume(em, distances, spacing, data.weight / data.blocks, "simulated")
 
 
 def real_volumes(entry: RealData) -> Iterator[TrainingVolume]:

@@ -51,6 +51,8 @@ class TrainOptions:
         Seed of weights and patches.
     threads
         Threads of torch.
+    workers
+        Processes that draw patches; 0: a thread of this one, enough where a processor trains.
     checkpoint_every
         Steps between checkpoints.
     start
@@ -100,6 +102,7 @@ class TrainOptions:
     average: float = 0.998
     seed: int = 0
     threads: int = 2
+    workers: int = 0
     checkpoint_every: int = 250
     start: str = ""
     freeze: float = 0.65
@@ -127,6 +130,8 @@ class TrainOptions:
                 "a COSEM network predicts tanh distances as they are",
                 hint='set loss = "paper"',
             )
+        if self.workers < 0:
+            raise ConfigError(f"workers = {self.workers}: processes are counted from 0 on")
         if not 0 <= self.revisit < 1:
             raise ConfigError(f"revisit = {self.revisit} is no share of the steps from 0 to 1")
         for name in self.classes:

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,19 +20,18 @@ from clemreg.segment.checkpoints import CosemModel, read_pickle
 from clemreg.segment.cosem import CosemUNet
 from clemreg.segment.data import PatchOptions, PatchSampler, TrainingVolume
 from clemreg.segment.exchange import open_network
+from clemreg.segment.feed import Arrays, Batches, Feed, feed
 from clemreg.segment.journal import Journal
 from clemreg.segment.loss import balanced_loss
 from clemreg.segment.models import Model
 from clemreg.segment.network import UNet
 from clemreg.segment.options import TrainOptions
-from clemreg.segment.parallel import Team, bfloat16_is_fast, team, training_device, work_on
+from clemreg.segment.parallel import Team, bfloat16_is_fast, team, training_device
 from clemreg.segment.sampling import Bent, Sampler, VolumePatches
 from clemreg.segment.trainee import CosemTrainee, Trainee, start_cosem_from, start_from
 from clemreg.segment.validation import Examiner, Score
 
 log = logging.getLogger(__name__)
-
-Arrays = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +110,9 @@ def train(
         if checkpoint is not None and checkpoint.exists():
             state.load(checkpoint)
         watch = _Watch(options.steps, outlets or Outlets()) if members.rank == 0 else None
-        with ThreadPoolExecutor(1, initializer=work_on, initargs=(state.device,)) as pool:
-            losses = _steps(
-                state, _Feed(pool, sampler, options, members), watch, validation, checkpoint
-            )
+        batches = Batches(sampler, options.seed, members.share(options.batch))
+        with feed(batches, options, state.device) as fed:
+            losses = _steps(state, fed, watch, validation, checkpoint)
         if checkpoint is not None and members.rank == 0:
             state.save(checkpoint)
         return Trained(state.averaged(), tuple(losses), state.step, tuple(state.history))
@@ -143,14 +140,14 @@ def volume_patches(volumes: Sequence[TrainingVolume], options: TrainOptions) -> 
 
 def _steps(
     state: _State,
-    feed: _Feed,
+    fed: Feed,
     watch: _Watch | None,
     validation: Examiner | None,
     checkpoint: Path | None,
 ) -> list[float]:
     options, losses = state.options, []
     while state.step < options.steps and not state.done:
-        losses.append(state.advance(feed.take(state)))
+        losses.append(state.advance(fed.take(state.step, state.patches_of)))
         if watch is not None:
             watch.keep(state)  # before the checkpoint: what is kept is never left out
         if state.step % options.checkpoint_every == 0:
@@ -188,32 +185,6 @@ class _Watch:
             outlets.progress(step, self.steps, f"loss {recent:.4f}, {rate:.2f} steps/s")
 
 
-class _Feed:
-    """Draws the patches of the next step while the network computes."""
-
-    def __init__(
-        self, pool: ThreadPoolExecutor, sampler: Sampler, options: TrainOptions, members: Team
-    ) -> None:
-        self.pool, self.sampler, self.options = pool, sampler, options
-        self.share = members.share(options.batch)
-        self.upcoming: tuple[int, Future[Arrays]] | None = None
-
-    def take(self, state: _State) -> Arrays:
-        """Patches of the step that comes; they depend on nothing that a checkpoint lacks."""
-        if self.upcoming is None or self.upcoming[0] != state.step:
-            self.upcoming = self._ahead(state, state.step)
-        arrays = self.upcoming[1].result()
-        after = state.step + 1
-        # What is seen again may change at a checkpoint: nothing is drawn across it.
-        stops = after % self.options.checkpoint_every == 0 or after >= self.options.steps
-        self.upcoming = None if stops else self._ahead(state, after)
-        return arrays
-
-    def _ahead(self, state: _State, step: int) -> tuple[int, Future[Arrays]]:
-        number = state.patches_of(step)
-        return step, self.pool.submit(_batch, self.sampler, self.options, number, self.share)
-
-
 def converged(values: Sequence[Score]) -> bool:
     """Whether the last scores end the training, by the rule of the paper.
 
@@ -229,16 +200,6 @@ def converged(values: Sequence[Score]) -> bool:
         >= second.mean_false_distance_nm
         > first.mean_false_distance_nm
     )
-
-
-def _batch(sampler: Sampler, options: TrainOptions, number: int, share: range) -> Arrays:
-    """Patches of one step; they depend on seed and number only, so a resumed run sees the same."""
-    drawn = [sampler.draw(np.random.default_rng((options.seed, number, i))) for i in share]
-    x = torch.from_numpy(np.stack([d[0] for d in drawn])[:, None])
-    target, known = (torch.from_numpy(np.stack([d[k] for d in drawn])) for k in (1, 2))
-    if torch.cuda.is_available():
-        return x.pin_memory(), target.pin_memory(), known.pin_memory()
-    return x, target, known
 
 
 class _State:
@@ -385,7 +346,7 @@ class _State:
             )
         # What an older checkpoint does not say was as it is now by default.
         ours, theirs = asdict(self.options), asdict(TrainOptions()) | content["options"]
-        free = {"threads", "checkpoint_every", "device"}
+        free = {"threads", "workers", "checkpoint_every", "device"}
         changed = [k for k in ours if k not in free and ours[k] != theirs.get(k)]
         if changed:
             raise FormatError(
