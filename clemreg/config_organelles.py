@@ -162,6 +162,7 @@ class MicrotubulesConfig(Section):
     end: float = 200.0
     selection: float = -200.0
     time_limit_s: Positive = 120.0
+    max_neighbours: Positive = 8.0
 
 
 class RibosomesConfig(Section):

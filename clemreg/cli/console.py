@@ -85,8 +85,8 @@ def result(text: str) -> None:
 def progress_bar(title: str) -> Iterator[Progress]:
     """Show progress with rate and time left on stderr.
 
-    On a terminal this is a live bar. Elsewhere (a log, or Fiji) it is at most one line every two
-    seconds: ``PROGRESS done/total message``.
+    On a terminal this is a live bar. Elsewhere (a log, or Fiji) it is a line where the count starts
+    anew, and else at most one every two seconds: ``PROGRESS done/total message``.
     """
     with _live_bar(title) if _is_live() else _plain_lines(title) as report:
         yield report
@@ -129,15 +129,19 @@ def _live_bar(title: str) -> Iterator[Progress]:
 @contextmanager
 def _plain_lines(title: str) -> Iterator[Progress]:
     start = last = time.monotonic()
+    before = 0
 
     def report(done: int, total: int, message: str) -> None:
-        nonlocal last
+        nonlocal start, last, before
         now = time.monotonic()
-        if now - last < 2 and done < total:
+        anew, before = done < before, done
+        if anew:
+            start = last
+        elif now - last < 2 and done < total:
             return
         last = now
         left = (now - start) / max(done, 1) * (total - done)
-        remaining = f", {left:.0f} s left" if done < total else ""
+        remaining = f", {left:.0f} s left" if 0 < done < total else ""
         say(f"PROGRESS {done}/{total} {title}: {message}{remaining}")
 
     yield report

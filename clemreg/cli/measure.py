@@ -22,6 +22,10 @@ SpacingOption = Annotated[
     str | None, typer.Option(help='Voxel size "x, y, z unit", if the file has none.')
 ]
 
+ChannelOption = Annotated[
+    str | None, typer.Option(help="Channel of the prediction, if it has several.")
+]
+
 
 def table_path(path: Path | None) -> Path | None:
     """Refuse a table that could not be written, before any work."""

@@ -15,7 +15,7 @@ from clemreg.cli.console import (
     table,
     write_json,
 )
-from clemreg.cli.measure import ExecutorOption, SpacingOption, WorkersOption
+from clemreg.cli.measure import ChannelOption, ExecutorOption, SpacingOption, WorkersOption
 
 # Edge of the blocks that candidates are looked for in; --block is that of the program's cubes.
 VOXELS = 128
@@ -43,6 +43,11 @@ def microtubules(
     end: Annotated[float, typer.Option(help="Cost of an end.")] = 200,
     selection: Annotated[float, typer.Option(help="Cost (a reward) of every point.")] = -200,
     time_limit: Annotated[float, typer.Option(help="Seconds per cube.")] = 120,
+    max_neighbours: Annotated[
+        float,
+        typer.Option(help="Refuse where a point has more supported neighbours, on average."),
+    ] = 8,
+    channel: ChannelOption = None,
     spacing: SpacingOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
@@ -59,11 +64,12 @@ def microtubules(
     require_free_names(out, OUTPUTS, overwrite=overwrite)
     costs = Costs(evidence, angle, end, selection)
     command = MicrotubuleCommand(
-        volume_file(prediction, spacing),
+        volume_file(prediction, spacing, channel),
         out,
         truth,
         CandidateOptions(threshold=threshold),
         TraceOptions(block, context, reach, time_limit, costs),
+        max_neighbours=max_neighbours,
     )
     with (
         progress_bar("microtubules") as progress,

@@ -17,7 +17,13 @@ from clemreg.cli.console import (
     table,
     write_json,
 )
-from clemreg.cli.measure import BlockOption, ExecutorOption, SpacingOption, WorkersOption
+from clemreg.cli.measure import (
+    BlockOption,
+    ChannelOption,
+    ExecutorOption,
+    SpacingOption,
+    WorkersOption,
+)
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -65,7 +71,7 @@ def refine_scan(
         str, typer.Option(help="Thresholds to try, 0 to 1.")
     ] = "0.6,0.7,0.8,0.875,0.9,0.95",
     truth: Annotated[str | None, typer.Option(help="Annotated ids, to score with.")] = None,
-    channel: Annotated[str | None, typer.Option(help="Channel of the prediction.")] = None,
+    channel: ChannelOption = None,
     min_volume_nm3: Annotated[float, typer.Option(help="Leave out objects up to this.")] = 2e7,
     sigma_nm: Annotated[float, typer.Option(help="Gaussian before the watershed.")] = 12.0,
     spacing: SpacingOption = None,

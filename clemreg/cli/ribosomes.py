@@ -15,7 +15,13 @@ from clemreg.cli.console import (
     table,
     write_json,
 )
-from clemreg.cli.measure import BlockOption, ExecutorOption, SpacingOption, WorkersOption
+from clemreg.cli.measure import (
+    BlockOption,
+    ChannelOption,
+    ExecutorOption,
+    SpacingOption,
+    WorkersOption,
+)
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -38,6 +44,7 @@ def ribosomes(
     min_fraction: Annotated[float, typer.Option(help="Least filled share of the sphere.")] = 0.3,
     contact: Annotated[float, typer.Option(help="Largest distance to the ER, nm.")] = 10,
     sheet: Annotated[float, typer.Option(help="Planarity from which the ER is a sheet.")] = 0.6,
+    channel: ChannelOption = None,
     spacing: SpacingOption = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
@@ -53,7 +60,7 @@ def ribosomes(
 
     require_free_names(out, OUTPUTS, overwrite=overwrite)
     command = RibosomeCommand(
-        volume_file(prediction, spacing),
+        volume_file(prediction, spacing, channel),
         out,
         planarity,
         nuclear_envelope,

@@ -74,6 +74,7 @@ def trace_step(
         command,
         candidates=CandidateOptions(threshold=config.threshold),
         tracing=TraceOptions(block_nm, context_nm, reach_nm, config.time_limit_s, costs),
+        max_neighbours=config.max_neighbours,
     )
     found = microtubules_in_file(command, how)["microtubules"]
     return {"objects": found.pop("count"), **found}

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -37,16 +37,28 @@ WORK_MARK = ".clemreg"
 
 
 def open_ids(uri: str, spacing: str | None = None) -> Labels:
-    """Open a label volume; `spacing` is ``"x, y, z unit"`` where the file has none."""
+    """Open a label volume; `spacing` is ``"x, y, z unit"`` where the file has none.
+
+    Raises
+    ------
+    ConfigError
+        It has several channels.
+    """
     labels = open_labels(uri, spacing_nm=given_xyz_nm(spacing), frame="em")
-    return replace(
-        labels, data=_FileArray(VolumeFile(uri, labels.grid.spacing_nm), labels), coarser=()
-    )
+    hint = "save the channel that is meant as a volume of its own"
+    return _opened_anew(VolumeFile(uri, labels.grid.spacing_nm), labels, hint)
 
 
-def open_mask(uri: str, spacing: str | None = None, channel: str | None = None) -> Volume:
-    """Open a mask or a map of values on the EM's voxels."""
-    return from_file(volume_file(uri, spacing, channel))
+def open_mask(uri: str, spacing: str | None = None) -> Volume:
+    """Open a mask or a map of values on the EM's voxels.
+
+    Raises
+    ------
+    ConfigError
+        It has several channels.
+    """
+    file = volume_file(uri, spacing)
+    return _opened_anew(file, file.open(), "save the channel that is meant as a volume of its own")
 
 
 def volume_file(uri: str, spacing: str | None = None, channel: str | None = None) -> VolumeFile:
@@ -54,9 +66,32 @@ def volume_file(uri: str, spacing: str | None = None, channel: str | None = None
     return VolumeFile(uri, given_xyz_nm(spacing), channel)
 
 
-def from_file(file: VolumeFile) -> Volume:
-    """Open a volume that each process can open for itself."""
+def open_prediction(file: VolumeFile) -> Volume:
+    """Open the channel of a prediction that `file` names, or the only one.
+
+    Raises
+    ------
+    ConfigError
+        There are several and none is named.
+    MissingError
+        There is none of that name.
+    """
     volume = file.open()
+    return _opened_anew(file, volume, f"choose one: --channel {(*volume.channels, '')[0]}")
+
+
+_Opened = TypeVar("_Opened", bound=Volume)
+
+
+def _opened_anew(file: VolumeFile, volume: _Opened, hint: str) -> _Opened:
+    """Let each process open a volume for itself; of channels there must be one."""
+    if len(volume.channels) > 1:
+        raise ConfigError(
+            f"{file.uri} has channels {', '.join(volume.channels)}; one volume is expected",
+            hint=hint,
+        )
+    if volume.channels:
+        file, volume = replace(file, channel=0), cast("_Opened", volume.channel(0))
     return replace(volume, data=_FileArray(file, volume), coarser=())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from clemreg.blocks.stages import Blockwise, VolumeFile
-from clemreg.io.atomic import atomic_write_text, put_in_place
+from clemreg.io.atomic import atomic_write_text, put_in_place, remove
 from clemreg.io.xyz import flip
 from clemreg.measure.binding import Binding, BindingOptions, Bindings, classify_ribosomes
 from clemreg.measure.gather import same_grid
@@ -21,7 +21,7 @@ from clemreg.measure.ribosomes import (
     find_ribosomes,
     write_spheres,
 )
-from clemreg.pipeline.measure import from_file, open_mask, working_folder
+from clemreg.pipeline.measure import open_mask, open_prediction, working_folder
 from clemreg.volume import Volume
 
 OUTPUTS = ("spheres.zarr", "classes.zarr", "ribosomes.csv")
@@ -62,10 +62,11 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
         Planarity or nuclear envelope have other voxels than the prediction.
     """
     how = how or Blockwise()
-    prediction = from_file(command.prediction)
+    prediction = open_prediction(command.prediction)
     membranes = _membranes(command, prediction)
     inputs = (command.prediction.uri, command.planarity, command.nuclear_envelope)
-    parts = (command.options, command.binding, how.block, prediction.grid)
+    chosen = (command.options, command.binding, command.prediction.channel)
+    parts = (*chosen, how.block, prediction.grid)
     with working_folder((command.out / "ribosomes.csv",), inputs, parts) as given:
         scratch = given or command.out
         found = find_ribosomes(prediction, command.options, how=how, scratch=scratch)
@@ -78,6 +79,8 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
             made, radius = scratch / f"{name}.zarr", command.options.radius_nm
             write_spheres(found, prediction.grid, made, radius_nm=radius, values=values, how=how)
             put_in_place(made, command.out / made.name)
+        if bound is None:
+            remove(command.out / "classes.zarr")  # of an earlier run that had a planarity
         write_ribosomes(found, bound, command.out / "ribosomes.csv")
     volume_um3 = float(np.prod(prediction.grid.extent_nm)) * 1e-9
     report: dict[str, Any] = {"count": len(found), "per_um3": len(found) / volume_um3}

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clemreg.cli.app import app, run_app
+from clemreg.cli.console import progress_bar
 from clemreg.io.points import read_points
 from clemreg.io.transforms import read_transform, write_transform
 from clemreg.io.volumes import open_volume, write_volume
@@ -159,3 +160,17 @@ def test_the_published_registration_from_the_command_line(shared_data, tmp_path)
     assert report["between_raters"]["mean_nm"] == pytest.approx(31.6, abs=0.1)
     assert report["affine_only"]["mean_nm"] == pytest.approx(225, abs=1)
     assert report["leave_one_out_affine"]["mean_nm"] == pytest.approx(56.5, abs=0.1)
+
+
+def test_progress_in_a_log_has_a_line_for_every_new_count(monkeypatch, capsys):
+    monkeypatch.setenv("CLEMREG_PROGRESS", "lines")
+    with progress_bar("trace") as report:
+        for done, total, message in [
+            (1, 3, "a"),
+            (2, 3, "a"),
+            (3, 3, "a"),
+            (0, 9, "b"),
+            (1, 9, "b"),
+        ]:
+            report(done, total, message)
+    assert capsys.readouterr().err == "PROGRESS 3/3 trace: a\nPROGRESS 0/9 trace: b\n"

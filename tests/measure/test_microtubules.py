@@ -241,7 +241,7 @@ def test_cubes_solved_at_once_are_cubes_solved_in_order(tmp_path):
     assert len(together.lines_nm) == len(expected) > 1
     for ours, theirs in zip(together.lines_nm, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    assert seen == [(n + 1, len(cubes)) for n in range(len(cubes))]
+    assert seen == [(n, len(cubes)) for n in range(len(cubes) + 1)]
 
 
 def test_empty_prediction_gives_no_tracks():
@@ -385,3 +385,78 @@ def test_command_traces_draws_scores_and_writes_json(tmp_path):
     assert sorted(np.unique(open_labels(out / "wall.zarr").read())) == [0, 1, 2, 3, 4, 5]
     assert not list(out.glob(".*"))
     assert run_app([*arguments[:4], "--overwrite", "--context", "20"]) == 1
+
+
+SMALL = Grid((40, 60, 80), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), "em")
+ONE_LINE = np.array([[340.0, -120, 100], [380, -100, 350]])
+
+
+def wall_to_wall(grid):
+    """What is no microtubule: foreground everywhere, as inside an organelle."""
+    values = np.random.default_rng(0).integers(190, 255, grid.shape, dtype="u1")
+    return Volume(values, grid, name="mito")
+
+
+def test_supported_neighbours_tell_microtubules_from_bodies():
+    volume = predict(ANISOTROPIC, microtubules(ANISOTROPIC), noise=0.3)
+    assert build_graph(find_candidates(volume), volume).supported_neighbours.mean() < 4
+    # So dense that a candidate has many others within reach, but background between them.
+    places = itertools.product(range(30, 200, 80), range(30, 240, 80))
+    lines = [np.array([[z, y, 20.0], [z + 10, y, 320]]) + SMALL.origin_nm for z, y in places]
+    volume = predict(SMALL, lines)
+    bundle = build_graph(find_candidates(volume), volume)
+    assert 2 * len(bundle.edges) / len(bundle.points_nm) > 15
+    assert bundle.supported_neighbours.mean() < 5
+    volume = wall_to_wall(SMALL)
+    body = build_graph(find_candidates(volume), volume)
+    assert body.supported_neighbours.mean() > 12
+    by_hand = [
+        sum(point in edge and e <= 0.5 for edge, e in zip(body.edges, body.evidence, strict=True))
+        for point in range(20)
+    ]
+    np.testing.assert_array_equal(body.supported_neighbours[:20], by_hand)
+
+
+def test_what_is_everywhere_is_refused_before_the_program(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    grid = SMALL
+    write_volume("mito.zarr", wall_to_wall(grid))
+    command = ["microtubules", "mito.zarr", "--out", "out"]
+    assert run_app(command) == 1
+    shown = capsys.readouterr().err
+    count = len(find_candidates(wall_to_wall(grid)))
+    per_um3 = count / (40 * 5.24 * 60 * 4 * 80 * 4 / 1e9)
+    assert f"mito.zarr gives {count} candidate points, {per_um3:.0f} per um3" in shown
+    assert "at most 8 are allowed" in shown
+    assert "is this the microtubule channel?" in shown
+    assert "cubes" not in shown
+    assert not (tmp_path / "out" / "tracks.swc").exists()
+    anyway = ["microtubules", "mito.zarr", "--out", "anyway", "--max-neighbours", "100"]
+    assert run_app([*anyway, "--json", "mt.json"]) == 0
+    report = json.loads((tmp_path / "mt.json").read_text())["microtubules"]
+    assert report["candidates"] == count
+    assert report["candidates_per_um3"] == pytest.approx(per_um3)
+    assert report["supported_neighbours"] > 8
+    assert "PROGRESS 0/2 microtubules: cubes\n" in capsys.readouterr().err
+
+
+def test_a_channel_is_chosen_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    right = predict(SMALL, [ONE_LINE])
+    both = Volume(np.stack([np.zeros(SMALL.shape, "u1"), right.read()]), SMALL, ("mito", "mt"))
+    write_volume("all.zarr", both)
+    write_volume("mt.zarr", right)
+    command = ["microtubules", "all.zarr", "--out", "out"]
+    assert run_app(command) == 1
+    shown = capsys.readouterr().err
+    assert "all.zarr has channels mito, mt; one volume is expected" in shown
+    assert "choose one: --channel mito" in shown
+    assert run_app([*command, "--channel", "er"]) == 1
+    assert "its channels are: mito, mt" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert run_app([*command, "--channel", "mt"]) == 0
+    assert run_app(["microtubules", "mt.zarr", "--out", "alone"]) == 0
+    swc = [(tmp_path / name / "tracks.swc").read_text() for name in ("out", "alone")]
+    assert swc[0] == swc[1]
+    assert run_app([*command, "--channel", "mito", "--overwrite", "--json", "none.json"]) == 0
+    assert json.loads((tmp_path / "none.json").read_text())["microtubules"]["count"] == 0

@@ -41,3 +41,41 @@ def test_refused_before_any_work(tmp_path, monkeypatch, capsys, words, message):
     assert "PROGRESS" not in shown.err
     assert shown.out == ""
     assert [path.name for path in tmp_path.iterdir()] == ["labels.zarr"]
+
+
+COMMANDS = [
+    ["measure", "LABELS", "--csv", "x.csv"],
+    ["measure", "one.zarr", "--cell", "LABELS", "--csv", "x.csv"],
+    ["contacts", "one.zarr", "LABELS", "--csv", "x.csv"],
+    ["skeletonize", "LABELS", "--csv", "x.csv"],
+    ["planarity", "LABELS", "--out", "x.zarr"],
+    ["mesh", "LABELS", "--out", "x"],
+    ["holdout", "LABELS", "a=one.zarr", "--csv", "x.csv"],
+    ["holdout", "one.zarr", "a=LABELS", "--csv", "x.csv"],
+]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=[" ".join(words[:3]) for words in COMMANDS])
+def test_several_channels_are_no_label_volume(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    grid = hostile_grid()
+    values = np.ones((2, *grid.shape), "u1")
+    write_volume("labels.zarr", Labels(values, grid, ("mito", "er")))
+    write_volume("one.zarr", Labels(values[:1], grid, ("mito",)))
+    assert run_app([word.replace("LABELS", "labels.zarr") for word in words]) == 1
+    shown = capsys.readouterr()
+    assert "labels.zarr has channels mito, er; one volume is expected" in shown.err
+    assert "a volume of its own" in shown.err
+    assert "PROGRESS" not in shown.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.zarr", "one.zarr"]
+
+
+def test_the_only_channel_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grid = hostile_grid()
+    values = np.ones((1, *grid.shape), "u1")
+    write_volume("one.zarr", Labels(values, grid, ("mito",)))
+    write_volume("none.zarr", Labels(values[0], grid))
+    for name in ("one", "none"):
+        assert run_app(["measure", f"{name}.zarr", "--csv", f"{name}.csv"]) == 0
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "none.csv").read_text()

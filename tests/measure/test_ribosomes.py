@@ -220,9 +220,36 @@ def test_command_writes_table_volumes_and_json(tmp_path):
     assert spheres.read()[17, 25, 30] == 2
     assert classes.read()[17, 25, 30] == Binding.CYTOSOLIC
     assert not list(out.glob(".*"))
+    assert run_app([*arguments, "--overwrite"]) == 0  # no planarity, so no classes
+    assert sorted(path.name for path in out.iterdir()) == ["ribosomes.csv", "spheres.zarr"]
+    assert "class" not in (out / "ribosomes.csv").read_text()
     write_volume(tmp_path / "wrong.zarr", Volume(planarity, ISOTROPIC))
     wrong = [*arguments, "--planarity", str(tmp_path / "wrong.zarr"), "--overwrite"]
     assert run_app(wrong) == 1
+
+
+def test_a_channel_is_chosen_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    alone = paint(ANISOTROPIC, ANISOTROPIC.to_world([[17, 14, 6], [17, 25, 30]]))
+    both = np.stack([np.zeros(SHAPE, "u1"), alone.read()])
+    write_volume("all.zarr", Volume(both, ANISOTROPIC, ("mt", "ribo")))
+    write_volume("one.zarr", Volume(both[1:], ANISOTROPIC, ("ribo",)))
+    write_volume("ribo.zarr", alone)
+    assert run_app(["ribosomes", "all.zarr", "--out", "out"]) == 1
+    assert "all.zarr has channels mt, ribo; one volume is" in capsys.readouterr().err
+    assert run_app(["ribosomes", "ribo.zarr", "--out", "out", "--channel", "ribo"]) == 1
+    assert "has no channels, so none called 'ribo'" in capsys.readouterr().err
+    tables = set()
+    for name, more in (("all", ["--channel", "ribo"]), ("one", []), ("ribo", [])):
+        assert run_app(["ribosomes", f"{name}.zarr", "--out", name, *more]) == 0
+        tables.add((tmp_path / name / "ribosomes.csv").read_text())
+    assert len(tables) == 1
+    assert tables.pop().count("\n") == 3
+    arguments = ["ribosomes", "ribo.zarr", "--out", "out", "--planarity", "all.zarr"]
+    assert run_app(arguments) == 1
+    shown = capsys.readouterr().err
+    assert "all.zarr has channels mt, ribo; one volume is expected" in shown
+    assert "a volume of its own" in shown
 
 
 def test_bad_input_is_refused():

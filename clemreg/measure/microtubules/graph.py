@@ -16,6 +16,8 @@ from clemreg.measure.microtubules.candidates import Candidates, FloatArray, IntA
 from clemreg.volume import Volume
 
 REACH_NM = 180.0
+SUPPORTED = 0.5
+"""Evidence up to which an edge counts as supported: on average the line lies in foreground."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,17 @@ class Graph:
         order = np.argsort(ends, kind="stable")
         start = np.searchsorted(ends[order], np.arange(len(self.points_nm) + 1))
         return [order[a:b] // 2 for a, b in itertools.pairwise(start)]
+
+    @cached_property
+    def supported_neighbours(self) -> IntArray:
+        """(N,) To how many others a supported edge joins each point.
+
+        On a microtubule these are the points before and behind it, 2 to 4; in a sheet, or in a
+        body thicker than the candidates' cells, 10 to 30. Also in dense bundles and in noise they
+        stay few, since what lies between is background.
+        """
+        supported = self.edges[self.evidence <= SUPPORTED]
+        return np.bincount(supported.reshape(-1), minlength=len(self.points_nm))
 
 
 def build_graph(

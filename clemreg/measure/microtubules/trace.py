@@ -118,6 +118,8 @@ def trace(
     decided: dict[int, Join | None] = {}
     unproven = 0
     cubes = _cubes(graph, options)
+    if how.progress is not None:
+        how.progress(0, len(cubes), "cubes")  # the first may take minutes
     job = f"trace {_fingerprint(graph)} {options}"
     for number, (wave, stage) in enumerate(_in_waves(cubes, options, how.named("cubes"))):
         tasks = [(c.around, _neighbours(graph, c.around, decided)) for c in wave]
