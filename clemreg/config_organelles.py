@@ -175,7 +175,9 @@ class RibosomesConfig(Section):
     planarity
         Organelle whose planarity is measured, and that ribosomes sit on; None: no classes.
     nuclear_envelope
-        Organelle that is the nuclear envelope.
+        Organelle that is the nuclear envelope, or the nucleus.
+    expand
+        ER within so much of it counts as nuclear.
     """
 
     prediction: Name = "ribo"
@@ -187,6 +189,7 @@ class RibosomesConfig(Section):
     separation: Length = "16 nm"
     min_fraction: Share = 0.3
     contact: Length = "10 nm"
+    expand: Length = "20 nm"
     sheet: Share = 0.6
 
 

@@ -57,6 +57,24 @@ class DistanceTo:
         return np.asarray(near, dtype=np.float32)
 
 
+@dataclass(frozen=True)
+class Near:
+    """Mask of the voxels within a distance of a mask or of any object; 0 is the mask itself."""
+
+    read: Read
+    grid: Grid
+    expand_nm: float
+
+    def __call__(self, box: Box) -> NDArray[np.bool_]:
+        """Mask of a box."""
+        if self.expand_nm == 0:
+            return np.asarray(self.read(box) > 0)
+        # Distances saturate at the reach, so it lies a little beyond what is asked for.
+        distance = DistanceTo(self.read, self.grid, self.expand_nm * 1.001 + 1e-3)
+        near: NDArray[np.bool_] = distance(box) <= self.expand_nm * 1.00001
+        return near
+
+
 def inner(array: NDArray[Any], around: Box, box: Box) -> NDArray[Any]:
     """Cut `box` out of an array that covers the box `around`."""
     return array[box.shift([-a for a in around.start]).slices]

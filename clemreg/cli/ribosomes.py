@@ -36,13 +36,16 @@ def ribosomes(
         str | None, typer.Option(help="Planarity of the reconstructed ER; gives the classes.")
     ] = None,
     nuclear_envelope: Annotated[
-        str | None, typer.Option(help="Mask of the nuclear envelope.")
+        str | None, typer.Option(help="Mask of the nuclear envelope, or of the nucleus.")
     ] = None,
     threshold: Annotated[float, typer.Option(help="Foreground is at or above.")] = 127,
     radius: Annotated[float, typer.Option(help="Radius of a ribosome, nm.")] = 10,
     separation: Annotated[float, typer.Option(help="Least distance of two centres, nm.")] = 16,
     min_fraction: Annotated[float, typer.Option(help="Least filled share of the sphere.")] = 0.3,
     contact: Annotated[float, typer.Option(help="Largest distance to the ER, nm.")] = 10,
+    expand: Annotated[
+        float, typer.Option(help="ER within this of the nuclear envelope is nuclear, nm.")
+    ] = 20,
     sheet: Annotated[float, typer.Option(help="Planarity from which the ER is a sheet.")] = 0.6,
     channel: ChannelOption = None,
     spacing: SpacingOption = None,
@@ -65,7 +68,7 @@ def ribosomes(
         planarity,
         nuclear_envelope,
         RibosomeOptions(radius, separation, threshold, min_fraction),
-        BindingOptions(radius, contact, sheet),
+        BindingOptions(radius, contact, sheet, expand),
     )
     with (
         progress_bar("ribosomes") as progress,

@@ -90,13 +90,12 @@ def ribosome_step(
     command
         What is read and written.
     """
-    radius_nm, separation_nm, contact_nm = (
-        parse_length_nm(text) for text in (config.radius, config.separation, config.contact)
-    )
+    lengths = (config.radius, config.separation, config.contact, config.expand)
+    radius_nm, separation_nm, contact_nm, expand_nm = map(parse_length_nm, lengths)
     command = replace(
         command,
         options=RibosomeOptions(radius_nm, separation_nm, config.threshold, config.min_fraction),
-        binding=BindingOptions(radius_nm, contact_nm, config.sheet),
+        binding=BindingOptions(radius_nm, contact_nm, config.sheet, expand_nm),
     )
     found = ribosomes_in_file(command, how)["ribosomes"]
     return {"objects": found.pop("count"), **found}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from clemreg.blocks.distance import Near
 from clemreg.blocks.stages import Blockwise, Read, map_volume
 from clemreg.io.atomic import put_in_place
 from clemreg.io.volumes import WriteOptions, open_labels
 from clemreg.pipeline.measure import open_mask, working_folder
 from clemreg.refine.objects import label_objects
-from clemreg.refine.voxels import Near, Outside
+from clemreg.refine.voxels import Outside
 from clemreg.volume import Labels, Volume
 
 

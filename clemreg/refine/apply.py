@@ -10,12 +10,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clemreg.blocks.distance import Near
 from clemreg.blocks.stages import Blockwise, Read, map_volume
 from clemreg.errors import ConfigError, DataError
 from clemreg.io.volumes import WriteOptions, open_labels
 from clemreg.refine import objects, recipe
 from clemreg.refine.agglomerate import Agglomeration
-from clemreg.refine.voxels import AtLeast, Inside, Near, Outside, Smoothed, enough_voxels
+from clemreg.refine.voxels import AtLeast, Inside, Outside, Smoothed, enough_voxels
 from clemreg.refine.watershed import segment_instances
 from clemreg.space.grid import Grid
 from clemreg.volume import Labels

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.blocks.distance import DistanceTo, inner
+from clemreg.blocks.distance import inner
 from clemreg.blocks.stages import Read
 from clemreg.io.quantise import threshold_for
 from clemreg.space.grid import Box, Grid
@@ -70,24 +70,6 @@ class AtLeast:
         """Mask of a box."""
         mask: NDArray[np.bool_] = self.read(box) >= threshold_for(self.distance_nm)
         return mask
-
-
-@dataclass(frozen=True)
-class Near:
-    """Mask of the voxels within a distance of a mask or of any object; 0 is the mask itself."""
-
-    read: Read
-    grid: Grid
-    expand_nm: float
-
-    def __call__(self, box: Box) -> NDArray[np.bool_]:
-        """Mask of a box."""
-        if self.expand_nm == 0:
-            return np.asarray(self.read(box) > 0)
-        # Distances saturate at the reach, so it lies a little beyond what is asked for.
-        distance = DistanceTo(self.read, self.grid, self.expand_nm * 1.001 + 1e-3)
-        near: NDArray[np.bool_] = distance(box) <= self.expand_nm * 1.00001
-        return near
 
 
 @dataclass(frozen=True)

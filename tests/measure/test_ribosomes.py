@@ -13,7 +13,7 @@ from clemreg.blocks.stages import Blockwise
 from clemreg.cli.app import run_app
 from clemreg.errors import ConfigError, DataError, GridError
 from clemreg.io.volumes import open_labels, write_volume
-from clemreg.measure.binding import Binding, classify_ribosomes
+from clemreg.measure.binding import Binding, BindingOptions, classify_ribosomes
 from clemreg.measure.lines import ball_offsets, line_offsets
 from clemreg.measure.ribosomes import (
     RibosomeOptions,
@@ -197,6 +197,25 @@ def test_classes_at_sheet_tube_envelope_and_in_the_open():
     assert found.counts() == {"cytosolic": 2, "nuclear": 1, "sheet": 1, "tube": 1}
     as_float = Volume(np.maximum(planarity.astype("f4") - 1, 0) / 254, grid)
     assert classify_ribosomes(ribosomes, as_float).code.tolist()[:3] == [3, 4, 3]
+
+
+def test_the_rim_that_two_predictions_leave_is_no_peripheral_er():
+    """The ER's prediction ends two voxels beyond that of the envelope, and far off it is ER."""
+    grid = ANISOTROPIC
+    planarity, envelope = np.zeros(grid.shape, "u1"), np.zeros(grid.shape, "u1")
+    envelope[10:20, 20:24, 10:30] = 1
+    planarity[10:20, 18:26, 10:44] = 230  # along x it goes on by 14 voxels: 56 nm
+    voxel = np.array([[15, 29, 20], [15, 29, 41], [15, 15, 12]])
+    ribosomes = Ribosomes(grid.to_world(voxel), np.ones(3), np.ones(3))
+    volumes = Volume(planarity, grid), Volume(envelope, grid)
+    for expand_nm, expected in ((0, [3, 3, 3]), (7.9, [3, 3, 3]), (8, [2, 3, 2]), (60, [2, 2, 2])):
+        for block in ((99, 99, 99), (7, 12, 11)):
+            found = classify_ribosomes(
+                ribosomes, *volumes, BindingOptions(expand_nm=expand_nm), how=Blockwise(block)
+            )
+            assert found.code.tolist() == expected
+    with pytest.raises(ConfigError, match="expanded by -1 nm"):
+        BindingOptions(expand_nm=-1)
 
 
 def test_command_writes_table_volumes_and_json(tmp_path):

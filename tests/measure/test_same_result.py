@@ -15,7 +15,7 @@ import pytest
 
 from clemreg.blocks import stages
 from clemreg.blocks.components import consecutive, find_components, write_components
-from clemreg.blocks.distance import DistanceTo
+from clemreg.blocks.distance import DistanceTo, Near
 from clemreg.blocks.executors import Processes, Threads, _clean_context
 from clemreg.blocks.stages import Blockwise, map_volume
 from clemreg.io.volumes import WriteOptions
@@ -36,7 +36,7 @@ from clemreg.measure.skeleton import SkeletonOptions, skeletonize
 from clemreg.refine.agglomerate import Agglomeration
 from clemreg.refine.objects import count_voxels, fill_holes, label_objects, touching_ids
 from clemreg.refine.overlap import find_overlap
-from clemreg.refine.voxels import AtLeast, Inside, Near, Smoothed
+from clemreg.refine.voxels import AtLeast, Inside, Smoothed
 from clemreg.refine.watershed import segment_instances
 from clemreg.space import Grid
 from clemreg.volume import Labels, Volume
