@@ -1,4 +1,4 @@
-"""``clemreg simulate``: pairs with known truth."""
+"""``clemreg simulate``: pairs, and predictions, with known truth."""
 
 from __future__ import annotations
 
@@ -10,18 +10,14 @@ import typer
 from clemreg.cli.console import OverwriteOption, progress_bar, require_free, result
 
 app = typer.Typer(
-    no_args_is_help=True, help="Make EM and LM volumes whose true transform is known."
+    no_args_is_help=True,
+    help="Make volumes whose truth is known: a CLEM pair, or predictions of organelles.",
 )
 
 
 def add_to(parent: typer.Typer) -> None:
     """Attach the command group."""
     parent.add_typer(app, name="simulate")
-
-
-@app.callback()
-def _group() -> None:
-    """Keep ``clem`` a subcommand although it is the only one."""
 
 
 @app.command()
@@ -61,3 +57,18 @@ def clem(
     with progress_bar("simulate") as progress:
         simulate(command, progress)
     result(f"wrote {out}; now: clemreg run {out / 'config.toml'}")
+
+
+@app.command()
+def organelles(
+    out: Annotated[Path, typer.Option(help="Folder for the predictions and the truth.")],
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Draw a piece of cell as predictions of its organelles, with the truth about each."""
+    from clemreg.pipeline.simulate import ORGANELLES, simulate_organelles
+
+    require_free(*(out / name for name in ORGANELLES), overwrite=overwrite)
+    with progress_bar("simulate") as progress:
+        simulate_organelles(out, seed, progress)
+    result(f"wrote {out}; now: clemreg organelles {out / 'cell.toml'}")
