@@ -108,6 +108,8 @@ def histograms(quantities: Sequence[Quantity]) -> Any:
         if len(known):
             bins = min(30, max(5, int(np.sqrt(len(known)) * 2)))
             each.hist(known, bins=bins, range=_span(known), color=BLUE)
+            # Of objects that hardly differ the labels are long.
+            each.xaxis.get_major_locator().set_params(nbins=3)
             each.axvline(np.median(known), color=INK, lw=1, ls="--")
             title = f"median {_three(float(np.median(known)))}"
         else:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 
 import numpy as np
@@ -43,6 +44,20 @@ def test_one_value_stands_in_the_middle_of_its_histogram(value):
     assert axes.patches[2].get_height() == 1
     assert axes.patches[2].get_x() + axes.patches[2].get_width() / 2 == pytest.approx(value)
     assert value == 0 or np.sign(edges).tolist() == [np.sign(value)] * len(edges)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0249245, 0.0249475], [0.84375, 0.84525], [1e-7, 3.0], [97123.1, 97123.4]]
+)
+def test_labels_of_a_histogram_do_not_touch(values):
+    figure = histograms([Quantity("Volume", "µm³", np.array(values))] * 3)
+    figure.canvas.draw()
+    for axes in figure.axes:
+        low, high = axes.get_xlim()
+        shown = [t for t in axes.xaxis.get_major_ticks() if low <= t.get_loc() <= high]
+        boxes = [tick.label1.get_window_extent() for tick in shown]
+        assert len(boxes) >= 2
+        assert all(a.x1 + 2 < b.x0 for a, b in itertools.pairwise(boxes))
 
 
 def test_the_picture_has_x_y_z_in_um():
