@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from scipy.spatial import cKDTree
 
 from clemreg.blocks.executors import Threads
 from clemreg.blocks.plan import plan_blocks
@@ -132,6 +133,76 @@ def test_thinning_goes_on_from_the_last_round(tmp_path):
         thin_volume(volume.read, grid, tmp_path, Blockwise((12, 17, 41), progress=progress))
     found = thin_volume(None, grid, tmp_path, Blockwise((12, 17, 41)))  # never reads the mask again
     np.testing.assert_array_equal(found.read(), medial_surface(mask))
+
+
+HOSTILE = Grid((46, 60, 64), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0))
+
+
+def ring(z, y, x, radius):
+    return np.hypot(np.hypot(y, x) - radius, z)
+
+
+def hostile_shapes():
+    """Mask and distance in nm to its medial surface or axis, turned against the voxels."""
+    turned = random_rotation(np.random.default_rng(2))
+    points = (HOSTILE.points_nm() - HOSTILE.centre_nm) @ turned
+    z, y, x = np.moveaxis(points, -1, 0)
+    away = np.linalg.norm(points, axis=-1)
+    sheet = np.abs(z - (y * y - x * x) / 300)
+    holes = [np.hypot(y - a, x - b) for a, b in ((-45, -20), (40, 30), (20, -50))]
+    t = np.linspace(0, 1, 300)[:, None]
+    axis = np.hstack([60 * np.sin(4 * t), 180 * t - 90, 50 * np.cos(5 * t)])
+    bent = cKDTree(axis).query(points)[0]
+    links = np.minimum(ring(z, y, x + 32, 55), ring(y, z, x - 32, 55))
+    along, across, disc = np.hypot(z, y), np.hypot(z, x), np.hypot(y, x)
+    crossing = ((along <= 18) & (np.abs(x) < 100)) | ((across <= 18) & (np.abs(y) < 100))
+    pin = ((np.abs(z) <= 16) & (disc < 90)) | ((disc <= 16) & (z > 0) & (z < 95))
+    return {
+        "bent sheet": ((sheet <= 18) & (away < 105), sheet),
+        "sheet with three holes": (
+            (sheet <= 16) & (away < 105) & (np.min(holes, axis=0) > 18), sheet
+        ),
+        "hollow ball": (np.abs(away - 75) <= 16, np.abs(away - 75)),
+        "hollow ring": (np.abs(ring(z, y, x, 62) - 28) <= 9, np.abs(ring(z, y, x, 62) - 28)),
+        "sheet and tube": (pin, np.minimum(np.abs(z), np.where(z > 0, disc, np.inf))),
+        "bent tube": (bent <= 20, bent),
+        "ring": (ring(z, y, x, 70) <= 22, ring(z, y, x, 70)),
+        "two linked rings": (links <= 15, links),
+        "tubes that cross": (crossing, np.minimum(along, across)),
+    }  # fmt: skip
+
+
+def topology(mask):
+    """Euler number, parts, and parts of the background (cavities, and one)."""
+    from skimage.measure import euler_number, label
+
+    outside = label(~np.pad(mask, 1), connectivity=1)
+    return euler_number(mask, 3), label(mask, connectivity=3).max(), outside.max()
+
+
+def test_hostile_shapes_agree_with_lee_as_scikit_image_has_it():
+    from skimage.morphology import skeletonize
+
+    counts = set()
+    for name, (mask, distance) in hostile_shapes().items():
+        surface, line = medial_surface(mask) > 0, mask.astype("u1")
+        before = None
+        while not np.array_equal(before, line):
+            before, line = line, thin.thin_once(line, (0, 0, 0), "line")
+        lee = skeletonize(mask) > 0
+        counts.add(topology(mask))
+        for found in (surface, line > 0, lee):
+            assert topology(found) == topology(mask), name
+        # As near to the true axis as Lee's line, to half a voxel; a tube's surface has fins.
+        limit = distance[lee].mean() + 2.0
+        assert distance[line > 0].mean() < limit, name
+        round_ = name in ("bent tube", "ring", "two linked rings", "tubes that cross")
+        assert distance[surface].mean() < limit + (2.0 if round_ else 0.0), name
+        spacing = np.asarray(HOSTILE.spacing_nm)
+        for ours in (surface, line > 0):
+            apart, _ = cKDTree(np.argwhere(ours) * spacing).query(np.argwhere(lee) * spacing)
+            assert np.percentile(apart, 95) < np.linalg.norm(spacing), name
+    assert counts == {(1, 1, 1), (-2, 1, 1), (2, 1, 2), (0, 1, 2), (0, 1, 1), (0, 2, 1)}
 
 
 def test_nothing_one_voxel_and_one_slice():
