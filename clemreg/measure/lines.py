@@ -23,9 +23,26 @@ def line_offsets(end: ArrayLike) -> IntArray:
     """Voxels (K, 3) strictly between the origin and the offset `end`: the 3D Bresenham line.
 
     One voxel for each step along the longest axis; halves round away from the origin, so that the
-    line to ``-end`` is the mirror image.
+    line to ``-end`` is the mirror image: what is seen from a point prefers no direction.
     """
-    last = np.asarray(end, dtype=np.float64)
-    steps = int(np.abs(last).max())
-    exact = np.arange(1, steps)[:, None] / max(steps, 1) * last
-    return np.asarray(np.sign(exact) * np.floor(np.abs(exact) + 0.5), dtype=np.intp)
+    step = np.asarray(end, dtype=np.intp)
+    return np.asarray(np.sign(step) * _rounded(np.abs(step)))
+
+
+def line_between(end: ArrayLike) -> IntArray:
+    """As `line_offsets`, but the same voxels when walked from the other end.
+
+    Halves round upwards from the end that comes first in scan order: what lies between two voxels
+    does not depend on which of them is asked. No line has both symmetries where it meets a half.
+    """
+    step = np.asarray(end, dtype=np.intp)
+    if tuple(step) < (0, 0, 0):
+        return np.asarray(_rounded(-step)[::-1] + step)
+    return _rounded(step)
+
+
+def _rounded(step: IntArray) -> IntArray:
+    """Voxels (K, 3) on the way to `step`, halves upwards, in whole numbers."""
+    n = int(np.abs(step).max())
+    i = np.arange(1, n)[:, None]
+    return np.asarray((2 * i * step + n) // max(2 * n, 1), dtype=np.intp)

@@ -10,6 +10,7 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.measure.lines import line_between
 from clemreg.measure.surface import neighbour_pairs
 from clemreg.space.grid import Box, Shape, Triple
 
@@ -113,25 +114,13 @@ def lines(distance_nm: float, spacing_nm: Triple) -> tuple[Line, ...]:
         gap = round(float(np.linalg.norm(_apart(np.asarray(step), spacing_nm))), 6)
         if gap <= distance_nm + 1e-6:
             length = round(float(np.linalg.norm(step * spacing)), 6)
-            found.append(Line(step, gap, length, bresenham(step)))
+            found.append(Line(step, gap, length, line_between(step)))
     return tuple(sorted(found, key=lambda line: (line.gap_nm, line.length_nm, line.step)))
 
 
 def _apart(step: IntArray, spacing_nm: Triple) -> NDArray[np.float64]:
     """Distance along each axis (..., 3) between two voxels as boxes, from their offset."""
     return np.asarray(np.maximum(np.abs(step) - 1, 0) * np.asarray(spacing_nm))
-
-
-def bresenham(step: Shape) -> IntArray:
-    """Voxels (M, 3) between (0, 0, 0) and `step`; the same ones when walked from the other end."""
-    n = max(abs(s) for s in step)
-    if n < 2:
-        return np.zeros((0, 3), np.int64)
-    if step < (0, 0, 0):
-        back = bresenham((-step[0], -step[1], -step[2]))
-        return np.asarray(back[::-1] + np.asarray(step))
-    i = np.arange(1, n)[:, None]
-    return np.asarray((2 * i * np.asarray(step) + n) // (2 * n), dtype=np.int64)
 
 
 def surface_of(ids: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:

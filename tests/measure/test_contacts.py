@@ -9,7 +9,8 @@ from clemreg.blocks.stages import Blockwise
 from clemreg.errors import ConfigError, GridError
 from clemreg.io.volumes import open_labels
 from clemreg.measure.contacts import ContactOptions, find_contacts
-from clemreg.measure.sight import bresenham, lines
+from clemreg.measure.lines import line_between, line_offsets
+from clemreg.measure.sight import lines
 from clemreg.space import Grid
 from clemreg.testing import hostile_grid
 from clemreg.volume import Labels
@@ -315,4 +316,21 @@ def test_lines_are_the_same_from_both_ends_and_symmetric_in_number():
     assert (6, 0, 0) not in ways
     assert (4, 0, 0) in ways  # 15.72 nm between the boxes
     assert (0, 6, 0) in ways  # 20 nm
-    assert bresenham((0, 2, 3)).tolist() == [[0, 1, 1], [0, 1, 2]]
+    assert line_between((0, 2, 3)).tolist() == [[0, 1, 1], [0, 1, 2]]
+
+
+def test_the_two_lines_differ_in_their_symmetry_and_at_halves_only():
+    for step in itertools.product(range(-6, 7), repeat=3):
+        steps = max(map(abs, step))
+        if steps == 0:
+            assert len(line_between(step)) == len(line_offsets(step)) == 0
+            continue
+        there, between = line_offsets(step), line_between(step)
+        back = np.negative(step)
+        np.testing.assert_array_equal(line_offsets(back), -there)
+        np.testing.assert_array_equal(line_between(back)[::-1] - back, between)
+        exact = np.arange(1, steps)[:, None] * np.array(step) / steps
+        for found in (there, between):
+            assert np.abs(found - exact).max(initial=0) <= 0.5 + 1e-9
+        half = np.abs(np.abs(exact) % 1 - 0.5) < 1e-9
+        np.testing.assert_array_equal(there[~half], between[~half])
