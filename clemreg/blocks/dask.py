@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,9 +10,10 @@ from typing import Any
 
 from clemreg.blocks.executors import Pool, Work
 from clemreg.blocks.plan import Block
-from clemreg.errors import DependencyError
+from clemreg.errors import ConfigError, DependencyError
 
-CLUSTERS = ("local", "slurm", "lsf")
+SUBMIT = {"slurm": "sbatch", "lsf": "bsub"}
+CLUSTERS = ("local", *SUBMIT)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Dask:
                 host="127.0.0.1",
                 dashboard_address="127.0.0.1:0",
             )
-        cluster = _jobqueue_class(self.cluster)()
+        cluster = _batch_cluster(self.cluster)
         cluster.scale(jobs=self.workers)
         return cluster
 
@@ -111,6 +113,33 @@ def _import_distributed() -> Any:
             hint="pip install 'clemreg-toolkit[dask]'",
         ) from error
     return distributed
+
+
+def _batch_cluster(name: str) -> Any:
+    """Prepare jobs of a batch system.
+
+    Raises
+    ------
+    ConfigError
+        The system is not here, or it is not said what a job is.
+    """
+    kind = _jobqueue_class(name)
+    submit = SUBMIT[name]
+    if shutil.which(submit) is None:
+        raise ConfigError(
+            f"there is no {submit} on this machine, so no job can be given to {name}",
+            hint="start it where jobs are submitted, or take --executor local",
+        )
+    from dask import config
+
+    missing = [key for key in ("cores", "memory") if not config.get(f"jobqueue.{name}.{key}", None)]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} of a job of {name} are not known",
+            hint="~/.config/dask/jobqueue.yaml says what a job is; docs/concepts/whole-cell.md "
+            "shows one",
+        )
+    return kind()
 
 
 def _jobqueue_class(name: str) -> Any:

@@ -71,7 +71,11 @@ def _options(
     ),
 ) -> None:
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    # The handler filters, too: distributed sets its own loggers to INFO.
+    handler = logging.StreamHandler()
+    handler.setLevel(level)
+    form = "%(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level, format=form, handlers=[handler])
 
 
 for group in (

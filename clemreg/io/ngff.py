@@ -40,7 +40,7 @@ def open_source(path: Path, inner: str = "") -> Source:
         return _open_array(target, node)
     multiscales = _multiscales(node.attrs.asdict())
     if multiscales is None:
-        children = sorted(node.keys())
+        children = sorted(child.name for child in target.iterdir() if matches(child))
         raise FormatError(
             f"{target} is a zarr group without OME multiscales metadata",
             hint=f"name what is inside it: {', '.join(children[:12]) or 'it is empty'}",

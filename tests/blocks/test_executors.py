@@ -218,6 +218,19 @@ def test_batch_clusters_are_built_from_the_configuration_of_jobqueue():
     assert "distributed.cli.dask_worker" in script
 
 
+@pytest.mark.parametrize(("name", "submit"), [("slurm", "sbatch"), ("lsf", "bsub")])
+def test_a_batch_system_that_cannot_be_used_is_named(name, submit, tmp_path, monkeypatch):
+    pytest.importorskip("dask_jobqueue")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=f"there is no {submit} on this machine"):
+        run(Note(tmp_path), BLOCKS, executor=Dask(name, 1))
+    (tmp_path / submit).write_text("#!/bin/sh\n")
+    (tmp_path / submit).chmod(0o755)
+    with pytest.raises(ConfigError, match=f"cores and memory of a job of {name} are not") as error:
+        run(Note(tmp_path), BLOCKS, executor=Dask(name, 1))
+    assert "jobqueue.yaml" in error.value.hint
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -174,3 +176,17 @@ def test_progress_in_a_log_has_a_line_for_every_new_count(monkeypatch, capsys):
         ]:
             report(done, total, message)
     assert capsys.readouterr().err == "PROGRESS 3/3 trace: a\nPROGRESS 0/9 trace: b\n"
+
+
+def test_other_libraries_do_not_chat_unless_asked_to():
+    """A subprocess, since pytest has handlers of its own."""
+    code = (
+        "import logging; logging.getLogger('loud').setLevel(logging.INFO);"
+        "from clemreg.cli.app import run_app; run_app({words});"
+        "logging.getLogger('loud').info('chat'); logging.getLogger('loud').warning('heard')"
+    )
+    for words, expected in ((["model", "list"], False), (["-v", "model", "list"], True)):
+        command = [sys.executable, "-c", code.replace("{words}", repr(words))]
+        shown = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        assert "WARNING loud: heard" in shown
+        assert ("INFO loud: chat" in shown) == expected

@@ -379,3 +379,18 @@ def test_errors_are_builtins_too():
     assert issubclass(MissingError, FileNotFoundError)
     assert issubclass(VoxelSizeError, ValueError)
     assert issubclass(DataError, ValueError)
+
+
+def test_what_is_inside_a_group_is_listed_without_what_is_not(tmp_path, recwarn):
+    grid = Grid((3, 4, 5), (5.24, 4.0, 4.0))
+    for name in ("mito", "er"):
+        write_volume(tmp_path / "labels.zarr" / name, Volume(np.ones(grid.shape, "u1"), grid))
+    (tmp_path / "labels.zarr" / "zarr.json").write_text(
+        '{"zarr_format": 3, "node_type": "group", "attributes": {}}'
+    )
+    (tmp_path / "labels.zarr" / "clemreg.json").write_text("{}")
+    (tmp_path / "labels.zarr" / "notes").mkdir()
+    with pytest.raises(FormatError, match="without OME multiscales") as error:
+        open_volume(tmp_path / "labels.zarr")
+    assert error.value.hint == "name what is inside it: er, mito"
+    assert not recwarn.list
