@@ -149,7 +149,7 @@ def _(step: recipe.ComponentsStep, stage: Stage, work: Workplace) -> Stage:
 @apply_step.register
 def _(step: recipe.WatershedStep, stage: Stage, work: Workplace) -> Stage:
     _require(stage, work, step.do, "prediction")
-    settings = Agglomeration(step.quantile, step.threshold)
+    settings = Agglomeration(step.quantile, step.threshold, step.affinity)
     smoothed = Smoothed(stage.read, stage.grid, step.sigma_nm)
     labels = segment_instances(smoothed, stage.grid, settings, work.folder, work.how)
     return _large(_labels(labels), step.min_volume_nm3, work)

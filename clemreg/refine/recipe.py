@@ -62,12 +62,14 @@ class WatershedStep(_Model):
     """Split by watershed, and merge again fragments whose shared boundary is strong.
 
     `quantile` (0 to 1) is taken of the affinities along a boundary; fragments merge while
-    ``1 - affinity`` there is at most `threshold`.
+    ``1 - affinity`` there is at most `threshold`. With ``"quantile_by_contact"`` the quantile is
+    divided by tanh of the number of voxel pairs along the boundary.
     """
 
     do: Literal["watershed"]
     quantile: Annotated[float, Field(ge=0, le=1)]
     threshold: Annotated[float, Field(ge=0, le=1)]
+    affinity: Literal["quantile", "quantile_by_contact"] = "quantile"
     sigma_nm: Annotated[float, Field(gt=0)] = 12.0
     min_volume_nm3: NonNegativeFloat = 0.0
 

@@ -88,7 +88,9 @@ def segment_instances(
         Working folder; resumable.
     """
     fragments = find_fragments(read, grid, folder, how)
-    ids = agglomerate(fragments.boundaries, settings.quantile, [settings.threshold])[0]
+    ids = agglomerate(
+        fragments.boundaries, settings.quantile, [settings.threshold], settings.affinity
+    )[0]
     return write_components(fragments.found, ids, folder / "instances.zarr", how)
 
 

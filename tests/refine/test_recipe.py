@@ -72,6 +72,7 @@ def test_presets_split_as_in_the_paper(name, cell):
     of = steps(load_recipe(f"heinrich2021/{cell}"), name)
     split = of.pop("watershed")
     assert (split.quantile, split.threshold, split.sigma_nm) == (*SPLIT[name, cell], 12.0)
+    assert split.affinity == ("quantile_by_contact" if name == "nucleus" else "quantile")
     assert split.min_volume_nm3 == 0
     assert {do: s.min_volume_nm3 for do, s in of.items()} == (
         {"fill_holes": 2e7} if name == "mito" else {}

@@ -139,6 +139,24 @@ def naive_agglomeration(boundaries, quantile, threshold):
         group = [a if g == b else g for g in group]
 
 
+def test_small_contacts_count_more_where_the_paper_says_so():
+    """Four fragments in a row: contacts of one pair, of two and of nine, all of affinity 0.5."""
+    histograms = np.zeros((3, 256), np.int64)
+    histograms[:, 128] = 1, 2, 9
+    boundaries = Boundaries(4, np.array([(0, 1), (1, 2), (2, 3)]), histograms)
+
+    def objects(threshold, affinity):
+        return agglomerate(boundaries, 0.25, [threshold], affinity)[0].tolist()
+
+    assert objects(0.499, "quantile") == [1, 2, 3, 4]
+    assert objects(0.5, "quantile") == [1, 1, 1, 1]
+    by_contact = [1 - 0.5 / np.tanh(n) for n in (1, 2, 9)]  # 0.343, 0.481, 0.5
+    expected = [[1, 1, 2, 3], [1, 1, 1, 2], [1, 1, 1, 1]]
+    for score, groups in zip(by_contact, expected, strict=True):
+        assert objects(score + 1e-9, "quantile_by_contact") == groups
+    assert objects(by_contact[0] - 1e-9, "quantile_by_contact") == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("quantile", [0.25, 0.5, 0.75])
 def test_agglomeration_is_the_naive_one(quantile):
     rng = np.random.default_rng(8)
