@@ -8,7 +8,11 @@ from __future__ import annotations
 import math
 import os
 import signal
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +20,10 @@ import pytest
 from clemreg.blocks import stages
 from clemreg.blocks.components import consecutive, find_components, write_components
 from clemreg.blocks.distance import DistanceTo, Near
-from clemreg.blocks.executors import Processes, Threads, _clean_context
+from clemreg.blocks.executors import Executor, Processes, Threads, _clean_context
+from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, map_volume
-from clemreg.io.volumes import WriteOptions
+from clemreg.io.volumes import WriteOptions, write_volume
 from clemreg.measure.binding import classify_ribosomes
 from clemreg.measure.contacts import ContactOptions, find_contacts
 from clemreg.measure.curvature import curvature_histogram
@@ -33,6 +38,7 @@ from clemreg.measure.planarity import PlanarityOptions, measure_planarity, site_
 from clemreg.measure.ribosomes import Ribosomes, find_ribosomes, write_spheres
 from clemreg.measure.sheetness import SheetnessOptions
 from clemreg.measure.skeleton import SkeletonOptions, skeletonize
+from clemreg.pipeline.reconstruct import reconstruct
 from clemreg.refine.agglomerate import Agglomeration
 from clemreg.refine.objects import count_voxels, fill_holes, label_objects, touching_ids
 from clemreg.refine.overlap import find_overlap
@@ -164,6 +170,15 @@ def planarity(how, folder):
     }  # fmt: skip
 
 
+def reconstructed(how, folder):
+    level = folder / "level.zarr"
+    if not level.exists():
+        write_volume(level, world()["level"])
+    found = reconstruct(level, folder / "r.zarr", how, world()["mito"], 12.0)
+    assert 0 < np.count_nonzero(found.read()) < np.count_nonzero(world()["er"].read())
+    return {"ids": found.read()}
+
+
 def curvature(how, folder):
     edges = np.linspace(-0.1, 0.1, 9)
     return table(curvature_histogram(world()["er"], 8.0, edges, how=how, scratch=folder))
@@ -178,7 +193,8 @@ def holdout(how, folder):
 def ribosomes(how, folder):
     found = find_ribosomes(world()["ribo"], how=how, scratch=folder)
     assert len(found) == 4
-    bound = classify_ribosomes(found, world()["level"], how=how, scratch=folder)
+    envelope = Volume((world()["er"].read() > 0) & (np.arange(30)[:, None] < 12), GRID)
+    bound = classify_ribosomes(found, world()["level"], envelope, how=how, scratch=folder)
     return {"centre": found.centre_nm, "score": found.score, "class": bound.code}
 
 
@@ -205,8 +221,8 @@ OPERATIONS = {
     f.__name__: f
     for f in (
         components, refined, filled, watershed, distance, morphology, skeletons, large_skeletons,
-        meshes, contacts, naive_contacts, planarity, curvature, holdout, ribosomes, spheres,
-        microtubules,
+        meshes, contacts, naive_contacts, planarity, reconstructed, curvature, holdout, ribosomes,
+        spheres, microtubules,
     )
 }  # fmt: skip
 
@@ -255,10 +271,50 @@ def processes():
         yield running
 
 
+@dataclass(frozen=True)
+class DiesOnce:
+    """Do a block, then die before anybody hears of it; only if the mark is not there yet."""
+
+    function: Callable[[Block], object]
+    mark: Path
+
+    def __call__(self, block):
+        done = self.function(block)
+        if block.number == 1 and not self.mark.exists():
+            self.mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return done
+
+
+@dataclass(frozen=True)
+class Killing:
+    """Processes of which one is killed in each of the first two passes."""
+
+    inner: Executor
+    folder: Path
+    passes: list[Path] = field(default_factory=list)
+
+    @property
+    def retries(self):
+        return self.inner.retries
+
+    @contextmanager
+    def open(self, function):
+        self.passes.append(self.folder / f"died{min(len(self.passes), 2)}")
+        if len(self.passes) == 3:
+            self.passes[-1].touch()
+        with self.inner.open(DiesOnce(function, self.passes[-1])) as pool:
+            yield pool
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_processes(whole, processes, name, tmp_path):
-    assert_same(OPERATIONS[name](Blockwise(BLOCKS[1], processes), tmp_path), whole(name))
+def test_processes_of_which_some_are_killed(whole, processes, name, tmp_path):
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    how = Blockwise(BLOCKS[1], Killing(processes, marks))
+    assert_same(OPERATIONS[name](how, tmp_path / "work"), whole(name))
+    assert (marks / "died0").exists()
 
 
 @pytest.fixture(scope="module")
