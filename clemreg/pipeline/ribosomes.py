@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ from clemreg.measure.ribosomes import (
 from clemreg.pipeline.measure import open_mask, open_prediction, working_folder
 from clemreg.volume import Volume
 
+log = logging.getLogger(__name__)
+
+CROWD = 6.0
+"""Others within 1.5 times the least distance: balls that fill a body have 10 to 12, chains 2."""
 OUTPUTS = ("spheres.zarr", "classes.zarr", "ribosomes.csv")
 
 
@@ -84,9 +89,26 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
         write_ribosomes(found, bound, command.out / "ribosomes.csv")
     volume_um3 = float(np.prod(prediction.grid.extent_nm)) * 1e-9
     report: dict[str, Any] = {"count": len(found), "per_um3": len(found) / volume_um3}
+    report["neighbours"] = _neighbours(found, 1.5 * command.options.separation_nm)
+    if report["neighbours"] > CROWD:
+        log.warning(
+            "%s gives %d ribosomes, %.0f per um3, each with %.1f others around it as close as they "
+            "may be: it is filled with them, so is it the prediction of ribosomes?",
+            *(prediction.name, len(found), report["per_um3"], report["neighbours"]),
+        )
     if bound is not None:
         report["classes"] = bound.counts()
     return {"ribosomes": report}
+
+
+def _neighbours(found: Ribosomes, reach_nm: float) -> float:
+    """Mean number of others within reach of a centre."""
+    from scipy.spatial import cKDTree
+
+    if not len(found):
+        return 0.0
+    near = cKDTree(found.centre_nm).query_ball_point(found.centre_nm, reach_nm, return_length=True)
+    return float(np.mean(near - 1))
 
 
 def write_ribosomes(found: Ribosomes, bound: Bindings | None, path: Path) -> None:

@@ -12,6 +12,7 @@ from scipy.spatial import cKDTree
 from clemreg.blocks.stages import Blockwise
 from clemreg.cli.app import run_app
 from clemreg.errors import ConfigError, DataError, GridError
+from clemreg.io.quantise import quantise
 from clemreg.io.volumes import open_labels, write_volume
 from clemreg.measure.binding import Binding, BindingOptions, classify_ribosomes
 from clemreg.measure.lines import ball_offsets, line_offsets
@@ -269,6 +270,28 @@ def test_a_channel_is_chosen_by_name(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr().err
     assert "all.zarr has channels mt, ribo; one volume is expected" in shown
     assert "a volume of its own" in shown
+
+
+def test_a_body_filled_with_centres_is_said_to_be_one(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    points = ANISOTROPIC.points_nm() - ANISOTROPIC.centre_nm
+    body = quantise(np.tanh((75 - np.linalg.norm(points, axis=-1)) / 50))
+    write_volume("mito.zarr", Volume(body, ANISOTROPIC))
+    # As close as ribosomes come: a chain, one touching the next.
+    chain = ANISOTROPIC.centre_nm + np.arange(-4, 5)[:, None] * np.array([0.0, 20.5, 0.0])
+    write_volume("ribo.zarr", paint(ANISOTROPIC, chain))
+    said = {}
+    for name in ("mito", "ribo"):
+        caplog.clear()
+        assert run_app(["ribosomes", f"{name}.zarr", "--out", name, "--json", f"{name}.json"]) == 0
+        said[name] = caplog.text
+        report = json.loads((tmp_path / f"{name}.json").read_text())["ribosomes"]
+        rows = list(csv.DictReader((tmp_path / name / "ribosomes.csv").read_text().splitlines()))
+        places = np.array([[float(row[f"{axis}_nm"]) for axis in "zyx"] for row in rows])
+        apart = np.linalg.norm(places[:, None] - places, axis=-1)
+        assert report["neighbours"] == pytest.approx((apart <= 24).sum() / len(rows) - 1, abs=0.02)
+    assert "is it the prediction of ribosomes?" in said["mito"]
+    assert said["ribo"] == ""
 
 
 def test_bad_input_is_refused():
