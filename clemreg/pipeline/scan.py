@@ -101,7 +101,8 @@ def scan_file(
         annotated = None if truth is None else _open_truth(truth, spacing, volume)
         candidates, basins = scan(smoothed, volume.grid, settings, folder, how, annotated)
         report = {"prediction": prediction, "candidates": [to_json(c) for c in candidates]}
-        title = f"Where to cut: {Path(prediction).name}"
+        channel = "" if options.channel is None else f", channel {options.channel}"
+        title = f"Where to cut: {Path(prediction).name}{channel}"
         page = scan_page(title, candidates, basins, smoothed, options.min_volume_nm3)
         atomic_write_text(out / PAGE, page)
         atomic_write_json(out / FIGURES, report)

@@ -100,11 +100,13 @@ def test_colours_are_those_of_the_id():
 
 def test_the_command_shows_that_splitting_beats_components(tmp_path, sausages, capsys):  # noqa: F811
     grid, prediction, truth = sausages
-    write_volume(tmp_path / "p.zarr", Volume(prediction, grid))
+    both = np.stack([np.zeros_like(prediction), prediction])
+    write_volume(tmp_path / "p.zarr", Volume(both, grid, ("er", "mito")))
     write_volume(tmp_path / "t.zarr", Labels(truth, grid))
     code = run_app([
-        "refine-scan", str(tmp_path / "p.zarr"), "--out", str(tmp_path / "scan"),
-        "--truth", str(tmp_path / "t.zarr"), "--quantiles", "0.25", "--thresholds", "0.2,0.95",
+        "refine-scan", str(tmp_path / "p.zarr"), "--channel", "mito",
+        "--out", str(tmp_path / "scan"), "--truth", str(tmp_path / "t.zarr"),
+        "--quantiles", "0.25", "--thresholds", "0.2,0.95",
         "--min-volume-nm3", "20000", "--block", "32", "--json", str(tmp_path / "s.json"),
     ])  # fmt: skip
     assert code == 0
@@ -120,6 +122,7 @@ def test_the_command_shows_that_splitting_beats_components(tmp_path, sausages, c
     assert low["objects"] > 2
     assert low["voi_split"] > good["voi_split"]
     page = (tmp_path / "scan" / "scan.html").read_text()
+    assert "<h1>Where to cut: p.zarr, channel mito</h1>" in page
     assert page.count("data:image/png;base64,") == 9
     lines = [html.unescape(code) for code in re.findall("<code>(.*)</code>", page)]
     found = [tomllib.loads(f"steps = [{line}]")["steps"] for line in lines]
