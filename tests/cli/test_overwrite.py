@@ -83,6 +83,16 @@ REFUSED = {
     "mesh": ("absent --out free", {"out": "o/17.ply", "csv": "t.csv", "parquet": "t.parquet"}),
     "mesh ": ("absent --format neuroglancer", {"out (ng)": "o/17:0"}),
     "holdout": ("absent a=absent", {"csv": "t.csv"}),
+    "simulate organelles": (
+        "",
+        {
+            "out": "o/cell.toml",
+            "out (predictions)": "o/predictions.zarr",
+            "out (truth)": "o/mito.zarr",
+            "out (ribosomes)": "o/ribosomes.csv",
+            "out (recipe)": "o/recipe.toml",
+        },
+    ),
     "simulate clem": (
         "--labels absent --em absent",
         {
