@@ -108,6 +108,7 @@ def simulate(command: SimulateCommand, progress: Progress | None = None) -> Tran
     ConfigError
         Options that do not go together.
     """
+    _check_seed(command.seed)
     if command.microscope not in MICROSCOPES:
         raise ConfigError(f"no microscope {command.microscope!r}", hint="palm or sim")
     options = PairOptions(
@@ -131,7 +132,13 @@ def simulate_organelles(out: Path, seed: int, progress: Progress | None = None) 
     -------
     DrawnOrganelles
         What was drawn.
+
+    Raises
+    ------
+    ConfigError
+        The seed is below 0.
     """
+    _check_seed(seed)
     tell = progress or (lambda _done, _total, _message: None)
     tell(0, 2, "drawing")
     drawn = draw_organelles(np.random.default_rng(seed))
@@ -181,6 +188,11 @@ def _simulate(
     em = open_volume(command.em, spacing_nm=spacing, frame="em")
     labels = open_labels(command.labels, spacing_nm=spacing, frame="em")
     return simulate_from_labels(out, em, labels, options, progress)
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ConfigError(f"--seed {seed}: a whole number from 0 is needed")
 
 
 def _shape(text: str) -> tuple[int, int, int]:

@@ -84,7 +84,7 @@ REFUSED = {
     "mesh ": ("absent --format neuroglancer", {"out (ng)": "o/17:0"}),
     "holdout": ("absent a=absent", {"csv": "t.csv"}),
     "simulate organelles": (
-        "",
+        "--seed -1",
         {
             "out": "o/cell.toml",
             "out (predictions)": "o/predictions.zarr",

@@ -70,6 +70,13 @@ def test_the_seed_decides(drawn):
     assert (other.predictions.read() != drawn.predictions.read()).any()
 
 
+@pytest.mark.parametrize("kind", ["organelles", "clem"])
+def test_a_seed_below_zero_is_refused(tmp_path, capsys, kind):
+    assert run_app(["simulate", kind, "--out", str(tmp_path / "o"), "--seed", "-1"]) == 1
+    assert "--seed -1: a whole number from 0" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.slow
 def test_every_organelle_is_found_again(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
