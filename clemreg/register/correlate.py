@@ -2,6 +2,7 @@
 
 Normalised cross-correlation where "outside" means "not imaged" (Padfield, IEEE TIP 2012): each
 shift is scored on the voxels that both have, and its mean and variance are those of that overlap.
+Both may have voxels that cannot be trusted; for the volume alone that is rare, and costs more FFTs.
 A high correlation on a sliver proves less than a lower one on everything: `evidence`.
 """
 
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
 
-Image = NDArray[np.float32]
+from clemreg.register.trusted import Image, Mask
+
 Spectrum = NDArray[np.complex64]
 
 _FLAT = 1e-2  # variance in the overlap over that of the whole, below which nothing is shown
@@ -35,7 +37,7 @@ def strength(correlation: float, share: float) -> float:
 
 
 class MaskedCorrelator:
-    """Correlates one volume, imaged everywhere, with many templates.
+    """Correlates one volume with many templates.
 
     Parameters
     ----------
@@ -47,16 +49,29 @@ class MaskedCorrelator:
         Voxels of overlap that prove nothing: so many can be made to agree by chance.
     workers
         FFT threads.
+    trusted
+        Where the volume was imaged and can be trusted; None is everywhere.
     """
 
     def __init__(
-        self, fixed: Image, largest: tuple[int, int, int], *, spent: float, workers: int
+        self,
+        fixed: Image,
+        largest: tuple[int, int, int],
+        *,
+        spent: float,
+        workers: int,
+        trusted: Mask = None,
     ) -> None:
         self._workers, self._spent = workers, spent
         self._shape = fixed.shape
         full = (a + b - 1 for a, b in zip(fixed.shape, largest, strict=True))
         self._size = tuple(fft.next_fast_len(n, real=True) for n in full)
-        scaled = ((fixed - fixed.mean()) / (float(fixed.std()) or 1.0)).astype(np.float32)
+        seen = fixed if trusted is None else fixed[trusted]
+        scaled = ((fixed - seen.mean()) / (float(seen.std()) or 1.0)).astype(np.float32)
+        self._voxels, self._trusted = float(seen.size), None
+        if trusted is not None:
+            scaled[~trusted] = 0
+            self._trusted = self._forward(trusted.astype(np.float32))
         self._spectra = [self._forward(a) for a in (scaled, scaled * scaled)]
 
     def __call__(
@@ -89,7 +104,7 @@ class MaskedCorrelator:
         count = np.maximum(count, 1.0)
         variance_f, variance_t = squares / count - (sums / count) ** 2, energy / count
         variance_t -= (level / count) ** 2
-        smaller = min(float(weight.sum()), float(np.prod(self._shape)))
+        smaller = min(float(weight.sum()), self._voxels)
         share = np.clip((count - self._spent) / smaller, 0.0, 1.0).astype(np.float32)
         usable = (share > 0) & (variance_f > _FLAT) & (variance_t > _FLAT)
         scale = np.sqrt(np.where(usable, variance_f * variance_t, 1.0))
@@ -108,7 +123,13 @@ class MaskedCorrelator:
         return np.roll(image, tuple(n - 1 for n in template), (0, 1, 2))[keep]
 
     def _covered(self, image: Image) -> Image:
-        """Sum of a template over what lies in the volume, per shift, from running sums."""
+        """Sum of a template over what lies in the volume, per shift."""
+        if self._trusted is None:
+            return self._running(image)
+        return self._shifted(self._trusted * np.conj(self._forward(image)), image.shape)
+
+    def _running(self, image: Image) -> Image:
+        """Sum of a template over the whole of the volume's box, per shift, from running sums."""
         total = image
         for axis, n in enumerate(self._shape):
             size = total.shape[axis]

@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from clemreg.register.correlate import Image, MaskedCorrelator
+from clemreg.register.correlate import MaskedCorrelator
+from clemreg.register.matching import EVERYWHERE, Masks
 from clemreg.register.pose import SPENT_UM3, Pose
+from clemreg.register.trusted import Image
 from clemreg.space.transform import FloatArray
 from clemreg.volume import Volume
 
@@ -28,12 +30,19 @@ class Finder:
         Linear parts (lm -> em, zyx) that will be tried.
     threads
         FFT threads; 0 means all cores.
+    masks
+        Where both can be trusted, on their grids.
     """
 
     def __init__(
-        self, fixed: Volume, moving: Volume, linears: list[FloatArray], threads: int
+        self,
+        fixed: Volume,
+        moving: Volume,
+        linears: list[FloatArray],
+        threads: int,
+        masks: Masks = EVERYWHERE,
     ) -> None:
-        self._fixed, self._moving = fixed, moving
+        self._fixed, self._moving, self._mask = fixed, moving, masks.moving
         self._spacing = fixed.grid.spacing_nm[0]
         self._image: Image = moving.read()
         self._linears = linears
@@ -44,6 +53,7 @@ class Finder:
             (z, y, x),
             spent=1e9 * SPENT_UM3 / self._spacing**3,
             workers=threads or os.cpu_count() or 1,
+            trusted=masks.fixed,
         )
 
     def poses(self) -> list[Pose]:
@@ -58,6 +68,8 @@ class Finder:
 
     def _best_shifts(self, linear: FloatArray) -> list[Pose]:
         template, mask = self._template(linear)
+        if not mask.any():
+            return []
         score, zero = self._correlate(template, mask)
         found = []
         radius = max(1, round(_APART_NM / self._spacing))
@@ -84,6 +96,10 @@ class Finder:
         mask = np.ones(shape, dtype=bool)
         for row, most in zip(linear, (last + 1) / 2, strict=True):
             mask &= np.abs(row[0] * z + row[1] * y + row[2] * x) <= most
+        if self._mask is not None:
+            mask &= ndimage.affine_transform(
+                self._mask, linear, last / 2 - linear @ half, shape, order=0, mode="nearest"
+            )
         return template * mask, mask
 
     def _pose(

@@ -11,10 +11,10 @@ from scipy import ndimage
 
 from clemreg.errors import DataError, RegistrationError
 from clemreg.register.contrast import local_contrast
+from clemreg.register.trusted import Image, Mask, blur, filled, trusted_at
 from clemreg.space.transform import Affine, FloatArray
 from clemreg.volume import Volume
 
-Image = NDArray[np.float32]
 _FEWEST = 500
 
 
@@ -47,6 +47,9 @@ class Masks:
 
     fixed: NDArray[np.bool_] | None = None
     moving: NDArray[np.bool_] | None = None
+
+
+EVERYWHERE = Masks()
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,8 +98,8 @@ class Matcher:
     ) -> None:
         self.fixed, self.moving = channel.fixed.grid, channel.moving.grid
         self.weight = channel.weight
-        self._fixed = _smooth(channel.fixed, sigma_nm)
-        self._moving = _smooth(channel.moving, sigma_nm)
+        self._fixed = _smooth(channel.fixed, masks.fixed, sigma_nm)
+        self._moving = _smooth(channel.moving, masks.moving, sigma_nm)
         self._slopes = [
             np.gradient(self._moving, step, axis=axis).astype(np.float32)
             for axis, step in enumerate(self.moving.spacing_nm)
@@ -137,9 +140,7 @@ class Matcher:
         inside = self.moving.contains(there_nm)
         if self._mask is None:
             return inside
-        index = np.rint(self.moving.to_index(there_nm[inside])).astype(np.intp)
-        index = np.clip(index, 0, np.asarray(self.moving.shape) - 1)
-        inside[inside] = self._mask[tuple(index.T)]
+        inside[inside] = trusted_at(self._mask, self.moving.to_index(there_nm[inside]).T)
         return inside
 
 
@@ -168,8 +169,7 @@ def draw_samples(
     there = affine(grid.to_world(index))
     near = ((there > low - reach_nm) & (there < high + reach_nm)).all(axis=1)
     if masks.fixed is not None:
-        nearest = np.clip(np.rint(index).astype(np.intp), 0, np.asarray(grid.shape) - 1)
-        near &= masks.fixed[tuple(nearest.T)]
+        near &= trusted_at(masks.fixed, index.T)
     index = np.clip(index[near][:count], 0, np.asarray(grid.shape) - 1)
     if len(index) < _FEWEST:
         raise RegistrationError(
@@ -201,13 +201,11 @@ def check_images(channels: Sequence[Channel]) -> None:
             raise DataError(f"{name} is the same value everywhere", hint="is it the right channel?")
 
 
-def _smooth(volume: Volume, sigma_nm: float) -> Image:
+def _smooth(volume: Volume, mask: Mask, sigma_nm: float) -> Image:
     image = np.asarray(volume.read(), dtype=np.float32)
     if sigma_nm <= 0:
-        return image
-    sigma = sigma_nm / np.asarray(volume.grid.spacing_nm)
-    blurred: Image = ndimage.gaussian_filter(image, sigma, mode="nearest", truncate=3.0)
-    return blurred
+        return filled(image, mask)
+    return blur(image, mask, sigma_nm / np.asarray(volume.grid.spacing_nm), 3.0)
 
 
 def _sampled(image: Image, index: FloatArray) -> Image:

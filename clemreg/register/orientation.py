@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import ndimage
 
 from clemreg.errors import ConfigError, DataError, RegistrationError
 from clemreg.register.contest import Contest
 from clemreg.register.finder import Finder
-from clemreg.register.pose import Pose, pose_difference, refine_pose
+from clemreg.register.matching import EVERYWHERE, Channel, Masks
+from clemreg.register.pose import Freedom, Pose, pose_difference, refine_pose
 from clemreg.register.rotations import products, tilts, turns, ups
+from clemreg.register.trusted import Mask, blur, pool
 from clemreg.space.grid import Grid
-from clemreg.space.resample import pool_mean, sample_array
+from clemreg.space.resample import sample_array
 from clemreg.space.transform import Affine, FloatArray
 from clemreg.volume import Volume
 
@@ -112,7 +113,10 @@ class Orientation:
 
 
 def search_orientation(
-    fixed: Volume, moving: Volume, options: OrientationOptions | None = None
+    fixed: Volume,
+    moving: Volume,
+    options: OrientationOptions | None = None,
+    masks: Masks = EVERYWHERE,
 ) -> Orientation:
     """Find the pose of the moving (EM) in the fixed (LM) volume.
 
@@ -122,23 +126,25 @@ def search_orientation(
         Prepared images (`clemreg.register.features`), zyx.
     options
         Defaults if None.
+    masks
+        Where both can be trusted, on their grids; the rest takes no part.
 
     Raises
     ------
     DataError
-        An image has no contrast.
+        An image has no contrast, or a mask leaves next to nothing of it.
     RegistrationError
         No pose has the required overlap.
     """
     options = OrientationOptions() if options is None else options
     spacing = options.spacing_nm or _coarse_spacing(fixed.grid, moving.grid)
-    rivals = _Rivals(fixed, moving, spacing)
+    rivals = _Rivals(fixed, moving, spacing, masks)
     for number, (linears, depths) in enumerate(zip(_rounds(options), _DEPTHS, strict=True)):
         if rivals.clear or not linears:
             continue
         voxel = spacing if number == 0 else spacing * _COARSER
-        finder = Finder(_coarse(fixed, voxel), _coarse(moving, voxel), linears, options.threads)
-        poses = finder.poses()
+        pair, trusted = _coarse_pair(fixed, moving, voxel, masks)
+        poses = Finder(pair.fixed, pair.moving, linears, options.threads, trusted).poses()
         for tried, settled in depths:
             if not rivals.clear:
                 rivals.add(poses, tried, settled)
@@ -148,9 +154,11 @@ def search_orientation(
 class _Rivals:
     """The different poses that were tried so far, the best first."""
 
-    def __init__(self, fixed: Volume, moving: Volume, spacing: float) -> None:
-        self._coarse = _coarse(fixed, spacing), _coarse(moving, spacing)
-        self._contest = Contest(fixed, moving)
+    def __init__(
+        self, fixed: Volume, moving: Volume, spacing: float, masks: Masks = EVERYWHERE
+    ) -> None:
+        self._coarse, self._masks = _coarse_pair(fixed, moving, spacing, masks)
+        self._contest = Contest(fixed, moving, masks)
         self._starts: list[Pose] = []
         self.poses: list[Pose] = []
 
@@ -173,16 +181,18 @@ class _Rivals:
 
         The strongest go to the full images unrefined, too: on coarse ones a thin slab tilts away.
         """
-        fixed, moving = self._coarse
         fresh = self._different(found, self._starts, tried, self._worth_trying)
         self._starts += fresh
-        quick = [refine_pose(pose, fixed, moving, "similarity") for pose in fresh]
+        quick = [self._refined(pose, "similarity") for pose in fresh]
         quick = self._different(quick, [], settled, self._differ)
-        refined = [refine_pose(pose, fixed, moving, "affine") for pose in quick]
+        refined = [self._refined(pose, "affine") for pose in quick]
         refined = self._different(refined, [], settled, self._differ)
         for pose in (*fresh[:settled], *refined):
             self.poses.append(self._contest.settle(pose))
         self.poses = sorted((p for p in self.poses if p.strength > 0), key=lambda p: -p.strength)
+
+    def _refined(self, pose: Pose, freedom: Freedom) -> Pose:
+        return refine_pose(pose, self._coarse.fixed, self._coarse.moving, freedom, self._masks)
 
     def _different(
         self, poses: list[Pose], known: list[Pose], count: int, differ: Callable[[Pose, Pose], bool]
@@ -201,7 +211,7 @@ class _Rivals:
         return self._differ(a, b) or a.strength > _STRONGER * b.strength
 
     def _differ(self, a: Pose, b: Pose) -> bool:
-        angle, shift = pose_difference(a, b, self._coarse[1].grid.centre_nm)
+        angle, shift = pose_difference(a, b, self._coarse.moving.grid.centre_nm)
         return angle > 15.0 or shift > 1000.0
 
 
@@ -224,22 +234,35 @@ def _coarse_spacing(fixed: Grid, moving: Grid) -> float:
     return float(np.clip(spacing, 250.0, 600.0))
 
 
-def _coarse(volume: Volume, spacing: float) -> Volume:
+def _coarse_pair(
+    fixed: Volume, moving: Volume, spacing: float, masks: Masks
+) -> tuple[Channel, Masks]:
+    light, of_light = _coarse(fixed, spacing, masks.fixed)
+    dark, of_dark = _coarse(moving, spacing, masks.moving)
+    return Channel(light, dark), Masks(of_light, of_dark)
+
+
+def _coarse(volume: Volume, spacing: float, mask: Mask) -> tuple[Volume, Mask]:
     """Average down to isotropic voxels; what is finer than that is blurred away first."""
     ratio = spacing / np.asarray(volume.grid.spacing_nm)
     factor = tuple(max(1, int(r)) for r in ratio)
-    pooled, grid = pool_mean(volume.read(), factor), volume.grid.downsample(factor)
-    sigma = 0.35 * spacing / np.asarray(grid.spacing_nm)
-    smooth = ndimage.gaussian_filter(pooled, sigma, mode="nearest")
+    grid = volume.grid.downsample(factor)
+    pooled, mask = pool(volume.read(), mask, factor)
+    smooth = blur(pooled, mask, 0.35 * spacing / np.asarray(grid.spacing_nm))
     shape = tuple(max(2, round(v)) for v in volume.grid.extent_nm / spacing)
     start = volume.grid.centre_nm - (np.asarray(shape) - 1) / 2 * spacing
     target = Grid(shape, (spacing,) * 3, tuple(start), volume.grid.frame)
     points = target.points_nm().reshape(-1, 3)
     index = np.clip(grid.to_index(points), 0, np.asarray(grid.shape) - 1)
-    values = sample_array(smooth, grid, grid.to_world(index)).reshape(shape)
-    if np.ptp(values) == 0:
-        raise DataError(f"{volume.name or 'image'} has no contrast at {spacing:.0f} nm")
-    return Volume(values.astype(np.float32), target, name=volume.name)
+    inside = grid.to_world(index)
+    values = sample_array(smooth, grid, inside).reshape(shape)
+    if mask is not None:
+        mask = sample_array(mask, grid, inside, order=0).reshape(shape)
+    seen = values if mask is None else values[mask]
+    if seen.size == 0 or np.ptp(seen) == 0:
+        where = "" if mask is None else " where its mask is not 0"
+        raise DataError(f"{volume.name or 'image'} has no contrast at {spacing:.0f} nm{where}")
+    return Volume(values.astype(np.float32), target, name=volume.name), mask
 
 
 def _rounds(options: OrientationOptions) -> list[list[FloatArray]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +11,13 @@ from scipy import ndimage
 from scipy.linalg import expm
 
 from clemreg.register.correlate import strength
+from clemreg.register.matching import EVERYWHERE, Masks
+from clemreg.register.trusted import Mask, blur, trusted_at, trusted_share
 from clemreg.space.grid import Grid
 from clemreg.space.transform import FloatArray
 from clemreg.volume import Volume
 
-_UNCORRELATED = 1.3  # residual of a voxel that leaves the LM: somewhat below chance (sqrt 2)
+_UNCORRELATED = 1.3  # residual of a voxel without LM to compare: somewhat below chance (sqrt 2)
 _STIFFNESS = 0.3
 _STEPS = 15
 SPENT_UM3 = 1.5
@@ -77,7 +79,9 @@ def nearest_rotation(linear: FloatArray) -> FloatArray:
     return np.asarray(u @ vt)
 
 
-def refine_pose(pose: Pose, fixed: Volume, moving: Volume, freedom: Freedom) -> Pose:
+def refine_pose(
+    pose: Pose, fixed: Volume, moving: Volume, freedom: Freedom, masks: Masks = EVERYWHERE
+) -> Pose:
     """Move a pose to its nearest best agreement, by damped Gauss-Newton steps.
 
     It reaches 20 degrees and 20 % of scale if the scale is free, which it is in both.
@@ -90,15 +94,19 @@ def refine_pose(pose: Pose, fixed: Volume, moving: Volume, freedom: Freedom) -> 
         Coarse images.
     freedom
         Seven degrees of freedom on few voxels; or twelve, held near a rotation, on many.
+    masks
+        Where both can be trusted, on their grids.
     """
-    agreement = _Agreement(pose, fixed, moving, freedom)
+    agreement = _Agreement(pose, fixed, moving, freedom, masks)
     for sigma in (1.0, 0.0):
         agreement.smooth(sigma)
         agreement.improve()
     return agreement.pose()
 
 
-def overlap_of(matrix: FloatArray, inside: float, fixed: Grid, moving: Grid) -> float:
+def overlap_of(
+    matrix: FloatArray, inside: float, fixed: Grid, moving: Grid, masks: Masks = EVERYWHERE
+) -> float:
     """Return how much of the smaller volume lies in the other, less `SPENT_UM3`.
 
     Parameters
@@ -107,10 +115,16 @@ def overlap_of(matrix: FloatArray, inside: float, fixed: Grid, moving: Grid) -> 
         4 x 4, lm -> em.
     inside
         Share of the moving volume (EM) that lies in the fixed one.
+    masks
+        What of either volume counts.
     """
-    em = float(np.prod(moving.extent_nm / 1e3)) / abs(float(np.linalg.det(matrix[:3, :3])))
-    smaller = min(em, float(np.prod(fixed.extent_nm / 1e3)))
+    em = _um3(moving, masks.moving) / abs(float(np.linalg.det(matrix[:3, :3])))
+    smaller = min(em, _um3(fixed, masks.fixed))
     return float(np.clip((inside * em - SPENT_UM3) / smaller, 0.0, 1.0))
+
+
+def _um3(grid: Grid, mask: Mask) -> float:
+    return float(np.prod(grid.extent_nm / 1e3)) * trusted_share(mask)
 
 
 @dataclass(frozen=True)
@@ -130,11 +144,15 @@ class _Agreement:
     Lengths are in units of half the EM's size, so that turns and shifts have about the same effect.
     """
 
-    def __init__(self, pose: Pose, fixed: Volume, moving: Volume, freedom: Freedom) -> None:
+    def __init__(
+        self, pose: Pose, fixed: Volume, moving: Volume, freedom: Freedom, masks: Masks
+    ) -> None:
         inverse = np.linalg.inv(pose.matrix)
         self._centre = moving.grid.centre_nm
-        self._every = max(1, moving.grid.size // _MOST_VOXELS[freedom])
-        points = moving.grid.points_nm().reshape(-1, 3)[:: self._every]
+        voxels = round(moving.grid.size * trusted_share(masks.moving))
+        self._every = max(1, voxels // _MOST_VOXELS[freedom])
+        self._masks = masks
+        points = self._thinned(moving.grid.points_nm().reshape(-1, 3))
         self._linear = inverse[:3, :3]
         self._points = (points - self._centre) @ self._linear.T
         self._middle = self._linear @ self._centre + inverse[:3, 3]
@@ -148,9 +166,8 @@ class _Agreement:
 
     def smooth(self, sigma: float) -> None:
         """Blur both images by `sigma` coarse voxels."""
-        self._image = ndimage.gaussian_filter(self._fixed, sigma, mode="nearest")
-        blurred = ndimage.gaussian_filter(self._moving, sigma, mode="nearest")
-        self._values = blurred.ravel()[:: self._every]
+        self._image = blur(self._fixed, self._masks.fixed, sigma)
+        self._values = self._thinned(blur(self._moving, self._masks.moving, sigma).ravel())
         self._slopes = [
             np.gradient(self._image, step / self._size, axis=axis)
             for axis, step in enumerate(self._grid.spacing_nm)
@@ -181,9 +198,18 @@ class _Agreement:
         turned = self._points @ linear.T
         return turned, self._grid.to_index(turned + self._middle + shift).T
 
+    def _thinned(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Of values per voxel of the EM, those of some voxels that can be trusted."""
+        if self._masks.moving is not None:
+            values = values[self._masks.moving.ravel()]
+        return values[:: self._every]
+
     def _inside(self, index: FloatArray) -> NDArray[np.bool_]:
         last = self._last[:, None]
-        return np.asarray(((index >= -0.5) & (index <= last + 0.5)).all(axis=0))
+        inside = np.asarray(((index >= -0.5) & (index <= last + 0.5)).all(axis=0))
+        return (
+            inside if self._masks.fixed is None else inside & trusted_at(self._masks.fixed, index)
+        )
 
     def _state(self, linear: FloatArray, shift: FloatArray) -> _State:
         turned, index = self._at(linear, shift)
@@ -231,7 +257,7 @@ class _Agreement:
         forward[:3, :3] = self._best.linear @ self._linear
         forward[:3, 3] = self._middle + self._best.shift - forward[:3, :3] @ self._centre
         matrix = np.asarray(np.linalg.inv(forward), dtype=np.float64)
-        overlap = overlap_of(matrix, float(inside.mean()), self._grid, self._of_moving)
+        overlap = overlap_of(matrix, float(inside.mean()), self._grid, self._of_moving, self._masks)
         return Pose(matrix, score, overlap)
 
 

@@ -26,8 +26,9 @@ from clemreg.register.engines import (
     engine_for,
 )
 from clemreg.register.guides import Guides, corrected, start_from_landmarks
-from clemreg.register.matching import Channel, check_images, draw_samples
+from clemreg.register.matching import EVERYWHERE, Channel, Masks, check_images, draw_samples
 from clemreg.register.orientation import Orientation, OrientationOptions, search_orientation
+from clemreg.register.trusted import filled, trusted_at
 from clemreg.space.grid import Grid
 from clemreg.space.resample import sample_array
 from clemreg.space.tps import ThinPlateSpline
@@ -195,9 +196,9 @@ def register(
         clock.lap("stability")
     affine = affine_of(transform)
     scores = {
-        "start": correlation(fixed, moving, pose.affine),
-        "affine": correlation(fixed, moving, affine),
-        "final": correlation(fixed, moving, transform),
+        "start": correlation(fixed, moving, pose.affine, guides.masks),
+        "affine": correlation(fixed, moving, affine, guides.masks),
+        "final": correlation(fixed, moving, transform, guides.masks),
     }
     tell("done")
     return RegistrationResult(
@@ -218,7 +219,8 @@ def _start(fixed: Volume, moving: Volume, options: RegisterOptions, guides: Guid
         return guides.pose
     if guides.start is not None:
         return start_from_landmarks(fixed, moving, guides.start)
-    return search_orientation(fixed, moving, replace(options.orientation, threads=options.threads))
+    search = replace(options.orientation, threads=options.threads)
+    return search_orientation(fixed, moving, search, guides.masks)
 
 
 def _grid_spacing(stages: Stages) -> tuple[float, float, float] | None:
@@ -274,18 +276,23 @@ class _Finder:
         return float(local.min()), float(local.max())
 
 
-def correlation(fixed: Volume, moving: Volume, transform: Transform) -> float:
-    """Normalised correlation of the LM and the EM brought onto it, inside the EM."""
+def correlation(
+    fixed: Volume, moving: Volume, transform: Transform, masks: Masks = EVERYWHERE
+) -> float:
+    """Normalised correlation of the LM and the EM brought onto it, inside the EM and the masks."""
     image = fixed.read()
     kept: list[NDArray[Any]] = []
     seen: list[NDArray[Any]] = []
-    pixels = moving.read()
+    pixels = filled(moving.read(), masks.moving)
     for z in range(fixed.shape[0]):
         plane = np.stack(
             np.meshgrid([z], *(np.arange(n) for n in fixed.shape[1:]), indexing="ij"), -1
         )
         there = transform(fixed.grid.to_world(plane.reshape(-1, 3)))
         inside = moving.grid.contains(there)
+        inside &= trusted_at(masks.moving, moving.grid.to_index(there).T)
+        if masks.fixed is not None:
+            inside &= masks.fixed[z].ravel()
         kept.append(image[z].ravel()[inside])
         seen.append(sample_array(pixels, moving.grid, there[inside]))
     a, b = np.concatenate(kept), np.concatenate(seen)

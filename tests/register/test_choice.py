@@ -254,7 +254,7 @@ def test_a_stopped_scan_goes_on_from_the_same_pose(files, tmp_path, monkeypatch)
     folder, pair = files
     searched, done = [], []
 
-    def search(_fixed, _moving, _options):
+    def search(_fixed, _moving, _options, _masks):
         searched.append(1)
         return Orientation(pair.truth, 0.6, 0.1 + 0.2, 0.3, False, 300.0)
 

@@ -451,5 +451,17 @@ def test_tubes_are_where_the_truth_puts_them():
         move[axis] = 150.0
         off = truth.then(Affine.translation(move, "em", "em"))
         assert correlation(fixed, moving, off) < right - 0.05
+    spoilt = fixed.read().copy()
+    spoilt[:, 40:60] = 9.0 * spoilt[:, :20]
+    masks = Masks(np.ones(fixed.shape, bool), np.ones(moving.shape, bool))
+    masks.fixed[:, 40:60] = False
+    masks.moving[:, :, : moving.shape[2] // 2] = False
+    light = Volume(spoilt, fixed.grid)
+    halved = moving.read().copy()
+    halved[~masks.moving] = 5.0
+    assert correlation(light, Volume(halved, moving.grid), truth) < 0.3
+    masked = correlation(light, Volume(halved, moving.grid), truth, masks)
+    assert masked == correlation(fixed, moving, truth, masks)
+    assert masked > 0.7
     assert pair.prediction.grid.contains(truth(pair.points_nm)).all()
     assert hostile_grid().frame == pair.prediction.grid.frame

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from clemreg.errors import ConfigError
+from clemreg.errors import ConfigError, DataError
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_volume
@@ -12,14 +12,20 @@ from clemreg.register.apply import apply_to_image
 from clemreg.register.contest import Contest
 from clemreg.register.correlate import MaskedCorrelator, strength
 from clemreg.register.features import prepare_fixed, prepare_moving
+from clemreg.register.finder import Finder
+from clemreg.register.guides import Guides
+from clemreg.register.matching import Masks
 from clemreg.register.orientation import (
     OrientationOptions,
+    _coarse_pair,
     _Rivals,
     _rounds,
     search_orientation,
 )
 from clemreg.register.pose import SPENT_UM3, Pose, overlap_of, refine_pose
+from clemreg.register.registration import RegisterOptions, _start
 from clemreg.register.rotations import products, tilts, turns, ups
+from clemreg.register.trusted import blur, pool
 from clemreg.report.verdict import suspicions
 from clemreg.space import Affine, Box, Grid
 from clemreg.space.resample import sample_array
@@ -92,20 +98,25 @@ def test_impossible_searches_are_refused():
             OrientationOptions(**wrong)
 
 
-def test_the_evidence_of_a_shift_is_that_of_the_voxels_that_both_have():
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+def test_the_evidence_of_a_shift_is_that_of_the_voxels_that_both_have(holes):
     rng = np.random.default_rng(1)
     fixed = rng.normal(3.0, 2.0, size=(9, 14, 11)).astype("f4")
     template = rng.normal(-1.0, 0.5, size=(4, 5, 6)).astype("f4")
     mask = rng.random(template.shape) < 0.8
     template += np.where(mask, 0.2 * fixed[3:7, 7:12, 2:8], 50.0).astype("f4")
-    correlate = MaskedCorrelator(fixed, (5, 6, 6), spent=7.0, workers=1)
+    trusted = rng.random(fixed.shape) >= holes
+    spoilt = np.where(trusted, fixed, 300.0).astype("f4")
+    correlate = MaskedCorrelator(
+        spoilt, (5, 6, 6), spent=7.0, workers=1, trusted=trusted if holes else None
+    )
     found, zero = correlate(template * mask, mask)
     assert np.unravel_index(found.argmax(), found.shape) == tuple(np.add(zero, (3, 7, 2)))
     for shift in ((3, 7, 2), (0, 0, 0), (5, 9, 5), (-2, 10, -3), (7, -1, 4)):
         low, high = np.maximum(shift, 0), np.minimum(np.add(shift, template.shape), fixed.shape)
         there = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
         here = tuple(slice(a, b) for a, b in zip(low - shift, high - shift, strict=True))
-        seen = mask[here]
+        seen = mask[here] & trusted[there]
         r = max(0.0, np.corrcoef(fixed[there][seen], template[here][seen])[0, 1])
         share = max(0.0, (seen.sum() - 7.0) / mask.sum())
         at = tuple(np.add(shift, zero))
@@ -314,3 +325,156 @@ def test_a_dense_mask_of_the_sample_pair_comes_back(sample_data, tmp_path):
     points = read_landmarks(sample_data / "landmarks.csv").select(rater="truth").lm_nm
     assert np.median(np.linalg.norm(found.affine(points) - truth(points), axis=1)) < 150
     assert found.margin > 0.15
+
+
+def decoyed_light(fixed, moving, away_um):
+    """The light image with a brighter and cleaner copy of the EM beside the true place; its box."""
+    image, grid = fixed.read().copy(), fixed.grid
+    rest = (grid.points_nm() - grid.centre_nm - 1e3 * np.array(away_um)) + moving.grid.centre_nm
+    values = sample_array(moving.read(), moving.grid, rest.reshape(-1, 3), fill=np.nan)
+    values = values.reshape(grid.shape)
+    inside = np.isfinite(values)
+    image[inside] = 20.0 * values[inside]
+    return Volume(image, grid), inside
+
+
+def error_nm(found, fixed, moving, truth):
+    points = fixed.grid.points_nm().reshape(-1, 3)
+    both = points[moving.grid.contains(truth(points))]
+    return np.median(np.linalg.norm(found.affine(both) - truth(both), axis=1))
+
+
+def test_an_artefact_of_the_light_volume_draws_the_pose_away_unless_it_is_masked():
+    options = OrientationOptions(spacing_nm=250.0, tilt_deg=0.0, scale=1.0, threads=1)
+    fixed, moving, truth = posed_pair(
+        turned(140.0, 4.0), 21, (14, 18, 14), (0.2, 0.2, -2.0), noise=0.6
+    )
+    fixed, artefact = decoyed_light(fixed, moving, (0.3, 1.0, 3.0))
+    drawn = search_orientation(fixed, moving, options)
+    assert error_nm(drawn, fixed, moving, truth) > 2000
+    told = RegisterOptions(orientation=options, threads=1)
+    found = _start(fixed, moving, told, Guides(masks=Masks(fixed=~artefact)))
+    assert error_nm(found, fixed, moving, truth) < 150
+    assert found.margin > 0.15
+    assert found.score > drawn.runner_up
+
+
+def test_garbage_in_the_em_draws_the_pose_away_unless_it_is_masked():
+    """Over half of the EM lies another piece of the tissue, stronger than the EM's own."""
+    options = OrientationOptions(spacing_nm=250.0, tilt_deg=0.0, scale=1.0, threads=1)
+    fixed, moving, truth = posed_pair(turned(70.0, 3.0), 22, (14, 18, 28), (0.2, 0.2, -0.4))
+    elsewhere = Affine(truth.matrix @ shift_of([0.0, 4000.0, 1500.0]), "lm", "em")
+    points = elsewhere.inverse()(moving.grid.points_nm().reshape(-1, 3))
+    other = sample_array(fixed.read(), fixed.grid, points, order=1).reshape(moving.shape)
+    garbage = np.zeros(moving.shape, bool)
+    garbage[:, :, 11:] = True
+    em = Volume(np.where(garbage, 5.0 * other, moving.read()).astype("f4"), moving.grid)
+    drawn = search_orientation(fixed, em, options)
+    assert error_nm(drawn, fixed, em, truth) > 2000
+    found = search_orientation(fixed, em, options, Masks(moving=~garbage))
+    assert error_nm(found, fixed, em, truth) < 150
+    assert found.margin > 0.15
+
+
+def shift_of(nm):
+    matrix = np.eye(4)
+    matrix[:3, 3] = nm
+    return matrix
+
+
+def test_masks_of_ones_change_the_search_only_by_rounding():
+    options = OrientationOptions(spacing_nm=250.0, tilt_deg=0.0, scale=1.0, threads=1)
+    fixed, moving, _ = posed_pair(turned(25.0, 4.0))
+    ones = Masks(np.ones(fixed.shape, bool), np.ones(moving.shape, bool))
+    plain = search_orientation(fixed, moving, options)
+    found = search_orientation(fixed, moving, options, ones)
+    np.testing.assert_allclose(found.affine.linear, plain.affine.linear, atol=2e-3)
+    assert found.score == pytest.approx(plain.score, abs=2e-3)
+
+
+def test_a_mask_that_leaves_nothing_is_refused_by_the_search():
+    fixed, moving, _ = posed_pair(np.eye(3))
+    speck = np.zeros(fixed.shape, bool)
+    speck[0, 0, 0] = True
+    with pytest.raises(DataError, match="no contrast at 1000 nm where its mask is not 0"):
+        search_orientation(fixed, moving, OrientationOptions(spacing_nm=1000.0), Masks(fixed=speck))
+
+
+def test_what_cannot_be_trusted_neither_blurs_nor_averages_into_the_rest():
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=(9, 12, 11)).astype("f4")
+    mask = rng.random(image.shape) < 0.7
+    spoilt = np.where(mask, image, 1e6).astype("f4")
+    blank = np.where(mask, image, 0).astype("f4")
+    np.testing.assert_allclose(blur(spoilt, mask, 1.1), blur(blank, mask, 1.1), atol=1e-5)
+    weight = gaussian_filter(mask.astype(float), 1.1, mode="nearest")
+    wanted = gaussian_filter(blank.astype(float), 1.1, mode="nearest") / weight
+    np.testing.assert_allclose(blur(spoilt, mask, 1.1), wanted, atol=5e-3)
+    pooled, trusted = pool(spoilt, mask, (3, 4, 3))
+    first = spoilt[:3, :4, :3][mask[:3, :4, :3]]
+    assert pooled[0, 0, 0] == pytest.approx(first.mean(), abs=5e-3)
+    assert trusted[0, 0, 0] == (len(first) >= 18)
+    assert pooled.shape == trusted.shape == (3, 3, 4)
+
+
+def test_the_overlap_counts_what_can_be_trusted():
+    light, em = Grid((20, 40, 40), (250.0,) * 3), Grid((12, 20, 16), (250.0,) * 3)  # 60 um3
+    half = np.zeros(em.shape, bool)
+    half[:6] = True
+    spent = SPENT_UM3 / 30
+    assert overlap_of(np.eye(4), 1.0, light, em, Masks(moving=half)) == pytest.approx(1 - spent)
+    tenth = np.zeros(light.shape, bool)
+    tenth[:2, :20] = True  # 25 um3
+    found = overlap_of(np.eye(4), 25 / 60, light, em, Masks(fixed=tenth))
+    assert found == pytest.approx(1 - SPENT_UM3 / 25)
+
+
+def spoilt_pair():
+    """A pair with a bright beam through the light field, and garbage in a third of the EM."""
+    fixed, moving, truth = posed_pair(turned(25.0, 4.0))
+    beam = np.zeros(fixed.shape, bool)
+    beam[:, 15:22] = True
+    light = np.where(beam, 30.0 * speckle(fixed.shape, 31), fixed.read()).astype("f4")
+    garbage = np.zeros(moving.shape, bool)
+    garbage[:, :, 14:] = True
+    em = np.where(garbage, 30.0 * speckle(moving.shape, 32), moving.read()).astype("f4")
+    pair = Volume(light, fixed.grid), Volume(em, moving.grid)
+    return *pair, truth, Masks(~beam, ~garbage)
+
+
+def found_by_fft(fixed, moving, masks, start):
+    coarse, trusted = _coarse_pair(fixed, moving, 250.0, masks)
+    poses = Finder(coarse.fixed, coarse.moving, [start.linear], 1, trusted).poses()
+    return max(poses, key=lambda p: p.strength)
+
+
+def found_downhill(fixed, moving, masks, start):
+    return refine_pose(start, fixed, moving, "affine", masks)
+
+
+def found_in_the_contest(fixed, moving, masks, start):
+    return Contest(fixed, moving, masks).settle(start)
+
+
+@pytest.mark.parametrize("side", ["fixed", "moving", "both"])
+@pytest.mark.parametrize("part", [found_by_fft, found_downhill, found_in_the_contest])
+def test_every_part_of_the_search_leaves_out_what_is_masked(part, side):
+    bad_fixed, bad_moving, truth, masks = spoilt_pair()
+    fixed, moving, _ = posed_pair(turned(25.0, 4.0))
+    fixed, masks = (fixed, Masks(None, masks.moving)) if side == "moving" else (bad_fixed, masks)
+    moving, masks = (moving, Masks(masks.fixed)) if side == "fixed" else (bad_moving, masks)
+    start = shifted(truth, [110.0, -80.0, 120.0], np.nan)
+    corners = fixed.grid.crop(Box((8, 12, 12), (16, 28, 28))).corners_nm()
+    spoilt, mended = part(fixed, moving, Masks(), start), part(fixed, moving, masks, start)
+
+    def furthest(pose):
+        away = Affine(pose.matrix, "lm", "em")(corners) - truth(corners)
+        return np.linalg.norm(away, axis=1).max()
+
+    assert furthest(spoilt) > 150
+    assert spoilt.score < 0.3
+    # Shifts by FFT are those of whole voxels of 250 nm: half of one a side.
+    assert furthest(mended) < (220 if part is found_by_fft else 25)
+    assert mended.score > 0.85
+    if part is not found_by_fft:  # a beam of 7 planes crosses the EM
+        assert mended.overlap == pytest.approx(0.98 if side == "moving" else 0.66, abs=0.02)
