@@ -108,6 +108,8 @@ class RegisterConfig(Section):
     ramp
         How a prediction becomes membrane: ``"linear"``, or ``"published"`` with the wrong slope of
         the paper's program.
+    ecs
+        Volume of the extracellular space of the EM, instead of a channel ``ecs`` of the prediction.
     engine
         ``"newton"``: Gauss-Newton steps; ``"elastix"``: the stages by elastix.
     preset
@@ -149,6 +151,7 @@ class RegisterConfig(Section):
     psf_fwhm: XyzLength | None = None
     kind: Literal["auto", "prediction", "probability", "mask"] = "auto"
     ramp: Literal["linear", "published"] = "linear"
+    ecs: str | None = None
     engine: Literal["newton", "elastix"] = "newton"
     preset: Literal["heinrich2021"] | None = None
     params: tuple[str, ...] = ()

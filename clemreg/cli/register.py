@@ -45,6 +45,10 @@ def register(
     ramp: Annotated[
         str, typer.Option(help="From prediction to membrane: linear or published.")
     ] = "linear",
+    ecs: Annotated[
+        str | None,
+        typer.Option(help="Extracellular space in the EM: no mitochondrion is within 150 nm."),
+    ] = None,
     shift: Annotated[
         list[str] | None,
         typer.Option(help='Chromatic shift to add to a channel: NAME="x, y, z unit"; repeat.'),
@@ -124,6 +128,7 @@ def register(
         ),
         kind=kind,  # type: ignore[arg-type]
         ramp=ramp,  # type: ignore[arg-type]
+        ecs=ecs,
         shifts_nm=_shifts(shift or []),
         fixed_spacing_nm=given_xyz_nm(fixed_spacing),
         moving_spacing_nm=given_xyz_nm(moving_spacing),

@@ -116,6 +116,7 @@ class RunContext:
             f"register.channels.{name}": path for name, path, _ in map(split_channel, files.also)
         }
         paths |= {
+            "register.ecs": self.input(self.config.register_.ecs),
             "register.fixed_mask": files.fixed_mask,
             "register.moving_mask": files.moving_mask,
             "register.landmarks": files.landmarks,

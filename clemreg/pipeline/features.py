@@ -6,7 +6,7 @@ from clemreg.config import RegisterConfig
 from clemreg.io.atomic import atomic_path
 from clemreg.io.volumes import open_volume, write_volume
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.register import check_shifts, light_channel, psf_sigma_nm
+from clemreg.pipeline.register import check_shifts, light_channel, open_outside, psf_sigma_nm
 from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
 from clemreg.volume import Volume
 
@@ -33,7 +33,9 @@ def prepare(context: RunContext) -> None:
         progress(0, 2, "light volume")
         fixed = prepare_fixed(lm)
         progress(1, 2, "EM prediction")
-        moving = prepare_moving(open_prediction(context), lm.grid.spacing_nm, options)
+        outside = open_outside(context.input(context.config.register_.ecs))
+        prediction = open_prediction(context)
+        moving = prepare_moving(prediction, lm.grid.spacing_nm, options, outside)
         with atomic_path(context.path("prepared")) as folder:
             for name, volume in (("fixed", fixed), ("moving", moving)):
                 write_volume(folder / f"{name}.zarr", volume)

@@ -33,10 +33,10 @@ from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import OrientationOptions
 from clemreg.register.registration import RegisterOptions, register
 from clemreg.register.stages import ParameterMap, preset_parameters
+from clemreg.register.trusted import mask_onto
 from clemreg.report.verdict import decide_unmeasured
 from clemreg.space.grid import Grid, Triple
 from clemreg.space.landmarks import Landmarks
-from clemreg.space.resample import sample_array
 from clemreg.space.transform import Transform
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
@@ -172,6 +172,8 @@ class RegisterCommand:
         What the EM segmentation is: ``"auto"``, ``"prediction"``, ``"probability"``, ``"mask"``.
     ramp
         How stored predictions become membrane (`clemreg.register.features.MovingOptions`).
+    ecs
+        Extracellular space of the EM from elsewhere, on its own grid, or None.
     shifts_nm
         Channel name or number to an offset zyx that is added to it: chromatic shift.
     fixed_spacing_nm, moving_spacing_nm
@@ -189,6 +191,7 @@ class RegisterCommand:
     guides: GuideFiles = GuideFiles()
     kind: Kind = "auto"
     ramp: Ramp = "linear"
+    ecs: str | None = None
     shifts_nm: Mapping[str, Triple] = field(default_factory=dict)
     fixed_spacing_nm: Triple | None = None
     moving_spacing_nm: Triple | None = None
@@ -271,9 +274,15 @@ def prepare_files(command: RegisterCommand) -> Prepared:
     warnings = suspicious_voxels(em, lm)
     check_shifts(command.shifts_nm, lm)
     fixed = prepare_fixed(light_channel(lm, command.channel or "0", command.shifts_nm))
-    moving = prepare_moving(em, lm.grid.spacing_nm, psf)
+    outside = open_outside(command.ecs)
+    moving = prepare_moving(em, lm.grid.spacing_nm, psf, outside)
     guides = read_guides(command.guides, lm, Channel(fixed, moving), psf, command.shifts_nm)
     return Prepared(fixed, moving, guides, warnings)
+
+
+def open_outside(path: str | None) -> Volume | None:
+    """Open a volume of the extracellular space of the EM; None if there is no path."""
+    return None if path is None else open_volume(path, frame="em")
 
 
 def psf_sigma_nm(text: str) -> Triple:
@@ -404,15 +413,7 @@ def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
     volume = open_volume(path, frame=grid.frame)
     if volume.channels:
         volume = volume.channel(0)
-    planes = []
-    marked = volume.read() != 0
-    for z in range(grid.shape[0]):
-        plane = np.stack(
-            np.meshgrid([z], *(np.arange(n) for n in grid.shape[1:]), indexing="ij"), -1
-        )
-        points = grid.to_world(plane.reshape(-1, 3))
-        planes.append(sample_array(marked, volume.grid, points, order=0).reshape(grid.shape[1:]))
-    mask = np.stack(planes)
+    mask = mask_onto(volume.read() != 0, volume.grid, grid)
     if not mask.any():
         raise ConfigError(
             f"{path}: the mask is empty where the image is", hint="check its voxel size and origin"

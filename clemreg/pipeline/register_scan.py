@@ -140,7 +140,7 @@ class _Scan:
         self._command, self._held_out = command, held_out
         self._marks = None if held_out is None else read_landmarks(held_out)
         guides = command.guides
-        files = [command.fixed, command.moving, guides.fixed_mask, guides.moving_mask]
+        files = [command.fixed, command.moving, guides.fixed_mask, guides.moving_mask, command.ecs]
         files += [split_channel(text)[1] for text in guides.also]
         more = (guides.landmarks, held_out, *command.stages.params)
         self._inputs = [input_fingerprint(file) for file in (*files, *more)]

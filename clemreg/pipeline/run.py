@@ -119,7 +119,9 @@ def plan(context: RunContext) -> list[Step]:
         step(
             "prepare",
             features.prepare,
-            lm | {k: register[k] for k in ("psf", "psf_fwhm", "kind", "ramp")},
+            lm
+            | {k: register[k] for k in ("psf", "psf_fwhm", "kind", "ramp")}
+            | {k: v for k, v in inputs.items() if k == "register.ecs"},
             (context.path("prepared"),),
         ),
         step(

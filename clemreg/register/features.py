@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from scipy import ndimage
 from clemreg.blocks.stitch import face_planes
 from clemreg.errors import ConfigError, DataError
 from clemreg.io.quantise import SURFACE
+from clemreg.register.trusted import mask_onto
 from clemreg.space.grid import Box, Grid, Triple
 from clemreg.space.resample import pool_mean
 from clemreg.volume import Volume
@@ -36,6 +37,9 @@ RAMPS: tuple[Ramp, ...] = ("linear", "published")
 
 _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _MOST_IDS = 64  # bytes that are all below this are ids: no probability stays below a quarter
+_SLAB = 64  # planes that are looked at together
+_HALF = 0.5
+_WHY_NOTHING = "no mitochondrion is larger than min_volume_nm3; was the right channel given?"
 LARGEST = 10**8  # voxels that are worked on whole; larger input is averaged down while reading
 
 
@@ -129,7 +133,10 @@ class FixedOptions:
 
 
 def prepare_moving(
-    prediction: Volume, lm_spacing_nm: Sequence[float], options: MovingOptions | None = None
+    prediction: Volume,
+    lm_spacing_nm: Sequence[float],
+    options: MovingOptions | None = None,
+    outside: Volume | None = None,
 ) -> Volume:
     """EM segmentation as the light microscope would see it, float32 in [0, 1], near LM spacing.
 
@@ -141,6 +148,10 @@ def prepare_moving(
         LM voxel size zyx. The result's voxels are whole multiples of the EM's, at most about this.
     options
         Defaults if None.
+    outside
+        Extracellular space on any grid of the EM's frame, instead of a channel ``ecs``: a mask, all
+        of which counts; or a prediction or probability, whose largest component does. Its channel
+        ``ecs``, or the first one.
 
     Returns
     -------
@@ -154,12 +165,16 @@ def prepare_moving(
         There is nothing in the segmentation, or it holds NaN.
     """
     options = MovingOptions() if options is None else options
-    volume = _affordable(prediction)
-    density, grid = _density(volume, options), volume.grid
+    volume = _level(prediction)
+    kind = _kind(volume) if options.kind == "auto" else options.kind
+    log.info("%s is taken as a %s", prediction.name or "EM segmentation", kind)
+    volume = _affordable(volume, kind)
+    beyond = None if outside is None else _mask_of(outside, volume.grid)
+    density, grid = _density(volume, kind, options, beyond), volume.grid
     if density.max() <= 0:
         raise DataError(
             f"{prediction.name or 'EM segmentation'}: nothing is left to register",
-            hint="no mitochondrion is larger than min_volume_nm3; was the right channel given?",
+            hint=_WHY_NOTHING if outside is None else f"{_WHY_NOTHING} or is all of it outside?",
         )
     spacing = np.asarray(lm_spacing_nm, dtype=float)
     smooth = options.smooth_voxels * spacing
@@ -249,25 +264,36 @@ def _factor(grid: Grid, lm_spacing_nm: NDArray[np.float64]) -> tuple[int, int, i
     return z, y, x
 
 
-def _affordable(volume: Volume) -> Volume:
-    """Choose the finest level that fits in memory, or average the coarsest while reading."""
-    for level in volume.levels:
-        if level.grid.size <= LARGEST:
-            return level
-    coarsest = volume.levels[-1]
-    factor = math.ceil((coarsest.grid.size / LARGEST) ** (1 / 3))
+def _level(volume: Volume) -> Volume:
+    """Return the finest level that fits in memory, or the coarsest."""
+    fitting = (level for level in volume.levels if level.grid.size <= LARGEST)
+    return next(fitting, volume.levels[-1])
+
+
+def _affordable(volume: Volume, kind: Kind) -> Volume:
+    """Average a level while reading if it does not fit in memory."""
+    factor = math.ceil((volume.grid.size / LARGEST) ** (1 / 3))
+    if factor == 1:
+        return volume
     log.info("%s is averaged by %d before cleaning", volume.name or "segmentation", factor)
-    return _pooled_while_reading(coarsest, factor)
+    return _pooled_while_reading(volume, factor, kind)
 
 
-def _pooled_while_reading(volume: Volume, factor: int) -> Volume:
+def _slabs(volume: Volume, planes: int) -> Iterator[NDArray[Any]]:
+    for start in range(0, volume.shape[0], planes):
+        stop = min(start + planes, volume.shape[0])
+        yield volume.read(Box((start, 0, 0), (stop, *volume.shape[1:])))
+
+
+def _pooled_while_reading(volume: Volume, factor: int, kind: Kind) -> Volume:
+    """Average; of a mask, keep voxels that are half foreground or more."""
     slabs = []
-    for start in range(0, volume.shape[0], factor):
-        stop = min(start + factor, volume.shape[0])
-        slab = volume.read(Box((start, 0, 0), (stop, *volume.shape[1:])))
+    for slab in _slabs(volume, factor):
         parts = slab if volume.channels else slab[None]
+        parts = parts != 0 if kind == "mask" else parts
         slabs.append(np.stack([pool_mean(p, (factor,) * 3) for p in parts]))
-    array = np.concatenate(slabs, axis=1).astype(volume.dtype)
+    means = np.concatenate(slabs, axis=1)
+    array: NDArray[Any] = means >= _HALF if kind == "mask" else means.astype(volume.dtype)
     return Volume(
         array if volume.channels else array[0],
         volume.grid.downsample((factor,) * 3),
@@ -276,12 +302,12 @@ def _pooled_while_reading(volume: Volume, factor: int) -> Volume:
     )
 
 
-def _density(volume: Volume, options: MovingOptions) -> Image:
+def _density(
+    volume: Volume, kind: Kind, options: MovingOptions, beyond: NDArray[np.bool_] | None
+) -> Image:
     """How much membrane (or organelle) is in each voxel, 0 to 1."""
-    kind = _kind(volume) if options.kind == "auto" else options.kind
-    log.info("%s is taken as a %s", volume.name or "EM segmentation", kind)
     if kind == "prediction":
-        return _density_of_prediction(volume, options)
+        return _density_of_prediction(volume, options, beyond)
     image = volume.read()
     if volume.channels:
         image = image[0]
@@ -294,9 +320,11 @@ def _density(volume: Volume, options: MovingOptions) -> Image:
                 hint="a mask is 0 outside mitochondria: of a volume of classes keep those of "
                 "mitochondria; or it is no mask: --kind probability",
             )
-        return _large_enough(image != 0, volume.grid, options).astype(np.float32)
+        kept = (image != 0) & ~_outside(beyond, volume.grid, options)
+        return _large_enough(kept, volume.grid, options).astype(np.float32)
     scale = 255.0 if np.issubdtype(image.dtype, np.integer) else 1.0
     result: Image = np.clip(image.astype(np.float32) / np.float32(scale), 0, 1)
+    result[_outside(beyond, volume.grid, options)] = 0
     return result
 
 
@@ -307,11 +335,48 @@ def _kind(volume: Volume) -> Kind:
         return "mask"
     if volume.dtype.kind == "f":
         return "probability"
-    values = np.unique(volume.read())
+    values = np.unique(np.concatenate([np.unique(slab) for slab in _slabs(volume, _SLAB)]))
     return "mask" if len(values) <= 2 or values[-1] < _MOST_IDS else "probability"
 
 
-def _density_of_prediction(volume: Volume, options: MovingOptions) -> Image:
+def _mask_of(outside: Volume, grid: Grid) -> NDArray[np.bool_]:
+    """Bring the extracellular space that was given onto a grid."""
+    if outside.channels:
+        outside = outside.channel("ecs" if "ecs" in outside.channels else 0)
+    kind = _kind(_level(outside))
+    volume = _affordable(_level(outside), kind)
+    stored = volume.read()
+    if kind == "mask":
+        marked = stored != 0
+    else:
+        marked = _largest(stored, SURFACE if stored.dtype.kind in "iu" else _HALF)
+    if not marked.any():
+        raise DataError(
+            f"{outside.name or 'the extracellular space'}: there is none in it",
+            hint="it is not 0, or 127 and more of 255, outside the cell",
+        )
+    mask = mask_onto(marked, volume.grid, grid)
+    if not mask.any():
+        raise DataError(
+            f"{outside.name or 'the extracellular space'} and the EM segmentation do not overlap: "
+            f"{volume.grid} and {grid}",
+            hint="check its voxel size and origin",
+        )
+    return mask
+
+
+def _outside(
+    mask: NDArray[np.bool_] | None, grid: Grid, options: MovingOptions
+) -> NDArray[np.bool_]:
+    """Return what lies in the extracellular space or too near to it for a mitochondrion."""
+    if mask is None:
+        return np.zeros(grid.shape, dtype=bool)
+    return _near(mask, grid, options.outside_reach_nm)
+
+
+def _density_of_prediction(
+    volume: Volume, options: MovingOptions, beyond: NDArray[np.bool_] | None
+) -> Image:
     names = volume.channels or (volume.name,)
     stack = volume.read()
     if not volume.channels:
@@ -319,10 +384,10 @@ def _density_of_prediction(volume: Volume, options: MovingOptions) -> Image:
     by_name: dict[str, NDArray[Any]] = dict(zip(names, stack, strict=True))
     membrane = by_name.get("mito_mem", by_name.get("mito", stack[0]))
     density = _ramped(membrane, options)
-    outside = np.zeros(volume.grid.shape, dtype=bool)
-    if "ecs" in by_name:
-        outside = _near(_largest(by_name["ecs"]), volume.grid, options.outside_reach_nm)
-        density[outside] = 0
+    if beyond is None and "ecs" in by_name:
+        beyond = _largest(by_name["ecs"], SURFACE)
+    outside = _outside(beyond, volume.grid, options)
+    density[outside] = 0
     if "mito" in by_name:
         mito = (by_name["mito"] >= SURFACE) & ~outside
         kept = _large_enough(mito, volume.grid, options)
@@ -342,11 +407,11 @@ def _ramped(stored: NDArray[Any], options: MovingOptions) -> Image:
     return density
 
 
-def _largest(stored: NDArray[Any]) -> NDArray[np.bool_]:
-    """Largest component of a prediction; nothing if there is none."""
+def _largest(stored: NDArray[Any], least: float) -> NDArray[np.bool_]:
+    """Largest component of values from `least` on; nothing if there is none."""
     import cc3d
 
-    largest = cc3d.largest_k(np.asfortranarray(stored >= SURFACE), k=1, connectivity=6)
+    largest = cc3d.largest_k(np.asfortranarray(stored >= least), k=1, connectivity=6)
     return np.ascontiguousarray(largest > 0)
 
 

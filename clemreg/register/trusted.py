@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from clemreg.space.resample import pool_mean
+from clemreg.space.grid import Grid
+from clemreg.space.resample import pool_mean, sample_array
 from clemreg.space.transform import FloatArray
 
 Image = NDArray[np.float32]
@@ -47,6 +48,16 @@ def pool(image: Image, mask: Mask, factor: Sequence[int]) -> tuple[Image, Mask]:
     weight = np.asarray(pool_mean(mask.astype(np.float32), factor), np.float32)
     sums = np.asarray(pool_mean(_cut(image, mask), factor), np.float32)
     return _ratio(sums, weight, image, mask), weight >= _HALF
+
+
+def mask_onto(mask: NDArray[np.bool_], of: Grid, grid: Grid) -> NDArray[np.bool_]:
+    """Bring a mask onto another grid of its frame by nearest voxel; nothing is beyond its ends."""
+    planes = []
+    for z in range(grid.shape[0]):
+        plane = np.meshgrid([z], *(np.arange(n) for n in grid.shape[1:]), indexing="ij")
+        points = grid.to_world(np.stack(plane, -1).reshape(-1, 3))
+        planes.append(sample_array(mask, of, points, order=0).reshape(grid.shape[1:]))
+    return np.stack(planes)
 
 
 def trusted_at(mask: Mask, index: FloatArray) -> NDArray[np.bool_]:

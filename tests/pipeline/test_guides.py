@@ -17,7 +17,7 @@ from clemreg.io.points import write_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.features import prepare
+from clemreg.pipeline.features import open_prepared, prepare
 from clemreg.pipeline.registration import register_run, run_guides
 from clemreg.pipeline.run import plan
 from clemreg.register.matching import Channel
@@ -193,3 +193,30 @@ def test_landmarks_start_and_a_mask_keeps_what_is_broken_out(tmp_path):
         record = json.loads(context.path("registration", "registration.json").read_text())
         assert record["orientation"]["score"] is None  # nothing was searched
     assert error["masked"] < 60 < error["all"]
+
+
+def test_the_extracellular_space_of_the_configuration_is_prepared_and_fingerprinted(folder):
+    marked = np.zeros(EM.shape, np.uint8)
+    marked[..., :20] = 1
+    write_volume(folder / "ecs.zarr", Volume(marked, EM))
+    written = {}
+    for name, options in {"plain": {}, "cut": {"ecs": "ecs.zarr"}}.items():
+        context = context_of(folder, kind="probability", **options)
+        (context.folder).mkdir(exist_ok=True)
+        prepare(context)
+        written[name] = open_prepared(context)[1].read()
+        shutil.rmtree(context.path("prepared"))
+    assert written["cut"][..., :11].max() < 0.1
+    assert written["plain"][..., :11].mean() > 0.3
+    assert written["cut"][..., 16:].mean() > 0.3
+    before = plan(context)
+    write_volume(folder / "other.zarr", Volume(np.roll(marked, 3, axis=2), EM))
+    shutil.rmtree(folder / "ecs.zarr")
+    (folder / "other.zarr").rename(folder / "ecs.zarr")
+    changed = [
+        step.name for step, old in zip(plan(context), before, strict=True)
+        if step.inputs != old.inputs
+    ]  # fmt: skip
+    assert changed == ["prepare", "register"]
+    unset = plan(context_of(folder))
+    assert "register.ecs" not in unset[1].inputs

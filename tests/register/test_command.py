@@ -142,3 +142,22 @@ def test_what_is_unusual_stands_in_the_verdict(folder, tmp_path, monkeypatch):
     assert "As found." in reasons
     kept = json.loads((tmp_path / "registration.json").read_text())["affine"]["warnings"]
     assert len(kept) == 2
+
+
+def test_the_extracellular_space_is_read_from_its_own_file(folder):
+    """On its own grid: it ends 150 nm before what it leaves of the mitochondrion."""
+    grid = Grid((14, 17, 20), (100.0, 90.0, 80.0), (880.0, 4990.0, -60.0), "em")
+    outside = np.zeros(grid.shape, np.uint8)
+    outside[..., :8] = 1
+    write_volume(folder / "ecs.zarr", Volume(outside, grid))
+    whole = prepared(folder).moving
+    left = prepared(folder, ecs=str(folder / "ecs.zarr")).moving
+    assert left.grid == whole.grid
+    x = left.grid.points_nm()[0, 0, :, 2]
+    end = -60.0 + 7.5 * 80.0 + 150.0
+    profile, before = left.read()[6, 12], whole.read()[6, 12]
+    assert profile[(x > -60.0) & (x < end - 200)].max() < 0.02
+    assert before[(x > 150.0) & (x < end - 200)].min() > 0.5
+    assert profile[(x > end + 200) & (x < 1050.0)].min() > 0.5
+    with pytest.raises(MissingError, match="none"):
+        prepared(folder, ecs=str(folder / "none.zarr"))

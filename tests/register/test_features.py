@@ -7,6 +7,7 @@ import pytest
 from scipy import ndimage
 
 from clemreg.errors import ConfigError, DataError
+from clemreg.register import features
 from clemreg.register.features import MovingOptions, prepare_moving
 from clemreg.space import Grid
 from clemreg.volume import Volume
@@ -144,3 +145,103 @@ def test_a_volume_of_classes_is_no_mask():
         seen(np.where(INSIDE, 5, 1).astype(np.uint8))
     with pytest.raises(ConfigError, match="no kind 'labels'"):
         MovingOptions(kind="labels")
+
+
+WIDE = Grid((13, 22, 36), (130.0, 110.0, 90.0), (660.0, -340.0, 60.0), "em")
+
+
+def outside_on(grid, values=(0, 1), dtype=np.uint8, speck=False):
+    """Extracellular space beyond a slanted plane, on a grid of its own."""
+    z, y, x = np.moveaxis(grid.points_nm() - np.array(CUBIC.centre_nm), -1, 0)
+    marked = x - 0.5 * y + 0.3 * z < -450.0
+    if speck:
+        marked[4:9, 10, 15:18] = True
+    return Volume(np.where(marked, values[1], values[0]).astype(dtype), grid), marked
+
+
+def brought(marked, grid):
+    """The mask at the voxels of `CUBIC`, voxel by voxel."""
+    index = np.floor(grid.to_index(CUBIC.points_nm().reshape(-1, 3)) + 0.5).astype(int)
+    inside = ((index >= 0) & (index < grid.shape)).all(axis=1)
+    index = np.clip(index, 0, np.array(grid.shape) - 1)
+    return (marked[tuple(index.T)] & inside).reshape(CUBIC.shape)
+
+
+@pytest.mark.parametrize(
+    "moving",
+    [
+        prediction_of(mito=INSIDE, mito_mem=INSIDE),
+        prediction_of(mito=INSIDE, mito_mem=INSIDE, ecs=np.roll(INSIDE, 2)),
+        Volume(INSIDE, CUBIC),
+        Volume(INSIDE.astype("f4"), CUBIC),
+    ],
+    ids=["prediction", "prediction-with-its-own", "mask", "probability"],
+)
+def test_the_outside_may_be_a_volume_of_its_own_on_its_own_grid(moving):
+    """It counts instead of a channel of the prediction, and for every kind of segmentation."""
+    outside, marked = outside_on(WIDE)
+    near = ndimage.distance_transform_edt(~brought(marked, WIDE), CUBIC.spacing_nm) <= 150
+    assert 0.2 < (INSIDE & near).sum() / INSIDE.sum() < 0.8
+    options = MovingOptions(**SHARP)
+    found = prepare_moving(moving, CUBIC.spacing_nm, options, outside).read() > 0.5
+    np.testing.assert_array_equal(found, INSIDE & ~near)
+
+
+def test_all_of_a_mask_is_outside_but_only_the_largest_component_of_a_prediction():
+    options = MovingOptions(**SHARP)
+    moving = prediction_of(mito=INSIDE, mito_mem=INSIDE)
+    one, _ = outside_on(WIDE)
+    cases = {
+        "mask": outside_on(WIDE, (0, 7), speck=True)[0],
+        "stored": outside_on(WIDE, (126, 127), speck=True)[0],
+        "float": outside_on(WIDE, (0.4, 0.5), "f4", speck=True)[0],
+    }
+    # Two values are a mask, so a third one makes a prediction of it.
+    cases["stored"].data[0, 0, -1] = 90
+    found = {
+        name: prepare_moving(moving, CUBIC.spacing_nm, options, outside).read() > 0.5
+        for name, outside in cases.items()
+    }
+    alone = prepare_moving(moving, CUBIC.spacing_nm, options, one).read() > 0.5
+    np.testing.assert_array_equal(found["stored"], alone)
+    np.testing.assert_array_equal(found["float"], alone)
+    assert found["mask"].sum() < alone.sum()
+    assert not (found["mask"] & ~alone).any()
+    channels = Volume(
+        np.stack([np.zeros(WIDE.shape, np.uint8), one.read()]), WIDE, channels=("mito", "ecs")
+    )
+    named = prepare_moving(moving, CUBIC.spacing_nm, options, channels).read() > 0.5
+    np.testing.assert_array_equal(named, alone)
+
+
+@pytest.mark.parametrize(
+    ("outside", "words"),
+    [
+        (Volume(np.zeros(WIDE.shape, np.uint8), WIDE, name="ecs.tif"), "ecs.tif: there is none"),
+        (outside_on(Grid(WIDE.shape, WIDE.spacing_nm, (9e6, 0, 0), "em"))[0], "do not overlap"),
+        (Volume(np.ones(CUBIC.shape, np.uint8), CUBIC), "nothing is left"),
+    ],
+    ids=["empty", "elsewhere", "everything"],
+)
+def test_an_outside_that_cannot_be_is_refused(outside, words):
+    moving = prediction_of(mito=INSIDE, mito_mem=INSIDE)
+    if words == "do not overlap":
+        data = np.ones(WIDE.shape, np.uint8)
+        data[0] = 0
+        outside = Volume(data, outside.grid)
+    with pytest.raises(DataError, match=words):
+        prepare_moving(moving, CUBIC.spacing_nm, MovingOptions(**SHARP), outside)
+
+
+def test_a_mask_that_is_averaged_while_it_is_read_keeps_its_size(monkeypatch):
+    """Voxels that are half foreground or more stay; ids are not averaged into other ids."""
+    rng = np.random.default_rng(5)
+    smooth = ndimage.gaussian_filter(rng.normal(size=(24, 30, 28)), 3.0)
+    ids = np.where(smooth > 0, rng.integers(1, 9, smooth.shape), 0).astype(np.uint8)
+    monkeypatch.setattr(features, "LARGEST", ids.size // 8)
+    grid = Grid(ids.shape, (20.0,) * 3, (0.0, 5.0, -3.0), "em")
+    options = MovingOptions(**SHARP, min_volume_nm3=0.0, min_cut_volume_nm3=0.0)
+    found = prepare_moving(Volume(ids, grid), (40.0,) * 3, options)
+    wanted = (ids > 0).reshape(12, 2, 15, 2, 14, 2).mean(axis=(1, 3, 5)) >= 0.5
+    np.testing.assert_array_equal(found.read() > 0.5, ndimage.binary_fill_holes(wanted))
+    assert found.grid.spacing_nm == (40.0,) * 3
