@@ -2,14 +2,14 @@
 
 Coarse copies of both images (250 to 600 nm voxels) are correlated over all shifts for each rotation
 of a set; the best different poses are refined to an affine by least squares, and compared on the
-full images. If none stands out, the set grows: tilts and wrong scales. A second pose that scores
-nearly as well means the answer cannot be trusted: the margin says so.
+full images. If none stands out, the set grows: tilts and wrong scales; if none does even then, more
+of all poses are refined. A second pose that scores nearly as well means the answer cannot be
+trusted: the margin says so.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from clemreg.errors import ConfigError, DataError, RegistrationError
 from clemreg.register.contest import Contest
+from clemreg.register.distinct import DIFFERENT_DEG, DIFFERENT_NM, Distinct
 from clemreg.register.finder import Finder
 from clemreg.register.matching import EVERYWHERE, Channel, Masks
 from clemreg.register.pose import Freedom, Pose, pose_difference, refine_pose
@@ -39,6 +40,7 @@ _CLEAR_MARGIN = 0.15
 # ones: twice in the first round, since refining is cheaper than the many rotations of the others,
 # and in the last one, since no other comes.
 _DEPTHS = (((16, 4), (48, 6)), ((48, 6),), ((64, 6), (160, 6)))
+_DEEPEST = (400, 12)  # the same for the poses of all rounds together, if none has stood out
 
 
 @dataclass(frozen=True)
@@ -139,15 +141,19 @@ def search_orientation(
     options = OrientationOptions() if options is None else options
     spacing = options.spacing_nm or _coarse_spacing(fixed.grid, moving.grid)
     rivals = _Rivals(fixed, moving, spacing, masks)
+    found: list[Pose] = []
     for number, (linears, depths) in enumerate(zip(_rounds(options), _DEPTHS, strict=True)):
         if rivals.clear or not linears:
             continue
         voxel = spacing if number == 0 else spacing * _COARSER
         pair, trusted = _coarse_pair(fixed, moving, voxel, masks)
         poses = Finder(pair.fixed, pair.moving, linears, options.threads, trusted).poses()
+        found += poses
         for tried, settled in depths:
             if not rivals.clear:
                 rivals.add(poses, tried, settled)
+    if not rivals.clear:
+        rivals.add(found, *_DEEPEST)
     return _decide(rivals, fixed.grid.frame, moving.grid.frame, spacing)
 
 
@@ -159,7 +165,7 @@ class _Rivals:
     ) -> None:
         self._coarse, self._masks = _coarse_pair(fixed, moving, spacing, masks)
         self._contest = Contest(fixed, moving, masks)
-        self._starts: list[Pose] = []
+        self._starts = Distinct(self._coarse.moving.grid.centre_nm, _STRONGER)
         self.poses: list[Pose] = []
 
     @property
@@ -181,12 +187,11 @@ class _Rivals:
 
         The strongest go to the full images unrefined, too: on coarse ones a thin slab tilts away.
         """
-        fresh = self._different(found, self._starts, tried, self._worth_trying)
-        self._starts += fresh
+        fresh = self._starts.choose(found, tried)
         quick = [self._refined(pose, "similarity") for pose in fresh]
-        quick = self._different(quick, [], settled, self._differ)
+        quick = self._different(quick, settled)
         refined = [self._refined(pose, "affine") for pose in quick]
-        refined = self._different(refined, [], settled, self._differ)
+        refined = self._different(refined, settled)
         for pose in (*fresh[:settled], *refined):
             self.poses.append(self._contest.settle(pose))
         self.poses = sorted((p for p in self.poses if p.strength > 0), key=lambda p: -p.strength)
@@ -194,25 +199,12 @@ class _Rivals:
     def _refined(self, pose: Pose, freedom: Freedom) -> Pose:
         return refine_pose(pose, self._coarse.fixed, self._coarse.moving, freedom, self._masks)
 
-    def _different(
-        self, poses: list[Pose], known: list[Pose], count: int, differ: Callable[[Pose, Pose], bool]
-    ) -> list[Pose]:
-        """Return the strongest that differ from the known ones and from each other."""
-        kept: list[Pose] = []
-        for pose in sorted(poses, key=lambda p: -p.strength):
-            if len(kept) == count or pose.strength <= 0:
-                break
-            if all(differ(pose, other) for other in (*known, *kept)):
-                kept.append(pose)
-        return kept
-
-    def _worth_trying(self, a: Pose, b: Pose) -> bool:
-        """Whether a start is worth it after another: a near one may end in the same wrong place."""
-        return self._differ(a, b) or a.strength > _STRONGER * b.strength
+    def _different(self, poses: list[Pose], count: int) -> list[Pose]:
+        return Distinct(self._coarse.moving.grid.centre_nm).choose(poses, count)
 
     def _differ(self, a: Pose, b: Pose) -> bool:
         angle, shift = pose_difference(a, b, self._coarse.moving.grid.centre_nm)
-        return angle > 15.0 or shift > 1000.0
+        return angle > DIFFERENT_DEG or shift > DIFFERENT_NM
 
 
 def _decide(rivals: _Rivals, source: str, target: str, spacing: float) -> Orientation:

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from clemreg.errors import ConfigError, DataError
+from clemreg.errors import ConfigError, DataError, RegistrationError
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_volume
+from clemreg.register import orientation
 from clemreg.register.apply import apply_to_image
 from clemreg.register.contest import Contest
 from clemreg.register.correlate import MaskedCorrelator, strength
+from clemreg.register.distinct import Distinct
 from clemreg.register.features import prepare_fixed, prepare_moving
 from clemreg.register.finder import Finder
 from clemreg.register.guides import Guides
@@ -22,7 +24,7 @@ from clemreg.register.orientation import (
     _rounds,
     search_orientation,
 )
-from clemreg.register.pose import SPENT_UM3, Pose, overlap_of, refine_pose
+from clemreg.register.pose import SPENT_UM3, Pose, overlap_of, pose_difference, refine_pose
 from clemreg.register.registration import RegisterOptions, _start
 from clemreg.register.rotations import products, tilts, turns, ups
 from clemreg.register.trusted import blur, pool
@@ -478,3 +480,46 @@ def test_every_part_of_the_search_leaves_out_what_is_masked(part, side):
     assert mended.score > 0.85
     if part is not found_by_fft:  # a beam of 7 planes crosses the EM
         assert mended.overlap == pytest.approx(0.98 if side == "moving" else 0.66, abs=0.02)
+
+
+def random_pose(rng):
+    turn = turned(rng.uniform(0, 50), rng.uniform(0, 12)) @ np.diag([rng.choice([-1.0, 1.0]), 1, 1])
+    matrix = np.eye(4)
+    matrix[:3, :3] = rng.uniform(0.9, 1.1) * turn
+    matrix[:3, 3] = rng.uniform(-900, 900, 3)
+    return Pose(matrix, rng.uniform(0.1, 0.9), 1.0)
+
+
+@pytest.mark.parametrize("stronger", [np.inf, 1.2])
+def test_distinct_poses_are_those_that_differ_from_every_one_before(stronger):
+    rng = np.random.default_rng(9)
+    at = np.array([300.0, -200.0, 90.0])
+    distinct = Distinct(at, stronger)
+    known = []
+    for _ in range(3):
+        poses = [random_pose(rng) for _ in range(60)]
+        expected = []
+        for pose in sorted(poses, key=lambda p: -p.strength):
+            near = [
+                k for k in (*known, *expected)
+                if pose_difference(pose, k, at)[0] <= 15 and pose_difference(pose, k, at)[1] <= 1000
+            ]  # fmt: skip
+            if all(pose.strength > stronger * k.strength for k in near) and len(expected) < 12:
+                expected.append(pose)
+        assert distinct.choose([*poses, Pose(np.eye(4), 0.0, 1.0)], 12) == (expected)
+        known += expected
+    assert 5 < len(known) < 36
+
+
+def test_if_no_pose_stands_out_those_of_all_rounds_are_looked_at_again(monkeypatch):
+    fixed, moving, truth = posed_pair(turned(100.0, 5.0), 4)
+    options = OrientationOptions(spacing_nm=250.0, tilt_deg=0.0, scale=1.0, threads=1)
+    with monkeypatch.context() as changed:
+        changed.setattr(orientation, "_DEPTHS", (((0, 0),), (), ()))
+        found = search_orientation(fixed, moving, options)
+        assert error_nm(found, fixed, moving, truth) < 100
+        changed.setattr(orientation, "_DEEPEST", (0, 0))
+        with pytest.raises(RegistrationError, match="no pose"):
+            search_orientation(fixed, moving, options)
+    monkeypatch.setattr(orientation, "_DEEPEST", ("never", "asked"))
+    assert search_orientation(fixed, moving, options).margin > 0.2
