@@ -21,6 +21,8 @@ from clemreg.space.landmarks import Landmarks
 from clemreg.space.transform import Transform, as_points
 from clemreg.volume import Volume
 
+_APART = 0.1  # of the diagonal of all places: how far suggested landmarks keep from each other
+
 FloatArray = NDArray[np.float64]
 Model = Literal["rigid", "similarity", "affine"]
 _LEAST = {"rigid": 3, "similarity": 3, "affine": 4}
@@ -277,6 +279,9 @@ def suggest_landmarks_nm(
 ) -> tuple[FloatArray, FloatArray]:
     """Choose where to mark landmarks next: each where the error is largest after those before.
 
+    They keep a tenth of the diagonal of all places from each other: to mark one place twice would
+    lower the error, too, but shows nothing new.
+
     Parameters
     ----------
     places_nm
@@ -287,13 +292,18 @@ def suggest_landmarks_nm(
     Returns
     -------
     places, remaining
-        (count, 3) zyx nm; and the largest error in nm over all places after each.
+        (count, 3) zyx nm, fewer if no more have room; and the largest error in nm over all places
+        after each.
     """
     places = as_points(places_nm)
-    chosen, remaining = [], []
-    for _ in range(min(count, len(places))):
-        worst = int(uncertainty.error_nm(places).argmax())
+    apart = _APART * float(np.linalg.norm(np.ptp(places, axis=0))) if len(places) else 0.0
+    free = np.ones(len(places), dtype=bool)
+    chosen: list[FloatArray] = []
+    remaining: list[float] = []
+    while free.any() and len(chosen) < count:
+        worst = int(np.where(free, uncertainty.error_nm(places), -1.0).argmax())
         chosen.append(places[worst])
+        free &= np.linalg.norm(places - places[worst], axis=1) > apart
         uncertainty = uncertainty.with_landmark(places[worst])
         remaining.append(float(uncertainty.error_nm(places).max()))
     return np.array(chosen).reshape(-1, 3), np.array(remaining)

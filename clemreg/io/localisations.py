@@ -234,7 +234,7 @@ def _factor(path: Path, unit: str, axis: str, pixel_nm: float | None) -> float:
         f"{path}: {axis} is in {'camera pixels' if unit in _PIXELS else 'an unknown unit'}",
         hint='give the camera pixel: --pixel-size "133 nm"'
         if unit in _PIXELS
-        else "name the unit in the column title, for example x [nm]",
+        else "name the unit in the column title, for example x [nm], or x [px] for camera pixels",
     )
 
 

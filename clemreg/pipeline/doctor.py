@@ -14,6 +14,7 @@ from clemreg.pipeline.voxels import (
     LM_VOXEL_NM,
     Finding,
     check_fields,
+    check_roles,
     check_voxels,
 )
 from clemreg.volume import Volume
@@ -84,6 +85,7 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
         yield _check_channel(volumes["LM"], config.lm.channel)
     if len(volumes) == 2:
         yield check_fields(volumes["EM"], volumes["LM"])
+        yield check_roles(volumes["EM"], volumes["LM"])
 
 
 def _check_channel(lm: Volume, channel: str | int) -> Finding:

@@ -115,7 +115,8 @@ def find_halves(
         near = half[tuple(nearest)]
         masks = Masks(guides.masks.fixed, near if trusted is None else near & trusted)
         task = Task(channels, masks, result.orientation.affine, guides.metric, Path())
-        return corrected(engine_for(task, stages).find(stages, options.seed), guides)
+        found = engine_for(task, stages).find(stages, options.seed)
+        return corrected(found, guides, moving.grid)
 
     try:
         return register_halves(labels, register_half, splits=splits, seed=options.seed)

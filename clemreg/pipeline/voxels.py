@@ -68,12 +68,13 @@ def suspicious_voxels(em: Volume, lm: Volume) -> tuple[str, ...]:
         check_voxels("EM", em, SEGMENTATION_VOXEL_NM),
         check_voxels("LM", lm, LM_VOXEL_NM),
         check_fields(em, lm),
+        check_roles(em, lm),
     )
     for finding in findings:
         if finding.status == "error":
             raise VoxelSizeError(f"{finding.subject}: {finding.text}", hint=finding.hint)
     unusual = [f for f in findings if f.status == "warning"]
-    return tuple(f"{f.subject}: {f.text}; {f.hint}." for f in unusual)
+    return tuple(f"{f.subject}: {f.text}; {f.hint}".rstrip(".") + _stop(f.hint) for f in unusual)
 
 
 def check_voxels(name: str, volume: Volume, usual_nm: tuple[float, float]) -> Finding:
@@ -122,6 +123,26 @@ def check_fields(em: Volume, lm: Volume) -> Finding:
             "one voxel size has the wrong unit, or these volumes do not show the same cell",
         )
     return Finding("ok", "fields", text)
+
+
+def check_roles(em: Volume, lm: Volume) -> Finding:
+    """Find two volumes that were given in each other's place."""
+    predicted = {"mito", "mito_mem", "ecs"} >= {*lm.channels} and len(lm.channels) > 1
+    em_nm3, lm_nm3 = (float(np.prod(v.grid.spacing_nm)) for v in (em, lm))
+    if predicted or em_nm3 > lm_nm3:
+        found = (
+            f"the light volume has the channels {', '.join(lm.channels)} of a prediction"
+            if predicted
+            else f"the voxels of the EM are {em_nm3 / lm_nm3:.1f} times as large as the LM's"
+        )
+        return Finding(
+            "warning", "EM and LM", found, "were the two volumes given in each other's place?"
+        )
+    return Finding("ok", "EM and LM", "the EM has the finer voxels")
+
+
+def _stop(sentence: str) -> str:
+    return "" if sentence.endswith("?") else "."
 
 
 def _size(volume: Volume) -> str:

@@ -10,6 +10,7 @@ Images are given to elastix in micrometres, xyz: its bending energy depends on t
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -106,6 +107,25 @@ class ElastixRun:
     transform: Transform
     metrics: tuple[float, ...]
     seconds: float
+
+
+def require_elastix() -> None:
+    """Say early that elastix is missing.
+
+    Raises
+    ------
+    DependencyError
+        itk-elastix is not installed.
+    """
+    if importlib.util.find_spec("itk") is None:
+        raise _absent()
+
+
+def _absent() -> DependencyError:
+    return DependencyError(
+        "registration needs elastix, which is not installed",
+        hint="pip install 'clemreg-toolkit[register]'",
+    )
 
 
 def run_elastix(
@@ -280,10 +300,7 @@ def _run_child(work_dir: Path, threads: int, timeout_s: float) -> tuple[int, str
 
 def _failure(work_dir: Path, code: int, stderr: str) -> Exception:
     if code == _NO_ITK:
-        return DependencyError(
-            "registration needs elastix, which is not installed",
-            hint="pip install 'clemreg-toolkit[register]'",
-        )
+        return _absent()
     log_file = work_dir / _LOG
     if code < 0:
         name = signal.Signals(-code).name

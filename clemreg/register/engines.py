@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.errors import ConfigError, RegistrationError
-from clemreg.register.elastix import ElastixJob, run_elastix
+from clemreg.register.elastix import ElastixJob, require_elastix, run_elastix
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.newton import AffineFit, DeformableFit, fit_affine, fit_deformation
 from clemreg.register.stages import (
@@ -112,22 +112,29 @@ class Engine(Protocol):
 
 
 def engine_for(task: Task, stages: Stages) -> Engine:
-    """Return the engine that runs such stages.
+    """Return the engine that runs such stages."""
+    return _Newton(task) if isinstance(stages, NewtonStages) else _Elastix(task)
+
+
+def check_stages(stages: Stages, channels: Sequence[Channel], landmarks: Landmarks | None) -> None:
+    """Refuse what no engine can do, before a pose is searched.
 
     Raises
     ------
     ConfigError
         elastix was asked for what only the other engine does.
+    DependencyError
+        elastix is not installed.
     """
     if isinstance(stages, NewtonStages):
-        return _Newton(task)
-    if len(task.channels) > 1 or task.landmarks is not None:
+        return
+    if len(channels) > 1 or landmarks is not None:
         raise ConfigError(
             "several channels and landmarks in the metric need the newton engine",
             hint="elastix's own multi-metric registration crashes with more than one thread; "
             "leave out --engine elastix, --preset and --params",
         )
-    return _Elastix(task)
+    require_elastix()
 
 
 class _Newton:

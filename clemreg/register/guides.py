@@ -12,6 +12,7 @@ from clemreg.errors import DataError
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import Orientation
 from clemreg.space.fits import fit_affine, fit_rigid
+from clemreg.space.grid import Grid
 from clemreg.space.landmarks import Landmarks
 from clemreg.space.tps import ThinPlateSpline
 from clemreg.space.transform import Affine, FloatArray, Transform
@@ -122,8 +123,17 @@ def _thickened(
     )
 
 
-def corrected(transform: Transform, guides: Guides) -> Transform:
-    """Append a thin-plate spline of the EM frame that closes the gap at each landmark."""
+def corrected(transform: Transform, guides: Guides, em: Grid) -> Transform:
+    """Append a thin-plate spline of the EM frame that closes the gap at each landmark.
+
+    The corners of the EM move by the mean gap: a spline through noisy clicks alone goes on as a
+    straight line where there are none, and in the corners that is far off.
+
+    Parameters
+    ----------
+    em
+        Grid of the EM.
+    """
     landmarks = guides.correction
     if landmarks is None:
         return transform
@@ -131,7 +141,15 @@ def corrected(transform: Transform, guides: Guides) -> Transform:
     if float(np.abs(there - landmarks.em_nm).max()) < 1e-6:
         return transform
     frame = transform.target
-    return transform.then(ThinPlateSpline(there, landmarks.em_nm, frame, frame))
+    corners = _unmarked(em.corners_nm(), there)
+    gap = (landmarks.em_nm - there).mean(axis=0)
+    before, after = np.concatenate([there, corners]), [*landmarks.em_nm, *(corners + gap)]
+    return transform.then(ThinPlateSpline(before, np.array(after), frame, frame))
+
+
+def _unmarked(corners: FloatArray, places: FloatArray) -> FloatArray:
+    """Corners that no landmark stands on."""
+    return corners[[bool((np.abs(places - c).max(axis=1) > 1.0).all()) for c in corners]]
 
 
 def _of_people(landmarks: Landmarks) -> Landmarks:

@@ -23,6 +23,7 @@ from clemreg.register.engines import (
     NewtonStages,
     Stages,
     Task,
+    check_stages,
     engine_for,
 )
 from clemreg.register.guides import Guides, corrected, start_from_landmarks
@@ -172,10 +173,13 @@ def register(
         An image holds NaN, is flat or too thin.
     RegistrationError
         No pose was found, or the optimisation failed.
+    ConfigError, DependencyError
+        elastix was asked for what it cannot do, or is not installed.
     """
     options, guides = options or RegisterOptions(), guides or Guides()
     channels = (Channel(fixed, moving), *guides.channels)
     check_images(channels)
+    check_stages(options.stages, channels, guides.metric)
     tell = _teller(progress, 3 + options.stability_seeds)
     clock = _Clock()
     tell("searching the start pose")
@@ -186,13 +190,13 @@ def register(
         tell("affine and B-spline")
         finder = _Finder(task, options)
         transform, stages = finder.find()
-        transform = corrected(transform, guides)
+        plain, transform = transform, corrected(transform, guides, moving.grid)
         clock.lap("deformation")
         repeats = []
         for number in range(options.stability_seeds):
             tell(f"repeat {number + 1} with another seed")
             again = finder.once(stages, options.seed + 1 + number)
-            repeats.append(corrected(again, guides))
+            repeats.append(corrected(again, guides, moving.grid))
         clock.lap("stability")
     affine = affine_of(transform)
     scores = {
@@ -200,6 +204,11 @@ def register(
         "affine": correlation(fixed, moving, affine, guides.masks),
         "final": correlation(fixed, moving, transform, guides.masks),
     }
+    spoilt = []
+    if transform is not plain:
+        spoilt = _correction_warnings(
+            correlation(fixed, moving, plain, guides.masks), scores["final"]
+        )
     tell("done")
     return RegistrationResult(
         transform,
@@ -210,7 +219,7 @@ def register(
         tuple(repeats),
         _grid_spacing(stages),
         tuple(finder.attempts),
-        (*finder.warnings, *scale_warnings(affine), *_score_warnings(scores)),
+        (*finder.warnings, *scale_warnings(affine), *_score_warnings(scores), *spoilt),
     )
 
 
@@ -349,6 +358,16 @@ def _score_warnings(scores: dict[str, float]) -> list[str]:
         return [
             f"The correlation fell from {scores['start']:.2f} in the start pose to "
             f"{scores['final']:.2f}: the optimisation lost the right place."
+        ]
+    return []
+
+
+def _correction_warnings(before: float, after: float) -> list[str]:
+    if after < before - LOST_CORRELATION:
+        return [
+            f"The correction by landmarks lowered the correlation from {before:.2f} to "
+            f"{after:.2f}: it follows what the clicks are off by, most of all where there are no "
+            "landmarks. Landmarks in the metric (--use-landmarks metric) are weighed against the images."
         ]
     return []
 

@@ -169,6 +169,19 @@ def test_suggested_landmarks_lower_the_worst_error_most():
     assert after == pytest.approx(remaining[0])
 
 
+def test_no_place_is_suggested_twice():
+    """Two landmarks in one far corner would lower its error further, but show nothing new."""
+    corner = SPOTS.mean(axis=0) + np.random.default_rng(4).normal(size=(9, 3)) * 300
+    known = LandmarkUncertainty(corner, NOISE, "affine")
+    far = corner.mean(axis=0) + np.array([[0, 0, 20000.0], [0, 0, 20100.0]])
+    places = np.concatenate([corner, far])
+    chosen, remaining = suggest_landmarks_nm(known, places, 4)
+    apart = np.linalg.norm(chosen[:, None] - chosen[None], axis=-1)
+    assert apart[np.triu_indices(len(chosen), 1)].min() > 2000
+    assert len(chosen) == len(remaining) == 2
+    assert len(suggest_landmarks_nm(known, places[:0], 2)[0]) == 0
+
+
 def test_command_maps_the_error_and_suggests_places(tmp_path, capsys):
     rng = np.random.default_rng(5)
     lm = Grid((9, 30, 34), (104.0, 52.0, 52.0), (10.0, 20.0, 30.0), "lm")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from clemreg.cli.app import app, run_app
 from clemreg.config import RegisterConfig
-from clemreg.errors import ConfigError, RegistrationError
+from clemreg.errors import ConfigError, DependencyError, RegistrationError
 from clemreg.io.points import write_landmarks
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import write_volume
@@ -27,11 +28,12 @@ from clemreg.pipeline.register import (
 from clemreg.pipeline.register_scan import parse_axis
 from clemreg.pipeline.registration import register_options
 from clemreg.register import registration
-from clemreg.register.engines import ElastixStages, NewtonStages, Task, engine_for, footprint
+from clemreg.register.engines import ElastixStages, NewtonStages, check_stages, footprint
 from clemreg.register.features import MovingOptions
+from clemreg.register.guides import Guides
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import Orientation
-from clemreg.register.registration import register
+from clemreg.register.registration import RegisterOptions, register
 from clemreg.register.stages import preset_parameters
 from clemreg.simulate.tubes import TubeOptions, simulate_tubes
 from clemreg.space import Affine, Grid, Landmarks
@@ -93,13 +95,25 @@ def test_the_configuration_says_the_same(tmp_path):
     assert files.stages.parameters[0]["Transform"] == ("AffineTransform",)
 
 
-def test_elastix_is_not_asked_for_several_channels(tmp_path):
+def test_elastix_is_not_asked_for_several_channels():
     grid = Grid((5, 6, 7), (50.0, 50.0, 50.0), frame="lm")
     volume = Volume(np.random.default_rng(0).random(grid.shape), grid)
     two = (Channel(volume, volume),) * 2
-    task = Task(two, Masks(), Affine.identity("lm", "em"), None, tmp_path)
     with pytest.raises(ConfigError, match="several channels"):
-        engine_for(task, ElastixStages())
+        check_stages(ElastixStages(), two, None)
+    with pytest.raises(ConfigError, match="several channels"):
+        register(volume, volume, RegisterOptions(stages=ElastixStages()), guides=Guides(two[:1]))
+    check_stages(NewtonStages(), two, None)
+
+
+def test_missing_elastix_is_said_before_a_pose_is_searched(monkeypatch):
+    volume = Volume(
+        np.random.default_rng(0).random((5, 6, 7)), Grid((5, 6, 7), (50.0,) * 3, frame="lm")
+    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(registration, "search_orientation", None)
+    with pytest.raises(DependencyError, match="needs elastix"):
+        register(volume, volume, RegisterOptions(stages=ElastixStages()))
 
 
 def test_elastix_draws_samples_where_both_masks_trust_the_images():

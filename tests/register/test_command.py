@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -115,6 +116,22 @@ def test_swapped_axes_are_said_beforehand(lm_nm, em_nm, words):
     (found,) = suspicious_voxels(em, lm)
     assert re.match(words, found)
     assert "were the axes read in the right order?" in found
+
+
+def test_volumes_in_each_others_place_are_said_beforehand():
+    lm, em = Volume(light(1), LM), Volume(mask(), EM)
+    assert suspicious_voxels(em, lm) == ()
+    (found,) = suspicious_voxels(Volume(light(1), replace(LM, frame="em")), em)
+    assert found == (
+        "EM and LM: the voxels of the EM are 14.9 times as large as the LM's; "
+        "were the two volumes given in each other's place?"
+    )
+    stack = np.stack([mask(), mask()])
+    prediction = Volume(stack, EM, channels=("mito", "mito_mem"))
+    (found,) = suspicious_voxels(em, prediction)
+    assert "has the channels mito, mito_mem of a prediction" in found
+    two = Volume(stack, EM, channels=("mito", "er"))
+    assert suspicious_voxels(em, two) == ()
 
 
 def test_usual_voxels_are_not_remarked_and_a_wrong_unit_is_refused(folder):

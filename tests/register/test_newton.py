@@ -20,12 +20,19 @@ from clemreg.register.newton import (
     fit_deformation,
 )
 from clemreg.register.orientation import Orientation
-from clemreg.register.registration import RegisterOptions, correlation, register
+from clemreg.register.registration import (
+    RegisterOptions,
+    _correction_warnings,
+    correlation,
+    register,
+)
 from clemreg.register.stages import preset_parameters
+from clemreg.report.verdict import suspicions
 from clemreg.simulate.deformation import DeformationOptions, random_deformation
 from clemreg.simulate.tubes import TubeOptions, simulate_tubes
 from clemreg.space import Affine, Grid, Landmarks
 from clemreg.space.fits import best_affine
+from clemreg.space.tps import ThinPlateSpline
 from clemreg.space.transform import Chain
 from clemreg.testing import hostile_grid, random_affine, random_rotation
 from clemreg.volume import Volume
@@ -315,11 +322,45 @@ def test_the_correction_passes_through_the_mean_of_the_raters():
     other = Landmarks(five.names, five.lm_nm, five.em_nm + np.array([10.0, 0.0, -20.0]), ("B",) * 5)
     both = Landmarks.concat([Landmarks(five.names, five.lm_nm, five.em_nm, ("A",) * 5), other])
     off = truth.then(Affine.translation([50.0, -70.0, 30.0], "em", "em"))
-    found = corrected(off, Guides(landmarks=both, uses=("correction",)))
+    em = Grid((40, 50, 60), (150.0, 120.0, 100.0), (-3000.0, -2000.0, 900.0), "em")
+    found = corrected(off, Guides(landmarks=both, uses=("correction",)), em)
     np.testing.assert_allclose(
         found(five.lm_nm), five.em_nm + np.array([5.0, 0.0, -10.0]), atol=1e-5
     )
-    assert corrected(off, Guides(landmarks=both, uses=("metric",))) is off
+    assert corrected(off, Guides(landmarks=both, uses=("metric",)), em) is off
+    # A landmark on a corner of the EM is no corner to be held.
+    corner = em.corners_nm()[3]
+    six = Landmarks(
+        (*five.names, "f"),
+        np.concatenate([five.lm_nm, truth.inverse()(corner[None])]),
+        np.concatenate([five.em_nm, corner[None] + 40.0]),
+    )
+    held = corrected(truth, Guides(landmarks=six, uses=("correction",)), em)
+    np.testing.assert_allclose(held(six.lm_nm), six.em_nm, atol=1e-5)
+
+
+def test_clicks_that_are_off_do_not_throw_the_far_corners_about():
+    """Ten clicks with 30 nm of noise in a corner of the EM; the transform was right before."""
+    rng = np.random.default_rng(3)
+    em = Grid((45, 120, 130), (60.0, 50.0, 50.0), (800.0, -1200.0, 2400.0), "em")
+    right = Affine.from_linear(np.eye(3), [300.0, -50.0, 70.0], "lm", "em")
+    there = em.corners_nm()[0] + rng.uniform(0.05, 0.45, (10, 3)) * [700.0, 6000.0, 6500.0]
+    clicks = there + rng.normal(scale=30.0, size=there.shape)
+    marks = Landmarks(tuple("abcdefghij"), right.inverse()(there), clicks)
+    found = corrected(right, Guides(landmarks=marks, uses=("correction",)), em)
+    places = right.inverse()(em.points_nm()[::4, ::8, ::8].reshape(-1, 3))
+    off = np.linalg.norm(found(places) - right(places), axis=1)
+    alone = right.then(ThinPlateSpline(there, clicks, "em", "em"))
+    worse = np.linalg.norm(alone(places) - right(places), axis=1)
+    assert np.percentile(off, 95) < 60
+    assert np.percentile(worse, 95) > 3 * np.percentile(off, 95)
+
+
+def test_a_correction_that_lowers_the_correlation_is_named():
+    assert _correction_warnings(0.8, 0.79) == []
+    (sentence,) = _correction_warnings(0.87, 0.48)
+    assert "from 0.87 to 0.48" in sentence
+    assert suspicions({"affine": {"warnings": [sentence]}}) == (sentence,)
 
 
 # -- the thin tilted slab, with truth --------------------------------------------------------------
@@ -422,6 +463,24 @@ def test_the_same_seed_gives_the_same_transform(slab):
 
 
 @pytest.mark.slow
+def test_a_registration_says_that_its_landmarks_spoilt_it(slab):
+    """Six clicks that are half a micrometre off, each another way."""
+    pair, fixed, moving = slab
+    places = pair.points_nm[:: len(pair.points_nm) // 6][:6]
+    clicks = pair.truth(places) + 500.0 * np.array([[0, 0, 1.0], [0, 0, -1.0]] * 3)
+    quick = NewtonStages(
+        AffineFit((0.1,), 1, 2000), DeformableFit((3.0,) * 3, (1.0,), (0.1,), 1, 9000)
+    )
+    pose = Orientation(best_affine(pair.truth, pair.points_nm), 1.0, 0.0, 1.0, False, 200.0)
+    found = []
+    for off in (pair.truth(places), clicks):
+        marks = Landmarks(tuple("abcdef"), places, off)
+        guides = Guides(landmarks=marks, uses=("correction",), pose=pose)
+        found.append(register(fixed, moving, RegisterOptions(stages=quick), guides=guides).warnings)
+    assert not any("lowered the correlation" in w for w in found[0])
+    assert any("lowered the correlation" in w for w in found[1])
+
+
 def test_what_folds_is_made_stiffer_and_said(slab):
     pair, fixed, moving = slab
     wild = DeformableFit((1.0, 1.0, 1.0), (1.0,), (0.0,), 3, 15_000, 1e-4)
