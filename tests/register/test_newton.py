@@ -481,6 +481,7 @@ def test_a_registration_says_that_its_landmarks_spoilt_it(slab):
     assert any("lowered the correlation" in w for w in found[1])
 
 
+@pytest.mark.slow
 def test_what_folds_is_made_stiffer_and_said(slab):
     pair, fixed, moving = slab
     wild = DeformableFit((1.0, 1.0, 1.0), (1.0,), (0.0,), 3, 15_000, 1e-4)
