@@ -367,7 +367,7 @@ def _correction_warnings(before: float, after: float) -> list[str]:
         return [
             f"The correction by landmarks lowered the correlation from {before:.2f} to "
             f"{after:.2f}: it follows what the clicks are off by, most of all where there are no "
-            "landmarks. Landmarks in the metric (--use-landmarks metric) are weighed against the images."
+            "landmarks. In the metric (--use-landmarks metric) they are weighed against the images."
         ]
     return []
 

@@ -86,18 +86,22 @@ def show_picture(axes: Any, picture: NDArray[Any], grid: Grid, axis: int, **opti
     return image
 
 
-def scale_bar(axes: Any, colour: str = "white") -> None:
+def scale_bar(axes: Any, colour: str = "white", avoid: Sequence[tuple[float, float]] = ()) -> None:
     """Draw a bar of a round length, about a fifth of the width, at the lower right.
 
     It has an edge of the opposite brightness, so that it shows on anything.
+
+    Parameters
+    ----------
+    avoid
+        Places (x, y) of labels: the bar takes the corner that is farthest from all of them.
     """
     from matplotlib.patheffects import withStroke
 
     opposite = "black" if colour == "white" else "white"
     left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
     length = round_length((right - left) / 5)
-    end, level = right - 0.04 * (right - left), bottom + 0.06 * (top - bottom)
+    end, level = _corner(axes, length, avoid)
     axes.plot(
         [end - length, end], [level, level], color=colour, lw=3, solid_capstyle="butt",
         path_effects=[withStroke(linewidth=4.5, foreground=opposite)],
@@ -108,6 +112,25 @@ def scale_bar(axes: Any, colour: str = "white") -> None:
         ha="center", va="bottom", color=colour, fontsize=8, fontweight="bold",
         path_effects=[withStroke(linewidth=1.5, foreground=opposite)],
     )  # fmt: skip
+
+
+def _corner(axes: Any, length: float, avoid: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Right end and level of a scale bar; lower right unless a label is in the way."""
+    left, right = axes.get_xlim()
+    bottom, top = axes.get_ylim()
+    ends = (right - 0.04 * (right - left), left + 0.04 * (right - left) + length)
+    corners = [(end, bottom + up * (top - bottom)) for up in (0.06, 0.88) for end in ends]
+
+    def room(corner: tuple[float, float]) -> float:
+        """Distance of the nearest label from the bar, its words included."""
+        away = [
+            np.hypot(max(corner[0] - length - x, 0.0, x - corner[0]), corner[1] - y)
+            for x, y in avoid
+        ]
+        return float(min(away, default=np.inf))
+
+    enough = 0.12 * min(abs(right - left), abs(top - bottom))
+    return next((c for c in corners if room(c) > enough), max(corners, key=room))
 
 
 def round_length(about: float) -> float:

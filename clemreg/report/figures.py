@@ -270,11 +270,12 @@ def predicted_error_figure(found: Volume, places: Sequence[Mapping[str, float]])
         image = canvas.show_picture(
             axes[axis], largest, grid, axis, cmap="viridis", vmin=lowest, vmax=highest
         )
-        canvas.scale_bar(axes[axis], INK)
         row, column = (f"{'zyx'[a]}_um" for a in canvas.plane_axes(axis))
-        for number, place in enumerate(places, start=1):
+        labels = [(place[column], place[row]) for place in places]
+        canvas.scale_bar(axes[axis], INK, labels)
+        for number, where in enumerate(labels, start=1):
             axes[axis].annotate(
-                str(number), (place[column], place[row]), ha="center", va="center", fontsize=8,
+                str(number), where, ha="center", va="center", fontsize=8,
                 color=INK, bbox={"boxstyle": "circle", "fc": "white", "ec": INK, "lw": 0.8},
             )  # fmt: skip
     canvas.colour_bar(figure, image, axes, "predicted error in the EM (nm)")

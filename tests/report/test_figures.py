@@ -203,3 +203,27 @@ def test_unit_scaling_survives_flat_and_broken_images():
     ramp[0, 0, 0] = np.nan
     scaled = figures.to_unit(ramp)
     assert (scaled.min(), scaled.max()) == (0, 1)
+
+
+def bars(axes):
+    """The bar's ends and level."""
+    (line,) = axes.get_lines()
+    return line.get_xdata(), line.get_ydata()[0]
+
+
+@pytest.mark.parametrize("avoid", [(), [(8.4, 7.4)], [(8.4, 7.4), (0.6, 7.5)], "all"])
+def test_the_scale_bar_keeps_clear_of_labels(avoid):
+    grid = Grid((15, 40, 45), (200.0,) * 3, (0.0, 0.0, 0.0), "lm")
+    if avoid == "all":
+        avoid = [(8.4, 7.4), (0.6, 7.5), (8.2, 0.7)]
+    _, axes = canvas.planes_beside(grid)
+    canvas.show_picture(axes[0], np.zeros((40, 45)), grid, 0)
+    canvas.scale_bar(axes[0], "white", avoid)
+    ends, level = bars(axes[0])
+    low, high = min(ends), max(ends)
+    for x, y in avoid:
+        assert np.hypot(max(low - x, 0, x - high), level - y) > 0.9  # 8 um high
+    right, lower = low > 4.5, level > 4.0
+    assert (right, lower) == {0: (1, 1), 1: (0, 1), 2: (1, 0), 3: (0, 0)}[len(avoid)]
+    assert -0.1 <= low < high <= 8.9
+    assert high - low == pytest.approx(1.0)
