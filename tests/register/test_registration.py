@@ -310,3 +310,21 @@ def test_opening_what_apply_wrote_keeps_the_frame(tmp_path):
     image = Volume(np.ones(em.shape, np.uint8), em)
     apply_to_image(Affine.identity("lm", "em"), image, onto, tmp_path / "o.zarr")
     assert open_volume(tmp_path / "o.zarr", frame="lm").grid == onto
+
+
+def test_of_itk_only_what_elastix_uses_is_loaded():
+    """The modules that elastix merely names are most of the start-up: over ten seconds."""
+    pytest.importorskip("itk")
+    code = (
+        "import sys; from clemreg.register.elastix import _load_itk; _load_itk(); "
+        "print(*(m for m in sys.modules if m == 'torch' or m.startswith('itk.')))"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert "itk.itkElastixRegistrationMethodPython" in loaded
+    wrapped = {name for name in loaded if name.endswith("Python")}
+    for named in ("ITKSmoothing", "ITKConvolution", "ITKImageIntensity"):
+        assert f"itk._{named}Python" not in wrapped
+    assert len(wrapped) < 200
+    assert "torch" not in loaded
