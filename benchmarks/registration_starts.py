@@ -235,12 +235,13 @@ def summary(rows: list[dict[str, object]]) -> dict[str, object]:
 
 def measured(numbers: range, family: str, path: Path | None) -> Iterator[dict[str, object]]:
     done = finished(path)
-    rows = []
     for start in (draw_start(number, family) for number in numbers):
-        rows.append(done.get(start.seed) or measure(start))
-        if path is not None and start.seed not in done:
-            atomic_write_json(path, {"summary": summary(rows), "starts": rows})
-        yield rows[-1]
+        if start.seed not in done:
+            done[start.seed] = measure(start)
+            rows = [done[seed] for seed in sorted(done)]
+            if path is not None:
+                atomic_write_json(path, {"summary": summary(rows), "starts": rows})
+        yield done[start.seed]
 
 
 def main() -> None:
