@@ -8,7 +8,7 @@
 #@ File (label="Result (.tif, .zarr, .csv)", style="save") out
 #@ Boolean (label="Replace a result that is there", value=false, persist=false) replace
 #@ Boolean (label="Open the result", value=true) open
-#@ String (label="Python with clemreg (empty: as set up)", visibility=INVISIBLE, required=false, value="") python
+#@ String (label="Python with clemreg (empty: as set up)", visibility="INVISIBLE", required=false, value="") python
 #@ StatusService status
 #@ LogService log
 #@ TaskService tasks

@@ -4,7 +4,7 @@
 #@ String (label="For", choices={"BigDataViewer", "MoBIE"}, value="BigDataViewer") target
 #@ File (label="BigDataViewer: .xml, MoBIE: folder", style="save") out
 #@ Boolean (label="Replace an export that is there", value=false, persist=false) replace
-#@ String (label="Python with clemreg (empty: as set up)", visibility=INVISIBLE, required=false, value="") python
+#@ String (label="Python with clemreg (empty: as set up)", visibility="INVISIBLE", required=false, value="") python
 #@ StatusService status
 #@ LogService log
 #@ TaskService tasks

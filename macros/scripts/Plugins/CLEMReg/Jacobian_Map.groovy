@@ -5,7 +5,7 @@
 #@ File (label="Map (.tif)", style="save") out
 #@ Boolean (label="Replace a map that is there", value=false, persist=false) replace
 #@ Boolean (label="Open the map", value=true) open
-#@ String (label="Python with clemreg (empty: as set up)", visibility=INVISIBLE, required=false, value="") python
+#@ String (label="Python with clemreg (empty: as set up)", visibility="INVISIBLE", required=false, value="") python
 #@ StatusService status
 #@ LogService log
 #@ TaskService tasks

@@ -11,7 +11,7 @@
 #@ String (label="Raters, comma separated (empty: all)", required=false, value="") raters
 #@ File (label="Also write the figures to (.json, may be empty)", style="save", required=false) json
 #@ Boolean (label="Replace that file", value=false, persist=false) replace
-#@ String (label="Python with clemreg (empty: as set up)", visibility=INVISIBLE, required=false, value="") python
+#@ String (label="Python with clemreg (empty: as set up)", visibility="INVISIBLE", required=false, value="") python
 #@ StatusService status
 #@ LogService log
 #@ TaskService tasks

@@ -10,7 +10,7 @@
 #@ File (label="Landmarks to check with (may be empty)", required=false) landmarks
 #@ File (label="Folder for the result", style="directory") out
 #@ Boolean (label="Go on with, or replace, what is in that folder", value=false, persist=false) replace
-#@ String (label="Python with clemreg (empty: as set up)", visibility=INVISIBLE, required=false, value="") python
+#@ String (label="Python with clemreg (empty: as set up)", visibility="INVISIBLE", required=false, value="") python
 #@ StatusService status
 #@ LogService log
 #@ TaskService tasks

@@ -2,7 +2,7 @@
 
 #@ ImagePlus (label="EM image") image
 #@ String (label="Network (auto: the one nearest in voxel size)", value="auto") model
-#@ String (label="Python with clemreg (empty: as set up)", visibility=INVISIBLE, required=false, value="") python
+#@ String (label="Python with clemreg (empty: as set up)", visibility="INVISIBLE", required=false, value="") python
 #@ StatusService status
 #@ LogService log
 #@ TaskService tasks

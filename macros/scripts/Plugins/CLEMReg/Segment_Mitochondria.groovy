@@ -5,7 +5,7 @@
 #@ String (label="EM voxel size: x, y, z nm (empty: as in the file)", required=false, value="") spacing
 #@ File (label="Prediction (.zarr)", style="save") out
 #@ Boolean (label="Replace a prediction that is there", value=false, persist=false) replace
-#@ String (label="Python with clemreg (empty: as set up)", visibility=INVISIBLE, required=false, value="") python
+#@ String (label="Python with clemreg (empty: as set up)", visibility="INVISIBLE", required=false, value="") python
 #@ StatusService status
 #@ LogService log
 #@ TaskService tasks

@@ -1,6 +1,6 @@
 // Says which Python Fiji's CLEMReg scripts use, whether clemreg works there, and remembers it.
 
-#@ String (visibility=MESSAGE, required=false, value="<html>The Python in which clemreg is installed, or the folder of its environment.<br>Leave it empty to look at what is set up now.</html>") message
+#@ String (visibility="MESSAGE", required=false, value="<html>The Python in which clemreg is installed, or the folder of its environment.<br>Leave it empty to look at what is set up now.</html>") message
 #@ File (label="Python or environment folder", required=false, persist=false) interpreter
 #@ Boolean (label="Remember it", value=true, persist=false) remember
 #@ StatusService status
