@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +17,8 @@ Mode = Literal["headless", "hidden", "shown"]
 MODES: tuple[Mode, ...] = ("headless", "hidden", "shown")
 _MARK = "clemreg.jvm"
 """System property that tells how clemreg started the machine."""
+_SECONDS_TO_END = 1.0
+_OF_JAVA = re.compile(r"AWT-|DestroyJavaVM")
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,39 @@ def _start(options: JvmOptions, jars: tuple[Path, ...]) -> None:
         config.add_options([f"-Dplugins.dir={fiji}", f"-Dimagej.dir={fiji}", opened])
     config.add_options(list(options.options))
     scyjava.start_jvm()
+    scyjava.when_jvm_stops(_let_go)
+
+
+def _let_go() -> None:
+    """Close ImageJ's images when Python ends; do not wait for what goes on all the same.
+
+    Java ends when its last thread does, and each window of a stack has one: without this, a script
+    that leaves an image open would never end.
+    """
+    import jpype
+
+    manager = jpype.JClass("ij.WindowManager")
+    for number in manager.getIDList() or ():
+        image = manager.getImage(number)
+        image.changes = False  # or ImageJ would ask whether to save it
+        image.close()
+    end = time.monotonic() + _SECONDS_TO_END
+    while _threads() and time.monotonic() < end:
+        time.sleep(0.05)
+    if _threads():
+        # Java goes on to the end of the process, and must not call into a Python that is gone.
+        jpype.JClass("org.jpype.ref.JPypeReferenceQueue").getInstance().stop()
+        jpype.config.destroy_jvm = False
+
+
+def _threads() -> list[str]:
+    """Names of the threads that would keep Java alive; those of its windows end with them."""
+    import jpype
+
+    kind = jpype.JClass("java.lang.Thread")
+    this = kind.currentThread()
+    alive = (t for t in kind.getAllStackTraces().keySet() if not t.isDaemon() and t != this)
+    return [name for name in map(str, (t.getName() for t in alive)) if not _OF_JAVA.match(name)]
 
 
 def _require_same(jpype: Any, options: JvmOptions) -> None:

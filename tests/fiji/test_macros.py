@@ -135,6 +135,17 @@ def test_macro_from_the_command_line(display, tmp_path):
     assert command(display, script, 'who=a "b", ü') == (0, 'a "b", ü4\n', "")
 
 
+def test_the_command_ends_although_images_and_threads_go_on(display, tmp_path):
+    """A stack window has a thread, a changed image would be asked about, a filter leaves a pool."""
+    script = tmp_path / "m.ijm"
+    script.write_text(
+        'newImage("a", "8-bit ramp", 20, 20, 5);\n'
+        'run("Gaussian Blur 3D...", "x=1 y=1 z=1");\n'
+        'return "done";\n'
+    )
+    assert command(display, script) == (0, "done\n", "")
+
+
 def test_what_a_macro_prints_is_seen_also_before_an_error(display, tmp_path):
     script = tmp_path / "m.ijm"
     script.write_text('print("one, ü");\nprint("two");\nreturn "3";\n')
