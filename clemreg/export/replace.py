@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from clemreg.errors import StorageError
-from clemreg.io.atomic import is_free
+from clemreg.io.atomic import LEFT_BY_SYSTEMS, atomic_write_text, is_free, make_folder, remove
 
 HINT = "choose another name, or add --overwrite"
 ZARR = ("zarr.json", ".zgroup", ".zarray")
@@ -28,6 +29,45 @@ def require_free(*files: Path, overwrite: bool) -> None:
             raise StorageError(f"{path} is a folder, expected a file", hint="choose another name")
         if path.exists() and not overwrite:
             raise StorageError(f"{path} exists already", hint=HINT)
+
+
+@contextmanager
+def claimed(*files: Path, overwrite: bool) -> Iterator[bool]:
+    """Take several files that one command writes one after the other.
+
+    A mark lies beside the first of them meanwhile. So a command that was killed between two files,
+    or found the disk full, can be given again: it knows the first ones as its own.
+
+    Parameters
+    ----------
+    files
+        What will be written.
+    overwrite
+        Whether files of another command or person are replaced.
+
+    Yields
+    ------
+    bool
+        Whether files that are there are to be replaced.
+
+    Raises
+    ------
+    StorageError
+        One is there, and must not be replaced; see `require_free`.
+    """
+    mark = files[0].with_name(f".{files[0].name}.begun")
+    begun = mark.read_text(encoding="utf-8").splitlines() if mark.is_file() else []
+    require_free(*(f for f in files if str(f.absolute()) not in begun), overwrite=overwrite)
+    before = [path for path in files if path.exists()]
+    make_folder(mark.parent)
+    atomic_write_text(mark, "\n".join(str(path.absolute()) for path in files))
+    try:
+        yield overwrite or bool(begun)
+    except BaseException:
+        if not begun and before == [path for path in files if path.exists()]:
+            remove(mark)
+        raise
+    remove(mark)
 
 
 def require_free_folder(folder: Path, marks: Iterable[str], *, overwrite: bool) -> None:
@@ -100,9 +140,10 @@ def require_free_collection(folder: Path | None, names: str, *, overwrite: bool)
         raise StorageError(f"{folder} is a file, expected a folder", hint="choose another name")
     if not overwrite:
         raise StorageError(f"{folder} exists already", hint=HINT)
-    other = next((p.name for p in sorted(folder.iterdir()) if not re.fullmatch(names, p.name)), "")
-    if other:
+    here = (p.name for p in sorted(folder.iterdir()) if p.name not in LEFT_BY_SYSTEMS)
+    others = [name for name in here if not re.fullmatch(names, name)]
+    if others:
         raise StorageError(
-            f"{folder} is no earlier export: it has {other}",
+            f"{folder} is no earlier export: it has {others[0]}",
             hint="only earlier exports are replaced; choose another name",
         )

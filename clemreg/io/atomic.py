@@ -116,8 +116,17 @@ def _unfinished_mark(index: Path) -> Path:
 
 
 def is_free(path: Path) -> bool:
-    """Tell whether nothing is lost by writing to a path: there is nothing, or an empty folder."""
-    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    """Tell whether nothing is lost by writing to a path: there is nothing, or an empty folder.
+
+    `LEFT_BY_SYSTEMS` do not count.
+    """
+    if not path.is_dir():
+        return not path.exists()
+    return all(child.name in LEFT_BY_SYSTEMS for child in path.iterdir())
+
+
+LEFT_BY_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that Finder and Explorer put into folders, unasked."""
 
 
 def make_folder(path: Path) -> None:

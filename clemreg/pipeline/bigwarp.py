@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from clemreg.export.bigwarp import (
     sample_landmarks,
     write_bigwarp_project,
 )
-from clemreg.export.replace import require_free
+from clemreg.export.replace import claimed
 from clemreg.io.bigwarp import add_left_out, write_bigwarp
 from clemreg.io.bigwarp_images import Triple, left_out_nm
 from clemreg.io.points import read_landmarks
@@ -85,9 +85,15 @@ def export_bigwarp(command: BigWarpCommand, progress: Progress | None = None) ->
         It is not said where landmarks come from; a project without its images, or with images
         that BigWarp would show elsewhere or in another unit.
     StorageError
-        A file of that name is there and must not be replaced.
+        A file of that name is there and must not be replaced. After a kill the same command
+        goes on: what it had written is its own.
     """
-    require_free(*_outputs(command), overwrite=command.overwrite)
+    with claimed(*_outputs(command), overwrite=command.overwrite) as replaces:
+        return _write(replace(command, overwrite=replaces), progress)
+
+
+def _write(command: BigWarpCommand, progress: Progress | None) -> SplineError | None:
+    """Write the files, replacing those that are there."""
     images = () if command.project is None else _project_images(command)
     landmarks, error = _bigwarp_landmarks(command)
     if command.read_from_zero:

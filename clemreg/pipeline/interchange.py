@@ -10,7 +10,7 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, FormatError
 from clemreg.export.dfield import FieldOptions, write_n5_field
 from clemreg.export.ngff import SceneImage, write_scene
-from clemreg.export.replace import N5, ZARR, require_free, require_free_folder
+from clemreg.export.replace import N5, ZARR, claimed, require_free, require_free_folder
 from clemreg.export.sampled_field import FieldError, SampledField, field_grid
 from clemreg.io.ecclem import write_ecclem, write_ecclem_matrix, write_fiducials
 from clemreg.io.elastix_files import write_elastix
@@ -215,8 +215,12 @@ def export_ecclem(command: EcclemCommand) -> tuple[Path, ...]:
     StorageError
         A file of that name is there and must not be replaced.
     """
+    with claimed(*command.outputs, overwrite=command.overwrite):
+        return _write_ecclem(command)
+
+
+def _write_ecclem(command: EcclemCommand) -> tuple[Path, ...]:
     out = command.out
-    require_free(*command.outputs, overwrite=command.overwrite)
     if command.matrix:
         if command.lm is None:
             raise ConfigError("the affine is fitted over the LM image", hint="add --lm IMAGE")

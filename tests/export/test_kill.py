@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 import tensorstore
 
-from clemreg.errors import StorageError
+from clemreg.errors import MissingError, StorageError
 from clemreg.export.bdv import BdvSetup, write_bdv
 from clemreg.export.bdv_append import append_bdv
-from clemreg.space import Grid
+from clemreg.io.tiff import write_tiff
+from clemreg.io.transforms import write_transform
+from clemreg.pipeline.bigwarp import BigWarpCommand, export_bigwarp
+from clemreg.space import Affine, Grid
 from clemreg.volume import Volume
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -130,9 +134,12 @@ def test_pixels_that_another_xml_names_stay(tmp_path):
 # Forks once for every rename and removal: that process is killed just before it.
 AT_EVERY_STEP = """
 import os, shutil, signal, sys
+from pathlib import Path
+import h5py, scipy.interpolate, tifffile, zarr
 import numpy as np
 from clemreg.export.bdv import BdvSetup, write_bdv
 from clemreg.export.bdv_append import append_bdv
+from clemreg.pipeline.bigwarp import BigWarpCommand, export_bigwarp
 from clemreg.space import Grid
 from clemreg.volume import Volume
 
@@ -232,6 +239,58 @@ def test_no_step_of_adding_shows_half_a_dataset(tmp_path, storage):
             assert [int(c.text) for c in shown] == [-(1 << 24) + 0x010203, -1]
         assert not list(folder.glob(".*.aside"))
     assert seen == {1, 2}
+
+
+BIGWARP = """
+        place = Path(folder)
+        export_bigwarp(BigWarpCommand(
+            place / "l.csv", str(place / "t.json"), str(place / "lm.tif"), spacing="20 nm",
+            project=place / "p.json", em=str(place / "em.tif"), as_bdv=True))
+"""
+
+
+def test_every_step_of_a_bigwarp_project_can_be_gone_on_from(tmp_path):
+    """Table, project and two copies: the same command finishes what was begun, without asking."""
+    grid = Grid((5, 6, 7), GRID.spacing_nm, (0.0, 0.0, 0.0), "lm")
+    start = tmp_path / "start"
+    start.mkdir()
+    for name in ("em", "lm"):
+        pixels = np.arange(np.prod(grid.shape)).reshape(grid.shape).astype("u1")
+        write_tiff(start / f"{name}.tif", Volume(pixels, grid))
+    write_transform(Affine(np.eye(4), "lm", "em"), start / "t.json")
+    (tmp_path / "killed").mkdir()
+    folders = end_at_every_step(tmp_path / "killed", start, BIGWARP.strip())
+    assert len(folders) > 10
+    made = ["l.csv", "p.json", *(f"p-{s}{e}" for s in ("em", "lm") for e in (".xml", ".h5"))]
+    half = 0
+    for folder in folders[::5]:
+        half += any((folder / name).exists() for name in made)
+        command = BigWarpCommand(
+            folder / "l.csv", str(folder / "t.json"), str(folder / "lm.tif"), spacing="20 nm",
+            project=folder / "p.json", em=str(folder / "em.tif"), as_bdv=True,
+        )  # fmt: skip
+        export_bigwarp(command)
+        assert [name for name in made if not (folder / name).exists()] == []
+        assert list(folder.glob(".*")) == []
+        with pytest.raises(StorageError, match="exists already"):
+            export_bigwarp(command)
+    assert half > 2
+
+
+def test_a_project_that_fails_claims_nothing(tmp_path):
+    """A file of a person by such a name is safe after an error, too."""
+    command = BigWarpCommand(tmp_path / "l.csv", str(tmp_path / "none.json"), "none.tif")
+    with pytest.raises(MissingError):
+        export_bigwarp(command)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "l.csv").write_text("mine")
+    with pytest.raises(StorageError, match="exists already"):
+        export_bigwarp(command)
+    with pytest.raises(MissingError):
+        export_bigwarp(replace(command, overwrite=True))
+    with pytest.raises(StorageError, match="exists already"):
+        export_bigwarp(command)
+    assert (tmp_path / "l.csv").read_text() == "mine"
 
 
 def test_what_is_not_an_unfinished_export_stays(tmp_path):

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from clemreg.cli.app import run_app
+from clemreg.errors import StorageError
+from clemreg.export.replace import require_free_collection
 from clemreg.io.points import write_landmarks
 from clemreg.io.transforms import write_transform
 from clemreg.io.volumes import write_volume
@@ -130,6 +132,21 @@ def test_elastix_files_join_other_files_in_a_folder(names, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     assert run_app(words("elastix {t} --grid-of {lm} --out {out}", **names, out=tmp_path)) == 0
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("left", [".DS_Store", "Thumbs.db", "desktop.ini"])
+def test_a_folder_that_only_a_file_manager_has_seen_is_empty(names, tmp_path, left):
+    out = tmp_path / "mobie"
+    out.mkdir()
+    (out / left).write_bytes(b"\0")
+    command = words(FOLDERS["mobie"][0], **names, out=out)
+    assert run_app(command) == 0
+    assert (out / "collection.csv").is_file()
+    (out / left).write_bytes(b"\0")
+    assert run_app(command) == 1
+    (out / "a.txt").touch()
+    with pytest.raises(StorageError, match=r"it has a\.txt"):
+        require_free_collection(out, r"\w+\.(csv|zarr)|.*json|Transf.*", overwrite=True)
 
 
 def test_adding_and_replacing_contradict_each_other(names, tmp_path, capsys):

@@ -107,6 +107,10 @@ def test_what_is_there_is_replaced_only_if_asked(name, imagej, tmp_path):
     parameters = places | {"python": told(tmp_path)}
     refused = imagej.script(SCRIPTS / f"{name}.groovy", texts(parameters))
     assert f"{tmp_path / 'p'} exists already" in dialogs(refused)[0]
+    empty = tmp_path / "seen by Finder"
+    empty.mkdir()
+    (empty / ".DS_Store").touch()
+    run(imagej, name, parameters | {"out": empty})
     answer = run(imagej, name, parameters | {"replace": True})
     (said,) = [event[1] for event in answer["events"] if str(event[1]).startswith("> ")]
     assert said.endswith(" --overwrite")
