@@ -14,6 +14,7 @@ from clemreg.fiji.install import installed_version
 from clemreg.fiji.locate import (
     FIJI_VARIABLE,
     OLDEST_JAVA,
+    chosen_python,
     find_fiji,
     find_ij_jar,
     find_java,
@@ -50,7 +51,20 @@ def check_fiji(folder: Path | None = None) -> tuple[Finding, ...]:
         The folder is not a Fiji.
     """
     fiji = find_fiji() if folder is None else require_fiji(folder)
-    return (*_check_fiji_folder(fiji), *_check_bridge(fiji), _check_display())
+    return (*_check_fiji_folder(fiji), _check_python(), *_check_bridge(fiji), _check_display())
+
+
+def _check_python() -> Finding:
+    """Fiji started from its icon does not see the ``PATH`` of a terminal, on macOS above all."""
+    subject, chosen = "Python of the menu scripts", chosen_python()
+    choice = f"in Fiji, Plugins > CLEMReg > Setup and Doctor, choose {sys.executable}"
+    if chosen is None:
+        return Finding(
+            "warning", subject, "not chosen; a Fiji started from its icon may not find it", choice
+        )
+    if not chosen.is_file():
+        return Finding("warning", subject, f"{chosen}, which is not there", choice)
+    return Finding("ok", subject, str(chosen))
 
 
 def _check_fiji_folder(fiji: Path | None) -> Iterator[Finding]:

@@ -16,6 +16,11 @@ IJ_JAR_VARIABLE = "CLEMREG_IJ_JAR"
 FIJI_VARIABLE = "CLEMREG_FIJI"
 OLDEST_JAVA = 11
 _SYSTEM_JARS = (Path("/usr/share/java/ij.jar"),)
+_LAUNCHERS = (
+    "fiji", "fiji-linux-x64", "fiji-linux-arm64", "fiji-windows-x64", "fiji-windows-arm64",
+    "fiji-macos", "ImageJ-linux64", "ImageJ-win64", "ImageJ-macosx",
+)  # fmt: skip
+_PREFERENCE = ".clemreg.python="
 _JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
@@ -78,11 +83,10 @@ def find_ij_jar() -> Path | None:
 def find_fiji() -> Path | None:
     """Find a Fiji folder: ``CLEMREG_FIJI``, a launcher on ``PATH``, then the usual places."""
     candidates = [Path(named)] if (named := os.environ.get(FIJI_VARIABLE)) else []
-    launchers = map(shutil.which, ("fiji", "ImageJ-linux64", "ImageJ-win64", "ImageJ-macosx"))
-    candidates += [Path(launcher).resolve().parent for launcher in launchers if launcher]
+    candidates += [Path(found).resolve() for name in _LAUNCHERS if (found := shutil.which(name))]
     for place in (Path.home(), Path.home() / "Desktop", Path("/Applications"), Path("/opt")):
         candidates += [place / name for name in ("Fiji", "Fiji.app", "fiji")]
-    return next((path for path in candidates if is_fiji(path)), None)
+    return next((fiji for path in candidates if (fiji := _fiji_at(path)) is not None), None)
 
 
 def is_fiji(folder: Path) -> bool:
@@ -91,20 +95,52 @@ def is_fiji(folder: Path) -> bool:
 
 
 def require_fiji(folder: Path) -> Path:
-    """Return the folder of a Fiji, also when its parent or the macOS bundle is named.
+    """Return the folder of a Fiji, also when its launcher, its macOS bundle or the parent is named.
 
     Raises
     ------
     MissingError
         It is not a Fiji; the hint says how to recognise one.
     """
-    for candidate in (folder, folder / "Fiji.app", folder / "Fiji"):
-        if is_fiji(candidate):
-            return candidate.resolve()
+    if (found := _fiji_at(folder)) is not None:
+        return found
     raise MissingError(
         f"{folder} is not a Fiji folder: it has no folders jars and plugins",
         hint="in Fiji, Help > Show Folder > ImageJ says where it is",
     )
+
+
+def _fiji_at(place: Path) -> Path | None:
+    """Return the Fiji that a person means.
+
+    Until 2025 everything lay in Fiji.app; since then that is, on macOS, only the launcher's bundle
+    (``Fiji/Fiji.app/Contents/MacOS``), and jars lie beside it.
+    """
+    place = place.absolute()
+    around = [place, place / "Fiji.app", place / "Fiji"]
+    if place.is_file():
+        around = [place.parent]
+    bundle = next((path for path in (place, *place.parents) if path.suffix == ".app"), None)
+    if bundle is not None:
+        around += [bundle, bundle.parent]
+    return next((path.resolve() for path in around if is_fiji(path)), None)
+
+
+def chosen_python() -> Path | None:
+    """Return the Python that *Setup and Doctor* remembered in ImageJ's preferences, if it did."""
+    folder = Path.home() / ("Library/Preferences" if sys.platform == "darwin" else ".imagej")
+    try:
+        lines = (folder / "IJ_Prefs.txt").read_text(encoding="latin-1").splitlines()
+    except OSError:
+        return None
+    values = (line.partition("=")[2] for line in lines if line.startswith(_PREFERENCE))
+    # Java escapes what is not ASCII, and some signs.
+    text = re.sub(r"\\u([0-9a-fA-F]{4})|\\(.)", _unescaped, next(values, ""))
+    return Path(text) if text else None
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    return chr(int(found[1], 16)) if found[1] else found[2]
 
 
 def fiji_jars(fiji: Path) -> tuple[Path, ...]:

@@ -15,7 +15,7 @@ from clemreg.cli.app import run_app
 from clemreg.errors import FormatError, MissingError, StorageError
 from clemreg.fiji.doctor import check_fiji
 from clemreg.fiji.install import MANIFEST, install, installed_version, scripts_folder, uninstall
-from clemreg.fiji.locate import find_fiji, has_jar
+from clemreg.fiji.locate import find_fiji, has_jar, require_fiji
 
 OURS = sorted(p.relative_to(SCRIPTS).as_posix() for p in SCRIPTS.rglob("*") if p.is_file())
 
@@ -146,6 +146,80 @@ def test_doctor_names_what_is_missing_and_the_remedy(fiji, capsys, monkeypatch, 
         finding["subject"] for finding in findings
     }
     assert run_app(["fiji", "doctor", "--fiji", str(tmp_path / "none")]) == 1
+
+
+LAYOUTS = {
+    "until 2025": ("Fiji.app", "ImageJ-win64.exe"),
+    "Linux": ("Fiji", "fiji-linux-x64"),
+    "Windows": ("Fiji", "fiji-windows-x64.exe"),
+    "macOS": ("Fiji", "Fiji.app/Contents/MacOS/fiji-macos-arm64"),
+    "macOS until 2025": ("Fiji.app", "Contents/MacOS/ImageJ-macosx"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_way_to_name_a_fiji(tmp_path, layout):
+    """The folder, its parent, the launcher, and on macOS the bundle that one drags there."""
+    root, launcher = LAYOUTS[layout]
+    fiji = tmp_path / "My Apps, ü" / root
+    for name in ("jars", "plugins"):
+        (fiji / name).mkdir(parents=True)
+    program = fiji / launcher
+    program.parent.mkdir(parents=True, exist_ok=True)
+    program.touch()
+    named = {fiji, fiji.parent, program}
+    named |= {path for path in program.parents if fiji in path.parents}
+    for place in named:
+        assert require_fiji(place) == fiji, place
+        install(place)
+        assert installed_version(fiji) == __version__
+        uninstall(place)
+    with pytest.raises(MissingError, match="is not a Fiji folder"):
+        require_fiji(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["fiji-linux-x64", "ImageJ-linux64", "fiji"])
+def test_a_launcher_on_the_path_leads_to_its_fiji(fiji, tmp_path, monkeypatch, name):
+    (fiji / name).touch(mode=0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / name).symlink_to(fiji / name)
+    monkeypatch.delenv("CLEMREG_FIJI", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert find_fiji() == fiji
+
+
+def python_finding(monkeypatch, home):
+    monkeypatch.setenv("HOME", str(home))
+    return next(f for f in check_fiji() if f.subject == "Python of the menu scripts")
+
+
+@pytest.mark.parametrize(
+    ("system", "place"), [("linux", ".imagej"), ("darwin", "Library/Preferences")]
+)
+def test_doctor_says_which_python_fiji_starts(monkeypatch, tmp_path, system, place):
+    """A Fiji started from its icon does not know the PATH of a terminal."""
+    monkeypatch.setattr("clemreg.fiji.locate.sys.platform", system)
+    none = python_finding(monkeypatch, tmp_path)
+    assert none.status == "warning"
+    assert none.hint.endswith(f"Setup and Doctor, choose {sys.executable}")
+    (tmp_path / place).mkdir(parents=True)
+    prefs = tmp_path / place / "IJ_Prefs.txt"
+    prefs.write_bytes(b"# ImageJ\n\xff\xfe\x00broken\n.clemreg.python=/no\\:where/\\u00FC/python\n")
+    gone = python_finding(monkeypatch, tmp_path)
+    assert (gone.status, gone.text) == ("warning", "/no:where/ü/python, which is not there")
+    prefs.write_text(f".other=1\n.clemreg.python={sys.executable}\n")
+    assert python_finding(monkeypatch, tmp_path).status == "ok"
+
+
+def test_doctor_and_an_old_java(monkeypatch, tmp_path):
+    java = tmp_path / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text("#!/bin/sh\necho 'java version \"1.8.0_322\"' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    finding = next(f for f in check_fiji() if f.subject == "Java")
+    assert (finding.status, finding.text) == ("warning", f"8 at {java}; the bridge needs 11")
+    assert finding.hint == "set JAVA_HOME to a newer one"
 
 
 def test_doctor_without_anything(monkeypatch, tmp_path):

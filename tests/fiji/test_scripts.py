@@ -16,6 +16,7 @@ from script_runs import LM, dialogs, run, texts
 
 from clemreg.cli.app import run_app
 from clemreg.evaluate.landmarks import evaluate_landmarks
+from clemreg.fiji.locate import chosen_python
 from clemreg.io.points import read_landmarks, read_points, write_points
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import read_transform
@@ -67,9 +68,9 @@ def test_setup_reports_and_remembers(imagej, clemreg):
     assert prefs["error"] is None
 
 
-def test_setup_remembers_the_python_of_an_environment(imagej, clemreg, tmp_path):
+def test_setup_remembers_the_python_of_an_environment(imagej, clemreg, tmp_path, monkeypatch):
     """Macros start what is remembered, and a folder cannot be started."""
-    program = tmp_path / "my env" / "bin" / "python"
+    program = tmp_path / "my env, ü" / "bin" / "python"
     program.parent.mkdir(parents=True)
     program.write_text(f'#!/bin/sh\nshift 2\nexec "{clemreg}" "$@"\n')
     program.chmod(0o755)
@@ -78,6 +79,8 @@ def test_setup_remembers_the_python_of_an_environment(imagej, clemreg, tmp_path)
     assert answer["error"] is None
     remembered = imagej.macro('return call("ij.Prefs.get", "clemreg.python", "");')
     assert remembered["value"] == str(program)
+    monkeypatch.setenv("HOME", imagej.macro('return getDirectory("home");')["value"])
+    assert chosen_python() == program
     assert imagej.macro('call("ij.Prefs.set", "clemreg.python", "");')["error"] is None
 
 
