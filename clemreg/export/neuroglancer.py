@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,21 @@ from clemreg.space.grid import Grid
 from clemreg.space.transform import Affine
 
 _NM = [1e-9, "m"]
-_CHANNEL = "c^"  # the mark makes it a channel, not an axis of the view
+_CHANNEL = "c'"  # the mark keeps it out of the axes of the view
 
 
 @dataclass(frozen=True, eq=False)
 class NeuroglancerLayer:
-    """One image.
+    """One image; each of its channels becomes a layer of its own.
 
     Attributes
     ----------
     name
-        Shown on the layer.
+        Shown on the layer, before the name of a channel.
     source
         Path of the OME-Zarr below the folder that is served.
     displays
-        One a channel.
+        One a channel; none for labels.
     has_channels
         Whether the image has a channel axis.
     to_world
@@ -64,8 +64,9 @@ def neuroglancer_state(
 
     Notes
     -----
-    Matrices are written for axes z, y, x in nm, as input and output, so that they are the
-    transform itself; a deformation cannot be shown and must be resampled.
+    Matrices are the transform itself: from places in the image to axes z, y, x in nm. What the
+    image says of its voxels stays in force; `inputDimensions` would take its place, and voxels of
+    16 nm would be shown as 1 nm. A deformation cannot be shown and must be resampled.
     """
     z, y, x = (float(v) for v in view.centre_nm)
     return {
@@ -73,7 +74,7 @@ def neuroglancer_state(
         "position": [x, y, z],
         "crossSectionScale": min(view.spacing_nm),
         "projectionScale": float(max(view.extent_nm)),
-        "layers": [_layer(layer, server.rstrip("/")) for layer in layers],
+        "layers": [record for layer in layers for record in _layers(layer, server.rstrip("/"))],
         "layout": "4panel",
     }
 
@@ -88,22 +89,32 @@ def state_link(state: dict[str, Any], viewer: str) -> str:
     return f"{viewer.rstrip('/')}/#!{quote(json.dumps(state, separators=(',', ':')))}"
 
 
-def _layer(layer: NeuroglancerLayer, server: str) -> dict[str, Any]:
+def _layers(layer: NeuroglancerLayer, server: str) -> Iterator[dict[str, Any]]:
+    """Yield what Neuroglancer's layers are made of.
+
+    Channels could share a layer only if each block held all of them (dimension ``c^``); with other
+    blocks, such as clemreg's and most microscopes', nothing would be drawn.
+    """
     source: dict[str, Any] = {"url": f"zarr://{server}/{quote(layer.source)}"}
-    record: dict[str, Any] = {"name": layer.name, "source": source}
-    if layer.to_world is not None or layer.has_channels:
+    if layer.to_world is not None:
         source["transform"] = _transform(layer)
     if layer.is_labels:
-        return {"type": "segmentation", **record}
-    if layer.has_channels:
-        record["channelDimensions"] = {_CHANNEL: [1, ""]}
-    return {
-        "type": "image",
-        **record,
-        "shader": _shader(layer.displays),
-        "blend": "additive",
-        "opacity": 1,
-    }
+        yield {"type": "segmentation", "name": layer.name, "source": source}
+        return
+    for number, display in enumerate(layer.displays):
+        name, place = layer.name, {}
+        if layer.has_channels:
+            name = f"{layer.name} {display.name or number}"
+            place = {"localDimensions": {_CHANNEL: [1, ""]}, "localPosition": [number]}
+        yield {
+            "type": "image",
+            "name": name,
+            "source": source,
+            **place,
+            "shader": _shader(display),
+            "blend": "additive",
+            "opacity": 1,
+        }
 
 
 def _transform(layer: NeuroglancerLayer) -> dict[str, Any]:
@@ -113,23 +124,14 @@ def _transform(layer: NeuroglancerLayer) -> dict[str, Any]:
     if layer.has_channels:
         matrix = np.block([[np.eye(1), np.zeros((1, 4))], [np.zeros((4, 1)), matrix]])
         dimensions = {_CHANNEL: [1, ""], **dimensions}
-    return {
-        "matrix": matrix[:-1].tolist(),
-        "inputDimensions": dimensions,
-        "outputDimensions": dimensions,
-    }
+    return {"matrix": matrix[:-1].tolist(), "outputDimensions": dimensions}
 
 
-def _shader(displays: Sequence[Display]) -> str:
-    """Sum of the channels, each in its colour between the ends of its window."""
-    controls, terms = [], []
-    for number, display in enumerate(displays):
-        low, high = (repr(float(v)) for v in display.window)
-        red, green, blue = (f"{c / 255:.4f}" for c in display.colour)
-        controls.append(
-            f"#uicontrol invlerp channel{number}(range=[{low}, {high}], channel=[{number}])"
-        )
-        terms.append(f"vec3({red}, {green}, {blue}) * channel{number}()")
-    if len(displays) == 1:
-        controls = [controls[0].replace(", channel=[0]", "")]
-    return "\n".join([*controls, f"void main() {{ emitRGB({' + '.join(terms)}); }}"]) + "\n"
+def _shader(display: Display) -> str:
+    """Its colour between the ends of its window."""
+    low, high = (repr(float(v)) for v in display.window)
+    colour = ", ".join(f"{c / 255:.4f}" for c in display.colour)
+    return (
+        f"#uicontrol invlerp normalized(range=[{low}, {high}])\n"
+        f"void main() {{ emitRGB(vec3({colour}) * normalized()); }}\n"
+    )

@@ -310,7 +310,7 @@ def test_a_state_places_the_em_by_its_matrix():
         NeuroglancerLayer("LM", "lm.zarr", DISPLAYS, has_channels=True),
     ]
     state = json.loads(json.dumps(neuroglancer_state(layers, LM)))
-    em, em2, ids, lm = state["layers"]
+    em, em2, _, _, ids, lm, er, _ = state["layers"]
     assert em["source"]["url"] == "zarr://http://127.0.0.1:9000/a%20b/em.zarr"
     transform = em["source"]["transform"]
     assert list(transform["outputDimensions"]) == ["z", "y", "x"]
@@ -318,13 +318,16 @@ def test_a_state_places_the_em_by_its_matrix():
     rows = np.array(transform["matrix"])
     np.testing.assert_allclose(POINTS @ rows[:, :3].T + rows[:, 3], to_lm(POINTS))
     rows = np.array(em2["source"]["transform"]["matrix"])
+    assert list(em2["source"]["transform"]["outputDimensions"]) == ["c'", "z", "y", "x"]
     assert rows[0].tolist() == [1, 0, 0, 0, 0]
     np.testing.assert_allclose(rows[1:, 1:], to_lm.matrix[:3])
     assert ids["type"] == "segmentation"
-    assert lm["channelDimensions"] == {"c^": [1, ""]}
-    assert "vec3(1.0000, 0.0000, 1.0000) * channel0()" in lm["shader"]
-    assert "range=[10.0, 5001.0], channel=[1]" in lm["shader"]
-    assert 'a "b"' not in lm["shader"]  # names of users are no part of a program
+    assert [layer["localPosition"] for layer in (lm, er)] == [[0], [1]]
+    assert lm["localDimensions"] == {"c'": [1, ""]}
+    assert "vec3(1.0000, 0.0000, 1.0000) * normalized()" in lm["shader"]
+    assert "range=[10.0, 5001.0]" in er["shader"]
+    assert 'a "b"' not in lm["shader"] + er["shader"]  # names of users are no part of a program
+    assert len({layer["name"] for layer in state["layers"]}) == 8
     np.testing.assert_allclose(state["position"][::-1], LM.centre_nm)
     assert state_link(state, "http://localhost/").startswith("http://localhost/#!%7B")
 
@@ -357,7 +360,7 @@ def test_neuroglancer_from_the_command_line(tmp_path, capsys):
     assert "http://localhost:8080/#!" in capsys.readouterr().out
     state = json.loads((tmp_path / "s.json").read_text())
     names = [layer["name"] for layer in state["layers"]]
-    assert names == ["EM", "ids.zarr", "EM warped", "LM"]
+    assert names == ["EM", "ids.zarr", "EM warped", "LM mito", "LM er"]
     assert state["layers"][0]["source"]["url"].endswith(":9000/d/em.zarr")
     rows = np.array(state["layers"][0]["source"]["transform"]["matrix"])
     np.testing.assert_allclose(rows[:, 3], [-12.0, 7.0, -30.0])

@@ -269,4 +269,4 @@ def test_exports_of_a_finished_run(run, tmp_path):
     assert len(list((tmp_path / "b" / "all.n5").glob("setup*"))) == 6
     assert "em-transforms.csv" in (tmp_path / "m" / "collection.csv").read_text()
     layers = json.loads((tmp_path / "s.json").read_text())["layers"]
-    assert [layer["name"] for layer in layers] == ["EM (affine)", "EM warped", "LM"]
+    assert [layer["name"] for layer in layers] == ["EM (affine)", "EM warped", "LM mito", "LM er"]
