@@ -9,7 +9,7 @@ from typing import Any
 
 from clemreg.errors import ConfigError, DependencyError, MissingError
 from clemreg.fiji.images import Look, find_image, from_imageplus, to_imageplus
-from clemreg.fiji.jvm import JvmOptions, Mode, start_jvm
+from clemreg.fiji.jvm import JvmOptions, Mode, let_go, start_jvm
 from clemreg.fiji.macros import MacroError, Value, run_macro_code, with_parameters
 from clemreg.fiji.scripts import run_scijava_script
 from clemreg.volume import Volume
@@ -208,6 +208,7 @@ def open_endpoint(endpoint: str, mode: Mode = "headless") -> ImageJ:
         # "always", the default, downloads a Java; "never" crashes imagej.init (1.8.0).
         scyjava.config.set_java_constraints(fetch="auto")
         gateway = imagej.init(endpoint, mode="headless" if mode == "headless" else "interactive")
+        scyjava.when_jvm_stops(let_go)
     except (ImportError, RuntimeError, OSError, UnboundLocalError) as error:
         raise DependencyError(
             f"{endpoint} cannot be started: {error}",

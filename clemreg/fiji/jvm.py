@@ -126,10 +126,10 @@ def _start(options: JvmOptions, jars: tuple[Path, ...]) -> None:
         config.add_options([f"-Dplugins.dir={fiji}", f"-Dimagej.dir={fiji}", opened])
     config.add_options(list(options.options))
     scyjava.start_jvm()
-    scyjava.when_jvm_stops(_let_go)
+    scyjava.when_jvm_stops(let_go)
 
 
-def _let_go() -> None:
+def let_go() -> None:
     """Close ImageJ's images when Python ends; do not wait for what goes on all the same.
 
     Java ends when its last thread does, and each window of a stack has one: without this, a script

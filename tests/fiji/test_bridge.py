@@ -267,3 +267,25 @@ def test_services_and_outputs_are_no_parameters():
     assert with_parameters(code, {}) == '\n\nf = "";\nx = f;'
     with pytest.raises(ConfigError, match="not a number"):
         with_parameters("#@ Integer n", {"n": "1; exec()"})
+
+
+def test_an_endpoint_that_cannot_be_had_is_one_clear_error(tmp_path):
+    """As far as Maven: pyimagej's defaults would fetch a Java first, or crash without one."""
+    pytest.importorskip("imagej")
+    code = (
+        "from clemreg.errors import DependencyError\n"
+        "from clemreg.fiji.bridge import open_endpoint\n"
+        "try:\n    open_endpoint('sc.fiji:there-is-none:0.0.1')\n"
+        "except DependencyError as error:\n    print(error.message, error.hint, sep='\\n')\n"
+    )
+    env = {**environment(""), "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True, text=True, env=env, timeout=120, check=False,
+    )  # fmt: skip
+    message, hint = done.stdout.strip().rsplit("\n", 1)
+    assert message.startswith("sc.fiji:there-is-none:0.0.1 cannot be started: ")
+    assert "there-is-none-0.0.1.pom" in message  # it was Maven that did not find it
+    assert hint == "check the network, or name the folder of a Fiji instead"
+    assert not list(tmp_path.rglob("*jdk*"))
+    assert not list(tmp_path.rglob("*jre*"))
