@@ -60,8 +60,9 @@ def test_every_output_is_there_and_agrees(run, pair):
     elastix = read_transform(run / "export" / "elastix" / "TransformParameters.1.txt")
     np.testing.assert_allclose(elastix(points), transform(points), atol=1e-3)
     with h5py.File(run / "export" / "bdv.h5") as file:
-        assert len([k for k in file if k.startswith("s")]) == 6
-        np.testing.assert_array_equal(file["t00000/s03/0/cells"][:], lm.channel("mito").read())
+        # EM, three predictions, two light channels, EM warped.
+        assert len([k for k in file if k.startswith("s")]) == 7
+        np.testing.assert_array_equal(file["t00000/s04/0/cells"][:], lm.channel("mito").read())
     warped = open_volume(run / "warped_em.zarr", frame="lm")
     assert (warped.read() > 0).mean() > 0.3
     assert "data:image/png" in (run / "report.html").read_text()
@@ -266,7 +267,7 @@ def test_exports_of_a_finished_run(run, tmp_path):
     neuroglancer = ["export", "neuroglancer", str(run), f"--out={tmp_path / 's.json'}"]
     for words in (bdv, mobie, neuroglancer):
         assert run_app(words) == 0
-    assert len(list((tmp_path / "b" / "all.n5").glob("setup*"))) == 6
+    assert len(list((tmp_path / "b" / "all.n5").glob("setup*"))) == 7
     assert "em-transforms.csv" in (tmp_path / "m" / "collection.csv").read_text()
     layers = json.loads((tmp_path / "s.json").read_text())["layers"]
     assert [layer["name"] for layer in layers] == ["EM (affine)", "EM warped", "LM mito", "LM er"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -18,12 +19,14 @@ from clemreg.io.quantise import quantise  # noqa: E402
 from clemreg.io.volumes import open_volume, write_volume  # noqa: E402
 from clemreg.segment.data import contrast_limits, normalise  # noqa: E402
 from clemreg.segment.models import (  # noqa: E402
+    FORMAT,
     Model,
     ModelCard,
     bundled_models,
     load_model,
     model_info,
     save_model,
+    write_tensors,
 )
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.predict import PredictOptions, predict  # noqa: E402
@@ -360,7 +363,6 @@ def test_the_command_line_passes_its_options_on(tmp_path, em, model, capsys):
 
 
 def test_every_bundled_network_loads_and_has_a_card():
-    """Among them one whose header does not say what is the default."""
     for card in bundled_models():
         bundled = load_model(card.name)
         assert "mito" in bundled.classes
@@ -368,7 +370,19 @@ def test_every_bundled_network_loads_and_has_a_card():
         assert text.startswith(f"# Model card: {card.name}")
         assert all(f"`{name}`" in text for name in bundled.classes)
         assert bundled.path.stat().st_size < 20e6
-    assert load_model("mito-16nm").network.options == NetworkOptions()
+
+
+def test_what_an_older_file_does_not_say_is_the_default(tmp_path):
+    network = UNet(NetworkOptions(("mito",), (2, 3, 4)))
+    card = ModelCard("old", SPACING, ("a",), 3)
+    header = {
+        "format": FORMAT,
+        "card": json.dumps(card.to_json()),
+        "network": json.dumps({"classes": ["mito"], "widths": [2, 3, 4]}),
+    }
+    write_tensors(tmp_path / "old.safetensors", network, header)
+    found = load_model(tmp_path / "old.safetensors")
+    assert (found.card, found.network.options) == (card, network.options)
 
 
 def test_bfloat16_blocks_give_the_whole_within_a_level(tmp_path, em, model, monkeypatch):
