@@ -25,10 +25,12 @@ A grid is ``{"voxel_size": "x, y, z unit", "origin": "x, y, z unit"}``, origin o
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import numpy as np
 
@@ -45,6 +47,10 @@ from clemreg.fiji.appose import perform
 perform(task, verb, images, options)
 """
 Options = Mapping[str, Any]
+# A worker reports completion after every script, one that has failed too, and such a line can run
+# into the next task's failure, whose caller then sees its own completion only. Outputs that JSON
+# cannot hold keep the worker from sending it.
+NO_COMPLETION: Mapping[Any, Any] = {("a task that has ended", "has no outputs"): None}
 
 
 class TaskCancelled(Exception):
@@ -72,8 +78,10 @@ def perform(task: Any, verb: str, images: Mapping[str, Any], options: Options) -
         outputs = VERBS[verb](arrays, options, _progress(task))
     except TaskCancelled:
         task.cancel()
+        task.outputs = NO_COMPLETION
     except ClemregError as error:
         task.fail(str(error))
+        task.outputs = NO_COMPLETION
     else:
         task.outputs.update(outputs)
 
@@ -155,6 +163,33 @@ def _evaluate(_images: Options, options: Options, progress: Progress) -> dict[st
     return {"landmarks": _plain(report.to_json())}
 
 
+class WholeLines:
+    """A text stream whose lines stay whole when several threads print.
+
+    `print` writes a text and its line end one after the other; another task's message can come
+    between them, and Appose then loses both.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.lock = threading.Lock()
+        self.begun = threading.local()
+
+    def write(self, text: str) -> int:
+        """Pass on the lines that this thread has ended; keep the rest."""
+        *lines, rest = (getattr(self.begun, "text", "") + text).split("\n")
+        self.begun.text = rest
+        if lines:
+            with self.lock:
+                self.stream.write("".join(f"{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what has been passed on."""
+        with self.lock:
+            self.stream.flush()
+
+
 VERBS: Mapping[str, Callable[[Options, Options, Progress], dict[str, Any]]] = {
     "segment": _segment,
     "register": _register,
@@ -224,6 +259,7 @@ def main() -> None:
         raise DependencyError(
             "the Appose worker needs appose", hint="pip install 'clemreg-toolkit[fiji]'"
         ) from error
+    sys.stdout = cast("TextIO", WholeLines(sys.stdout))
     python_worker.main()
 
 

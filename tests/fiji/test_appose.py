@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import appose
@@ -17,7 +19,7 @@ from scipy.ndimage import gaussian_filter
 
 from clemreg.cli.app import run_app
 from clemreg.evaluate.landmarks import evaluate_landmarks
-from clemreg.fiji.appose import SCRIPT, perform
+from clemreg.fiji.appose import NO_COMPLETION, SCRIPT, WholeLines, perform
 from clemreg.io.points import read_landmarks, write_landmarks
 from clemreg.io.transform_json import transform_from_json, transform_to_json
 from clemreg.io.transforms import read_transform, write_transform
@@ -148,7 +150,7 @@ def test_cancelling_stops_between_two_steps(tmp_path):
     task = FakeTask(cancel_after=1)
     perform(task, "evaluate", {}, options)
     assert task.cancelled
-    assert task.outputs == {}
+    assert task.outputs == NO_COMPLETION
     assert task.updates == [("landmarks", 0, 1)]
 
 
@@ -171,8 +173,34 @@ def test_the_raw_protocol():
     timer.cancel()
     assert worker.returncode == 0
     answers = [json.loads(line) for line in out.splitlines() if '"UPDATE"' not in line]
-    assert [a["responseType"] for a in answers][:2] == ["LAUNCH", "FAILURE"]
+    assert [a["responseType"] for a in answers] == ["LAUNCH", "FAILURE"]
     assert "passwd" in answers[1]["error"]
+
+
+class Slow(io.StringIO):
+    """A stream in which another thread always gets between two writes."""
+
+    def write(self, text):
+        written = super().write(text)
+        time.sleep(0.001)
+        return written
+
+
+def test_lines_of_several_threads_stay_whole():
+    stream = Slow()
+    whole = WholeLines(stream)
+
+    def say(name):
+        for n in range(30):
+            print(f"{name} {n}", file=whole, flush=True)
+
+    threads = [threading.Thread(target=say, args=(name,)) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = stream.getvalue().splitlines()
+    assert sorted(lines) == sorted(f"{name} {n}" for name in "abcd" for n in range(30))
 
 
 def test_the_documented_script_is_the_one_that_runs():
