@@ -4,8 +4,10 @@
 
 The real data (EPFL hippocampus FIB-SEM, voxels of 5 nm) is not part of clemreg; without it only
 the simulated blocks are scored. Slices 0 to 39 are never trained on; they are what `clemreg train`
-validates on. Truth and prediction are compared at 5 nm, the prediction interpolated linearly.
-Object by object, parts that hang together by faces are compared as they are, without watershed.
+validates on. They are predicted alone, a block 0.2 um thick that is all border, and with the EM
+of the slices after them in view, as in a whole volume. Truth and prediction are compared at 5 nm,
+the prediction interpolated linearly. Object by object, parts that hang together by faces are
+compared as they are, without watershed.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from clemreg.space.grid import Box, Grid
 from clemreg.volume import Volume
 
 HELD_OUT = 40
+IN_VIEW = 110  # 40 and what the networks see beyond (320 nm)
 SEEDS = (7001, 7002, 7003)  # training draws its blocks from (seed, number) with seed 1
 TOLERANCE = 2  # voxels
 CRUMB_NM3 = 1e6  # a cube of 100 nm
@@ -50,9 +53,10 @@ def main() -> None:
     rows = {}
     for name in arguments.model or [card.name for card in bundled_models()]:
         if arguments.real is not None and (arguments.real / "em.tif").is_file():
-            rows[f"{Path(name).stem}, real, slices 0 to 39"] = real(
-                name, arguments.real, arguments.tta
-            )
+            for slices, what in ((HELD_OUT, "alone"), (IN_VIEW, "of a volume")):
+                rows[f"{Path(name).stem}, real, slices 0 to 39 {what}"] = real(
+                    name, arguments.real, arguments.tta, slices
+                )
         for seed in SEEDS:
             rows[f"{Path(name).stem}, simulated, seed {seed}"] = simulated(
                 name, seed, arguments.voxel_nm, arguments.tta
@@ -62,15 +66,16 @@ def main() -> None:
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def real(name: str, folder: Path, views: int) -> dict[str, float]:
+def real(name: str, folder: Path, views: int, slices: int) -> dict[str, float]:
+    """Score the held-out slices, predicted with so many slices in view."""
     spacing = (5.0, 5.0, 5.0)
     em = open_volume(folder / "em.tif", spacing_nm=spacing, frame="em")
-    box = Box((0, 0, 0), (HELD_OUT, *em.shape[1:]))
-    held_out = Volume(em.read(box), Grid(box.shape, spacing, frame="em"))
+    box = Box((0, 0, 0), (slices, *em.shape[1:]))
+    in_view = Volume(em.read(box), Grid(box.shape, spacing, frame="em"))
     # The distance to a surface beyond the last held-out slice is known from the slices after it.
     labels = open_labels(folder / "mito.tif", spacing_nm=spacing, frame="em").read() != 0
     distance = signed_distance_nm(labels[: HELD_OUT + 20], spacing)[:HELD_OUT]
-    found = run(name, held_out, views)
+    found = {c: p[:HELD_OUT] for c, p in run(name, in_view, views).items()}
     return scores(found, {"mito": distance}, spacing[0])
 
 
@@ -156,7 +161,7 @@ def f1(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 def show(rows: Mapping[str, Mapping[str, float]]) -> None:
     for name, row in rows.items():
-        print(f"{name:42}", ", ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
+        print(f"{name:46}", ", ".join(f"{k} {v:.3f}" for k, v in row.items()), flush=True)
 
 
 if __name__ == "__main__":
