@@ -92,7 +92,13 @@ class ContactConfig(Section):
 
 
 class PlanarityConfig(Section):
-    """Sheets and tubes; as the options of `clemreg planarity`."""
+    """Sheets and tubes; as the options of `clemreg planarity`.
+
+    Attributes
+    ----------
+    report
+        Whether a page with histograms is written for each.
+    """
 
     organelles: Names
     cut: Annotated[float, Field(gt=0, lt=1)] = 0.6
@@ -100,6 +106,7 @@ class PlanarityConfig(Section):
     scales: Annotated[int, Field(ge=1)] = 12
     largest_radius: Length = "200 nm"
     curvature: bool = False
+    report: bool = True
 
 
 class ReconstructConfig(Section):

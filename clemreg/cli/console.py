@@ -153,6 +153,12 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
         from clemreg.io.atomic import atomic_write_json
 
         atomic_write_json(path, report)
+        say_written(path)
+
+
+def say_written(path: Path | None) -> None:
+    """Say that a report for scripts has been written, if a path was given."""
+    if path is not None:
         say(f"wrote {path}")
 
 

@@ -11,7 +11,6 @@ from clemreg.cli.console import (
     JsonOption,
     OverwriteOption,
     progress_bar,
-    require_free,
     result,
     table,
     write_json,
@@ -80,13 +79,14 @@ def measure(
         blockwise,
         open_ids,
         open_mask,
+        require_free_results,
         summary,
         working_folder,
         write_tables,
     )
     from clemreg.pipeline.objects import report_objects
 
-    require_free(csv, parquet, report, overwrite=overwrite)
+    require_free_results(csv, parquet, report, overwrite=overwrite)
     ids = open_ids(labels, spacing)
     mask = open_mask(cell, spacing) if cell else None
     with (
@@ -97,12 +97,13 @@ def measure(
         objects = measure_objects(ids, cell=mask, how=how, scratch=scratch)
         if report is not None:
             report_objects(ids, objects, report, how, scratch)
-    shown = ["volume_nm3", "surface_nm2", "semi_axis_1_nm", "sphericity"]
-    figures = summary(objects, [*shown, *(["fraction_of_cell"] if cell else [])])
+        written = write_tables(objects, (csv, parquet))
+        shown = ["volume_nm3", "surface_nm2", "semi_axis_1_nm", "sphericity"]
+        figures = summary(objects, [*shown, *(["fraction_of_cell"] if cell else [])])
+        write_json(json, {"measure": {**figures, "table": list(objects.rows())}})
     table(figures)
-    for path in (*write_tables(objects, (csv, parquet)), *([report] if report else [])):
+    for path in (*written, *([report] if report else [])):
         result(f"wrote {path}")
-    write_json(json, {"measure": {**figures, "table": list(objects.rows())}})
 
 
 def contacts(
@@ -151,11 +152,12 @@ def contacts(
     options = contact_options(recipe, distance, method, overlap, min_volume)
     organelles = contact_names(names, recipe, [a, b or a])
     require_free_results(out, csv, parquet, graph, overwrite=overwrite)
+    outputs = (out, csv, parquet, graph, json)
     first = open_ids(a, spacing)
     second = open_ids(b, spacing) if b else None
     with (
         progress_bar("contacts") as progress,
-        working_folder((out, csv, parquet, graph, json), (a, b)) as scratch,
+        working_folder(outputs, (a, b), (options, block)) as scratch,
         blockwise(block, workers, executor, progress) as how,
     ):
         found = find_contacts(first, second, options, how=how, scratch=scratch, out=out)
@@ -163,11 +165,11 @@ def contacts(
         written = write_tables(sites, (csv, parquet))
         if graph is not None:
             write_graphml(graph, sum_up([sites]))
-    report = summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
+        report = summary(sites, ["volume_nm3", "area_a_nm2", "area_b_nm2", "gap_nm"])
+        write_json(json, {"contacts": {**report, "table": list(sites.rows())}})
     table(report)
     for path in (*written, *(p for p in (out, graph) if p)):
         result(f"wrote {path}")
-    write_json(json, {"contacts": {**report, "table": list(sites.rows())}})
 
 
 def interactions(
@@ -185,17 +187,23 @@ def interactions(
     from clemreg.measure.interactions import partners as touched
     from clemreg.measure.interactions import write_graphml
     from clemreg.measure.tables import read_table
-    from clemreg.pipeline.measure import summary, write_tables
+    from clemreg.pipeline.measure import (
+        require_free_results,
+        summary,
+        working_folder,
+        write_tables,
+    )
 
-    require_free(csv, partners, graph, overwrite=overwrite)
+    require_free_results(csv, partners, graph, overwrite=overwrite)
     pairs = sum_up([read_table(path) for path in tables])
     objects = touched(pairs)
     kinds = {str(k): int((objects["touches"] == k).sum()) for k in sorted(set(objects["touches"]))}
     report = {"pairs": len(pairs), "touching": kinds, **summary(objects, ["partners"])}
+    with working_folder((csv, partners, graph, json), [str(path) for path in tables]):
+        if graph is not None:
+            write_graphml(graph, pairs)
+        written = [*write_tables(pairs, (csv,)), *write_tables(objects, (partners,))]
+        write_json(json, {"interactions": {**report, "table": list(pairs.rows())}})
     table(report)
-    if graph is not None:
-        write_graphml(graph, pairs)
-    written = [*write_tables(pairs, (csv,)), *write_tables(objects, (partners,))]
     for path in (*written, *([graph] if graph else [])):
         result(f"wrote {path}")
-    write_json(json, {"interactions": {**report, "table": list(pairs.rows())}})

@@ -12,8 +12,8 @@ from clemreg.cli.console import (
     OverwriteOption,
     progress_bar,
     result,
+    say_written,
     table,
-    write_json,
 )
 from clemreg.cli.measure import ChannelOption, ExecutorOption, SpacingOption, WorkersOption
 
@@ -58,10 +58,10 @@ def microtubules(
     from clemreg.measure.microtubules.candidates import CandidateOptions
     from clemreg.measure.microtubules.program import Costs
     from clemreg.measure.microtubules.trace import TraceOptions
-    from clemreg.pipeline.measure import blockwise, require_free_names, volume_file
+    from clemreg.pipeline.measure import blockwise, require_free_results, volume_file
     from clemreg.pipeline.microtubules import OUTPUTS, MicrotubuleCommand, microtubules_in_file
 
-    require_free_names(out, OUTPUTS, overwrite=overwrite)
+    require_free_results(*(out / name for name in OUTPUTS), overwrite=overwrite)
     costs = Costs(evidence, angle, end, selection)
     command = MicrotubuleCommand(
         volume_file(prediction, spacing, channel),
@@ -70,6 +70,7 @@ def microtubules(
         CandidateOptions(threshold=threshold),
         TraceOptions(block, context, reach, time_limit, costs),
         max_neighbours=max_neighbours,
+        json=json,
     )
     with (
         progress_bar("microtubules") as progress,
@@ -77,5 +78,5 @@ def microtubules(
     ):
         report = microtubules_in_file(command, how)
     table(report)
-    write_json(json, report)
+    say_written(json)
     result(f"wrote {out / 'tracks.swc'}")

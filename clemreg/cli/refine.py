@@ -12,8 +12,8 @@ from clemreg.cli.console import (
     OverwriteOption,
     format_value,
     progress_bar,
-    require_free,
     result,
+    say_written,
     table,
     write_json,
 )
@@ -81,9 +81,10 @@ def refine_scan(
     json: JsonOption = None,
 ) -> None:
     """Split touching objects with many settings, side by side on a page to choose from."""
+    from clemreg.pipeline.measure import require_free_results
     from clemreg.pipeline.scan import FIGURES, PAGE, ScanOptions, scan_file
 
-    require_free(out / PAGE, out / FIGURES, overwrite=overwrite)
+    require_free_results(out / PAGE, out / FIGURES, overwrite=overwrite)
     options = ScanOptions(
         _numbers(quantiles, "--quantiles"),
         _numbers(thresholds, "--thresholds"),
@@ -96,10 +97,12 @@ def refine_scan(
         workers,
     )
     with progress_bar("scan") as progress:
-        report = scan_file(prediction, out, truth=truth, options=options, progress=progress)
+        report = scan_file(
+            prediction, out, truth=truth, options=options, progress=progress, json=json
+        )
     for candidate in report["candidates"]:
         result("  ".join(f"{k} {format_value(v)}" for k, v in candidate.items() if v is not None))
-    write_json(json, report)
+    say_written(json)
     result(f"wrote {out / 'scan.html'}")
 
 

@@ -12,8 +12,8 @@ from clemreg.cli.console import (
     OverwriteOption,
     progress_bar,
     result,
+    say_written,
     table,
-    write_json,
 )
 from clemreg.cli.measure import (
     BlockOption,
@@ -58,10 +58,10 @@ def ribosomes(
     """Find ribosomes, draw them as spheres, and class them by the membrane they sit on."""
     from clemreg.measure.binding import BindingOptions
     from clemreg.measure.ribosomes import RibosomeOptions
-    from clemreg.pipeline.measure import blockwise, require_free_names, volume_file
+    from clemreg.pipeline.measure import blockwise, require_free_results, volume_file
     from clemreg.pipeline.ribosomes import OUTPUTS, RibosomeCommand, ribosomes_in_file
 
-    require_free_names(out, OUTPUTS, overwrite=overwrite)
+    require_free_results(*(out / name for name in OUTPUTS), overwrite=overwrite)
     command = RibosomeCommand(
         volume_file(prediction, spacing, channel),
         out,
@@ -69,6 +69,7 @@ def ribosomes(
         nuclear_envelope,
         RibosomeOptions(radius, separation, threshold, min_fraction),
         BindingOptions(radius, contact, sheet, expand),
+        json=json,
     )
     with (
         progress_bar("ribosomes") as progress,
@@ -76,5 +77,5 @@ def ribosomes(
     ):
         report = ribosomes_in_file(command, how)
     table(report)
-    write_json(json, report)
+    say_written(json)
     result(f"wrote {out / 'ribosomes.csv'}")

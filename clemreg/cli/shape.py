@@ -11,7 +11,6 @@ from clemreg.cli.console import (
     JsonOption,
     OverwriteOption,
     progress_bar,
-    require_free,
     result,
     table,
     write_json,
@@ -60,6 +59,7 @@ def skeletonize(
         blockwise,
         open_ids,
         require_free_files,
+        require_free_results,
         skeleton_options,
         skeletons_of,
         summary,
@@ -67,23 +67,25 @@ def skeletonize(
         write_tables,
     )
 
-    require_free(csv, parquet, overwrite=overwrite)
-    require_free_files(swc, "swc", overwrite=overwrite)
+    outputs = (csv, parquet, json, swc)
+    require_free_results(csv, parquet, overwrite=overwrite)
+    require_free_files(swc, "swc", outputs, overwrite=overwrite)
     ids = open_ids(labels, spacing)
     options = skeleton_options(shortest_branch, memory_gb)
     with (
         progress_bar("skeletonize") as progress,
-        working_folder((csv, parquet, json, swc), (labels,)) as scratch,
+        working_folder(outputs, (labels,), (options, block)) as scratch,
         blockwise(block, workers, executor, progress) as how,
     ):
         rows = skeletons_of(ids, options, how, scratch, swc)
-    objects = skeleton_table(rows)
-    shown = ["length_nm", "smooth_length_nm", "radius_mean_nm", "branches"] if rows else []
-    report = summary(objects, shown)
+        objects = skeleton_table(rows)
+        shown = ["length_nm", "smooth_length_nm", "radius_mean_nm", "branches"] if rows else []
+        report = summary(objects, shown)
+        written = write_tables(objects, (csv, parquet))
+        write_json(json, {"skeletonize": {**report, "table": rows}})
     table(report)
-    for path in (*write_tables(objects, (csv, parquet)), *([swc] if swc else [])):
+    for path in (*written, *([swc] if swc else [])):
         result(f"wrote {path}")
-    write_json(json, {"skeletonize": {**report, "table": rows}})
 
 
 def planarity(
@@ -121,6 +123,9 @@ def planarity(
         Path | None,
         typer.Option(callback=table_path, help="Table of the planarity of contact sites to write."),
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page with histograms of all of these.")
+    ] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
     block: BlockOption = 192,
@@ -133,34 +138,31 @@ def planarity(
         blockwise,
         planarity_options,
         require_free_results,
-        write_tables,
+        working_folder,
     )
     from clemreg.pipeline.planarity import PlanarityFiles, planarity_of
 
     options = planarity_options(cut, scale_rule, scales, largest_radius)
     tables = (csv, thickness, curvature, sites)
-    require_free_results(out, medial, reconstructed, *tables, overwrite=overwrite)
     files = PlanarityFiles(
-        mask, out, spacing, medial, curvature is not None, contacts, reconstructed
+        mask, out, spacing, medial, contacts, reconstructed, *tables, report=report
     )
+    require_free_results(*files.outputs, overwrite=overwrite)
+    job = (options, block, spacing)
     with (
         progress_bar("planarity") as progress,
+        working_folder((*files.outputs, json), (mask, contacts), job) as scratch,
         blockwise(block, workers, executor, progress) as how,
     ):
-        found = planarity_of(files, options, how)
-    report = {"cut": cut, "scale_rule": scale_rule, **split(found.histogram, cut)}
-    table(report)
-    written = [out, *write_tables(found.histogram, (csv,))]
-    written += write_tables(found.thickness, (thickness,))
-    written += [path for path in (medial, reconstructed) if path is not None]
-    if found.curvature is not None:
-        written += write_tables(found.curvature, (curvature,))
-    if found.sites is not None:
-        written += write_tables(found.sites, (sites,))
-        report["sites"] = list(found.sites.rows())
-    for path in written:
-        result(f"wrote {path}")
-    write_json(json, {"planarity": {**report, "histogram": list(found.histogram.rows())}})
+        found = planarity_of(files, options, how, scratch)
+        figures = {"cut": cut, "scale_rule": scale_rule, **split(found.histogram, cut)}
+        rows = {} if found.sites is None else {"sites": list(found.sites.rows())}
+        histogram = list(found.histogram.rows())
+        write_json(json, {"planarity": {**figures, **rows, "histogram": histogram}})
+    table(figures)
+    for path in files.outputs:
+        if path is not None:
+            result(f"wrote {path}")
 
 
 def mesh(
@@ -189,27 +191,30 @@ def mesh(
         meshes_of,
         open_ids,
         require_free_files,
+        require_free_results,
         summary,
         working_folder,
         write_tables,
     )
 
     check_mesh_format(format)
-    require_free(csv, parquet, overwrite=overwrite)
-    require_free_files(out, format, overwrite=overwrite)
+    outputs = (out, csv, parquet, json)
+    require_free_results(csv, parquet, others=outputs, overwrite=overwrite)
+    require_free_files(out, format, outputs, overwrite=overwrite)
     ids = open_ids(labels, spacing)
     options = mesh_options(smoothing, keep, memory_gb)
     with (
         progress_bar("mesh") as progress,
-        working_folder((out,), (labels,), format) as scratch,
+        working_folder(outputs, (labels,), (format, options, block)) as scratch,
         blockwise(block, workers, executor, progress) as how,
     ):
         found = meshes_of(ids, out, format, options, how, scratch)
-    report = summary(found, ["triangles", "volume_nm3", "area_nm2"])
+        report = summary(found, ["triangles", "volume_nm3", "area_nm2"])
+        written = write_tables(found, (csv, parquet))
+        write_json(json, {"mesh": {**report, "table": list(found.rows())}})
     table(report)
-    for path in (*write_tables(found, (csv, parquet)), out):
+    for path in (*written, out):
         result(f"wrote {path}")
-    write_json(json, {"mesh": {**report, "table": list(found.rows())}})
 
 
 def holdout(
@@ -231,11 +236,12 @@ def holdout(
         blockwise,
         named_masks,
         open_mask,
+        require_free_results,
         working_folder,
         write_tables,
     )
 
-    require_free(csv, overwrite=overwrite)
+    require_free_results(csv, overwrite=overwrite)
     volumes = named_masks(predictions, spacing)
     inputs = (truth, *(entry.partition("=")[2] for entry in predictions))
     with (
@@ -244,9 +250,10 @@ def holdout(
         blockwise(block, workers, executor, progress) as how,
     ):
         found = holdout_deviations(open_mask(truth, spacing), volumes, how=how, scratch=scratch)
+        written = write_tables(found, (csv,))
+        write_json(json, {"holdout": {"table": list(found.rows())}})
     for row in found.rows():
         shown = {k: v for k, v in row.items() if k.endswith("_deviation")}
         table({f"{row['prediction']}, {row['region']}": shown})
-    for path in write_tables(found, (csv,)):
+    for path in written:
         result(f"wrote {path}")
-    write_json(json, {"holdout": {"table": list(found.rows())}})

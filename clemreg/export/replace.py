@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clemreg.errors import StorageError
 from clemreg.io.atomic import LEFT_BY_SYSTEMS, atomic_write_text, is_free, make_folder, remove
+from clemreg.io.claims import is_noted, noted
 
 HINT = "choose another name, or add --overwrite"
 ZARR = ("zarr.json", ".zgroup", ".zarray")
@@ -35,8 +36,9 @@ def require_free(*files: Path, overwrite: bool) -> None:
 def claimed(*files: Path, overwrite: bool) -> Iterator[bool]:
     """Take several files that one command writes one after the other.
 
-    A mark lies beside the first of them meanwhile. So a command that was killed between two files,
-    or found the disk full, can be given again: it knows the first ones as its own.
+    A mark lies beside the first of them meanwhile, and says what has been put in place. So a
+    command that was killed between two files, or found the disk full, can be given again: it knows
+    the first ones as its own, unless they were changed since.
 
     Parameters
     ----------
@@ -56,15 +58,16 @@ def claimed(*files: Path, overwrite: bool) -> Iterator[bool]:
         One is there, and must not be replaced; see `require_free`.
     """
     mark = files[0].with_name(f".{files[0].name}.begun")
-    begun = mark.read_text(encoding="utf-8").splitlines() if mark.is_file() else []
-    require_free(*(f for f in files if str(f.absolute()) not in begun), overwrite=overwrite)
-    before = [path for path in files if path.exists()]
+    begun = mark.is_file()
+    require_free(*(file for file in files if not is_noted(mark, file)), overwrite=overwrite)
     make_folder(mark.parent)
-    atomic_write_text(mark, "\n".join(str(path.absolute()) for path in files))
+    if not begun:
+        atomic_write_text(mark, "")
     try:
-        yield overwrite or bool(begun)
+        with noted(mark, files):
+            yield overwrite or begun
     except BaseException:
-        if not begun and before == [path for path in files if path.exists()]:
+        if not mark.stat().st_size:  # nothing is in place that would have to be known again
             remove(mark)
         raise
     remove(mark)

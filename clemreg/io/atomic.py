@@ -8,8 +8,9 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,7 @@ def atomic_set(index: Path, others: Sequence[Path], *, overwrite: bool) -> Itera
             remove(index)
             for partial, path in zip(partials[1:], others, strict=True):
                 put_in_place(partial, path)
+            _tell(mark, index)
             mark.replace(index)
     except BaseException:
         for partial in partials:
@@ -167,8 +169,30 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(message, hint=hints[error.errno]) from error
 
 
+Note = Callable[[Path, Path], None]
+"""Called with a finished sibling and the final name that it is about to get."""
+
+_notes: ContextVar[tuple[Note, ...]] = ContextVar("notes", default=())
+
+
+@contextmanager
+def told_before(note: Note) -> Iterator[None]:
+    """Call `note` before each output that this thread puts in place in the meantime."""
+    token = _notes.set((*_notes.get(), note))
+    try:
+        yield
+    finally:
+        _notes.reset(token)
+
+
+def _tell(partial: Path, path: Path) -> None:
+    for note in _notes.get():
+        note(partial, path)
+
+
 def put_in_place(partial: Path, path: Path) -> None:
     """Rename a finished sibling to its final name, replacing what is there."""
+    _tell(partial, path)
     old = path.with_name(f".{path.name}.old")
     remove(old)  # left by a run that was killed between the two renames below
     folder_in_play = partial.is_dir() or (path.is_dir() and not path.is_symlink())

@@ -211,14 +211,16 @@ def planarity_step(
 ) -> Mapping[str, Any]:
     """Measure sheets and tubes, as configured; return the summary of the step."""
     options = planarity_options(config.cut, config.scale_rule, config.scales, config.largest_radius)
-    out = folder / "planarity.zarr"
-    found = planarity_of(
-        PlanarityFiles(labels, out, None, None, config.curvature, None), options, how
+    files = PlanarityFiles(
+        labels,
+        folder / "planarity.zarr",
+        histogram=folder / "planarity.csv",
+        thickness=folder / "thickness.csv",
+        curvature=folder / "curvature.csv" if config.curvature else None,
+        report=folder / "report.html" if config.report else None,
     )
-    write_table(folder / "planarity.csv", found.histogram)
-    write_table(folder / "thickness.csv", found.thickness)
-    if found.curvature is not None:
-        write_table(folder / "curvature.csv", found.curvature)
+    with working_folder(files.outputs, (labels,), (options, how.block)) as scratch:
+        found = planarity_of(files, options, how, scratch)
     return {"cut": config.cut, **split(found.histogram, config.cut)}
 
 

@@ -15,7 +15,16 @@ from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, DataError, StorageError
 from clemreg.export.replace import require_free_collection, require_free_output
-from clemreg.io.atomic import atomic_path, atomic_write_text, make_folder, put_in_place, remove
+from clemreg.io.atomic import (
+    LEFT_BY_SYSTEMS,
+    atomic_path,
+    atomic_write_text,
+    make_folder,
+    partial_path,
+    put_in_place,
+    remove,
+)
+from clemreg.io.claims import is_noted, noted
 from clemreg.io.meshes import Mesh, write_mesh
 from clemreg.io.precomputed import write_neuroglancer_info, write_neuroglancer_mesh
 from clemreg.io.skeletons import write_skeleton
@@ -33,7 +42,8 @@ from clemreg.units import given_xyz_nm, parse_length_nm
 from clemreg.volume import Labels, Volume
 
 MESH_FORMATS = ("obj", "ply", "neuroglancer")
-WORK_MARK = ".clemreg"
+WORK_MARK, PLACED = ".clemreg", ".placed"
+"""In a working folder: what the work is, and which outputs have been put in place."""
 
 
 def open_ids(uri: str, spacing: str | None = None) -> Labels:
@@ -116,7 +126,8 @@ def working_folder(
 ) -> Iterator[Path | None]:
     """Yield a folder beside the first output for finished blocks; it goes when all is done.
 
-    A killed run leaves it, and the same command goes on from there.
+    A killed run leaves it, and the same command goes on from there. So all that a command writes is
+    written before the folder goes.
 
     Parameters
     ----------
@@ -138,20 +149,23 @@ def working_folder(
     make_folder(scratch.parent)
     mark = scratch / WORK_MARK
     text = repr((job, [input_fingerprint(path) for path in inputs]))
-    if scratch.exists() and not mark.is_file():
+    if scratch.exists() and not _is_work(scratch):
         raise StorageError(
             f"{scratch} is in the way: unfinished work has this name, but it is none",
             hint="rename or move it, or choose another output",
         )
     if not mark.is_file() or mark.read_text(encoding="utf-8") != text:
-        remove(scratch)
+        _empty(scratch)
         atomic_write_text(mark, text)
     try:
-        yield scratch
+        with noted(scratch / PLACED, given):
+            yield scratch
     except BaseException:
         if [path.name for path in scratch.iterdir()] == [WORK_MARK]:
             remove(scratch)  # nothing to go on from
         raise
+    _empty(scratch)
+    remove(mark)
     remove(scratch)
 
 
@@ -159,11 +173,43 @@ def _work_folder(output: Path) -> Path:
     return output.with_name(f".{output.name}.work")
 
 
-def require_free_results(*outputs: Path | None, overwrite: bool) -> None:
+def _is_work(folder: Path) -> bool:
+    """Tell whether a folder is ours, or what a kill leaves of one that comes or goes."""
+    mark = folder / WORK_MARK
+    if mark.is_file() or not folder.is_dir():
+        return mark.is_file()
+    ours = (PLACED, partial_path(mark).name, *LEFT_BY_SYSTEMS)
+    return all(child.name in ours for child in folder.iterdir())
+
+
+def _empty(folder: Path) -> None:
+    """Take out what was worked on, and mark it first: nobody goes on from half of it after a kill.
+
+    Which outputs are in place stays known.
+    """
+    mark = folder / WORK_MARK
+    if mark.is_file():
+        atomic_write_text(mark, "")
+        for child in sorted(folder.iterdir()):
+            if child.name not in (WORK_MARK, PLACED):
+                remove(child)
+
+
+def require_free_results(
+    *outputs: Path | None, others: Sequence[Path | None] = (), overwrite: bool
+) -> None:
     """Refuse to write over files or volumes, unless they are to be replaced, or are our own.
 
-    What a killed run has put in place while its working folder (see `working_folder`) still lies
-    beside it was free, or given up, when that run began: to go on needs no leave.
+    Our own is what a killed run has put in place, as long as its working folder (see
+    `working_folder`) lies beside one of the outputs and nobody has changed it since: to go on needs
+    no leave.
+
+    Parameters
+    ----------
+    outputs
+        What is checked; None: not asked for.
+    others
+        Further outputs of the command, which are checked elsewhere.
 
     Raises
     ------
@@ -172,38 +218,42 @@ def require_free_results(*outputs: Path | None, overwrite: bool) -> None:
     """
     for path in outputs:
         if path is not None:
-            unfinished = (_work_folder(path) / WORK_MARK).is_file()
-            require_free_output(path, overwrite=overwrite or unfinished)
+            own = _is_own(path, (*outputs, *others))
+            require_free_output(path, overwrite=overwrite or own)
 
 
-def require_free_names(folder: Path, names: Sequence[str], *, overwrite: bool) -> None:
-    """Do the same for the files of a folder, all of which one killed run may have made.
-
-    Raises
-    ------
-    StorageError
-        One is there, and must not be replaced.
-    """
-    paths = [folder / name for name in names]
-    unfinished = any((_work_folder(path) / WORK_MARK).is_file() for path in paths)
-    require_free_output(*paths, overwrite=overwrite or unfinished)
+def _is_own(path: Path, outputs: Sequence[Path | None]) -> bool:
+    """Tell whether a killed run has put just this in place."""
+    folders = (_work_folder(output) for output in outputs if output is not None)
+    return any(is_noted(folder / PLACED, path) for folder in folders)
 
 
-def require_free_files(folder: Path | None, format: str, *, overwrite: bool) -> None:  # noqa: A002
+def require_free_files(
+    folder: Path | None,
+    format: str,  # noqa: A002
+    others: Sequence[Path | None] = (),
+    *,
+    overwrite: bool,
+) -> None:
     """Refuse to write one file an object into a folder that holds anything else.
 
     Parameters
     ----------
     format
         ``"swc"``, or that of the meshes.
+    others
+        Further outputs of the command.
 
     Raises
     ------
     StorageError
         The folder is there, and must not be replaced.
     """
+    if folder is None:
+        return
     names = r"info|\d+:0|\d+\.mesh" if format == "neuroglancer" else rf"\d+\.{format}"
-    require_free_collection(folder, names, overwrite=overwrite)
+    own = _is_own(folder, (folder, *others))
+    require_free_collection(folder, names, overwrite=overwrite or own)
 
 
 @contextmanager

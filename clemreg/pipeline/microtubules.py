@@ -11,7 +11,7 @@ import numpy as np
 
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import DataError
-from clemreg.io.atomic import put_in_place
+from clemreg.io.atomic import atomic_write_json, put_in_place
 from clemreg.io.skeletons import Skeleton, read_skeleton, write_skeleton
 from clemreg.measure.microtubules.baseline import skeleton_tracks
 from clemreg.measure.microtubules.candidates import CandidateOptions, find_candidates
@@ -43,6 +43,8 @@ class MicrotubuleCommand:
     max_neighbours
         Supported neighbours of a candidate, on average, beyond which it is no microtubules; see
         `clemreg.measure.microtubules.graph.Graph.supported_neighbours`.
+    json
+        File for the figures of the report.
     """
 
     prediction: VolumeFile
@@ -52,6 +54,7 @@ class MicrotubuleCommand:
     tracing: TraceOptions = field(default_factory=TraceOptions)
     tube: Tube = field(default_factory=Tube)
     max_neighbours: float = 8.0
+    json: Path | None = None
 
 
 def microtubules_in_file(
@@ -70,7 +73,8 @@ def microtubules_in_file(
     out = command.out
     chosen = (command.candidates, command.tracing, command.tube, command.prediction.channel)
     parts = (*chosen, how.block, prediction.grid)
-    with working_folder((out / "tracks.swc",), (command.prediction.uri,), parts) as given:
+    outputs = (out / "tracks.swc", *(out / name for name in OUTPUTS), command.json)
+    with working_folder(outputs, (command.prediction.uri,), parts) as given:
         scratch = given or out
         points = find_candidates(prediction, command.candidates, how=how, scratch=scratch)
         reach_nm = command.tracing.reach_nm
@@ -84,10 +88,12 @@ def microtubules_in_file(
         skeleton = Skeleton.of_lines(tracks.lines_nm, command.tube.outer_nm)
         for name in ("tracks.nml", "tracks.swc"):
             write_skeleton(skeleton, out / name, unit="nm")
-    report = {**_summary(tracks), **found}
-    if truth is not None:
-        report["score"] = score_tracks(tracks.lines_nm, truth).to_json()
-        report["baseline"] = score_tracks(skeleton_tracks(prediction), truth).to_json()
+        report = {**_summary(tracks), **found}
+        if truth is not None:
+            report["score"] = score_tracks(tracks.lines_nm, truth).to_json()
+            report["baseline"] = score_tracks(skeleton_tracks(prediction), truth).to_json()
+        if command.json is not None:
+            atomic_write_json(command.json, {"microtubules": report})
     return {"microtubules": report}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clemreg.blocks.stages import Blockwise, VolumeFile
-from clemreg.io.atomic import atomic_write_text, put_in_place, remove
+from clemreg.io.atomic import atomic_write_json, atomic_write_text, put_in_place, remove
 from clemreg.io.xyz import flip
 from clemreg.measure.binding import Binding, BindingOptions, Bindings, classify_ribosomes
 from clemreg.measure.gather import same_grid
@@ -46,6 +46,8 @@ class RibosomeCommand:
         Volumes that say what the ribosomes sit on; no classes without the first.
     options, binding
         What counts as a ribosome, and as bound.
+    json
+        File for the figures of the report.
     """
 
     prediction: VolumeFile
@@ -54,6 +56,7 @@ class RibosomeCommand:
     nuclear_envelope: str | None = None
     options: RibosomeOptions = field(default_factory=RibosomeOptions)
     binding: BindingOptions = field(default_factory=BindingOptions)
+    json: Path | None = None
 
 
 def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) -> dict[str, Any]:
@@ -72,7 +75,9 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
     inputs = (command.prediction.uri, command.planarity, command.nuclear_envelope)
     chosen = (command.options, command.binding, command.prediction.channel)
     parts = (*chosen, how.block, prediction.grid)
-    with working_folder((command.out / "ribosomes.csv",), inputs, parts) as given:
+    table = command.out / "ribosomes.csv"
+    outputs = (table, *(command.out / name for name in OUTPUTS), command.json)
+    with working_folder(outputs, inputs, parts) as given:
         scratch = given or command.out
         found = find_ribosomes(prediction, command.options, how=how, scratch=scratch)
         bound = None
@@ -86,7 +91,17 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
             put_in_place(made, command.out / made.name)
         if bound is None:
             remove(command.out / "classes.zarr")  # of an earlier run that had a planarity
-        write_ribosomes(found, bound, command.out / "ribosomes.csv")
+        write_ribosomes(found, bound, table)
+        report = {"ribosomes": _summary(found, bound, command, prediction)}
+        if command.json is not None:
+            atomic_write_json(command.json, report)
+    return report
+
+
+def _summary(
+    found: Ribosomes, bound: Bindings | None, command: RibosomeCommand, prediction: Volume
+) -> dict[str, Any]:
+    """Return the figures, and warn where they are not those of ribosomes."""
     volume_um3 = float(np.prod(prediction.grid.extent_nm)) * 1e-9
     report: dict[str, Any] = {"count": len(found), "per_um3": len(found) / volume_um3}
     report["neighbours"] = _neighbours(found, 1.5 * command.options.separation_nm)
@@ -98,7 +113,7 @@ def ribosomes_in_file(command: RibosomeCommand, how: Blockwise | None = None) ->
         )
     if bound is not None:
         report["classes"] = bound.counts()
-    return {"ribosomes": report}
+    return report
 
 
 def _neighbours(found: Ribosomes, reach_nm: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,11 @@ from clemreg.blocks.executors import executor_named, started
 from clemreg.blocks.run import Progress
 from clemreg.blocks.stages import Blockwise, VolumeFile
 from clemreg.errors import ConfigError, DataError
-from clemreg.io.atomic import atomic_write_json, atomic_write_text, remove
+from clemreg.io.atomic import atomic_write_json, atomic_write_text
 from clemreg.io.volumes import open_labels
 from clemreg.measure.gather import same_grid
-from clemreg.pipeline.steps import input_fingerprint, one_run_at_a_time
+from clemreg.pipeline.measure import working_folder
+from clemreg.pipeline.steps import one_run_at_a_time
 from clemreg.refine.page import scan_page
 from clemreg.refine.scan import Candidate, ScanSettings, scan
 from clemreg.refine.voxels import Smoothed
@@ -61,6 +61,7 @@ def scan_file(
     truth: str | None = None,
     options: ScanOptions | None = None,
     progress: Progress | None = None,
+    json: Path | None = None,
 ) -> dict[str, Any]:
     """Write ``scan.html`` and ``scan.json`` to a folder; working files in it make it resumable.
 
@@ -70,6 +71,8 @@ def scan_file(
         uint8 signed distances of one organelle.
     truth
         Annotated ids on the same voxels; candidates are scored with them.
+    json
+        File for the figures, besides ``scan.json``.
 
     Raises
     ------
@@ -94,10 +97,14 @@ def scan_file(
     smoothed = Smoothed(file, volume.grid, options.sigma_nm)
     settings = ScanSettings(options.quantiles, options.thresholds, options.min_volume_nm3)
     executor = executor_named(options.executor, options.workers)
-    with one_run_at_a_time(out), started(executor) as running:
+    outputs, inputs = (out / PAGE, out / FIGURES, json), (prediction, truth)
+    with (
+        one_run_at_a_time(out),
+        working_folder(outputs, inputs, (file, options)) as given,
+        started(executor) as running,
+    ):
+        folder = given or out
         how = Blockwise((options.block,) * 3, running, progress)
-        inputs = [input_fingerprint(path) for path in (prediction, truth)]
-        folder = _working_folder(out, [file, *inputs, options])
         annotated = None if truth is None else _open_truth(truth, spacing, volume)
         candidates, basins = scan(smoothed, volume.grid, settings, folder, how, annotated)
         report = {"prediction": prediction, "candidates": [to_json(c) for c in candidates]}
@@ -105,8 +112,9 @@ def scan_file(
         title = f"Where to cut: {Path(prediction).name}{channel}"
         page = scan_page(title, candidates, basins, smoothed, options.min_volume_nm3)
         atomic_write_text(out / PAGE, page)
-        atomic_write_json(out / FIGURES, report)
-        remove(folder)
+        for path in (out / FIGURES, json):
+            if path is not None:
+                atomic_write_json(path, report)
     return report
 
 
@@ -134,14 +142,3 @@ def _check(options: ScanOptions) -> None:
 def _open_truth(truth: str, spacing: Any, prediction: Volume) -> VolumeFile:
     same_grid(open_labels(truth, spacing_nm=spacing), prediction)
     return VolumeFile(truth, spacing)
-
-
-def _working_folder(out: Path, job: list[Any]) -> Path:
-    """Folder for this very job; what another left behind is removed."""
-    name = hashlib.sha256(repr(job).encode()).hexdigest()[:12]
-    folder = out / f".work-{name}"
-    for stale in out.glob(".work-*"):
-        if stale != folder:
-            remove(stale)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

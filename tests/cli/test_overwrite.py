@@ -78,6 +78,7 @@ REFUSED = {
             "thickness": "t.csv",
             "curvature": "t.csv",
             "sites": "t.csv",
+            "report": "r.html",
         },
     ),
     "mesh": ("absent --out free", {"out": "o/17.ply", "csv": "t.csv", "parquet": "t.parquet"}),
