@@ -156,11 +156,11 @@ class _Search:
         window = core.grow(margin).grow(2).clip(grid.shape)
         box = core.grow(margin).grow(margin).grow(2)
         inner = window.shift([-s for s in box.start])
-        a = _unsigned(_framed(self.a.read(window), inner, box))
+        a = _framed(_unsigned(self.a.read(window)), inner, box)
         if self.b is None:
             surface = _framed(surface_of(a[inner.slices]), inner, box)
             return Scene(box, a, a, surface, surface, grid.spacing_nm)
-        b = _unsigned(_framed(self.b.read(window), inner, box))
+        b = _framed(_unsigned(self.b.read(window)), inner, box)
         if self.options.overlap == "b":
             a[b != 0] = 0
         elif self.options.overlap == "a":
@@ -385,4 +385,5 @@ class _WriteSites:
         index -= np.asarray(block.core.start)[:, None]
         flat = np.ravel_multi_index(tuple(index), block.core.shape)
         np.minimum.at(array, flat[own > 0], own[own > 0])
-        self.writer[block.core] = np.where(array == none, 0, array).reshape(block.core.shape)
+        array[array == none] = 0
+        self.writer[block.core] = array.reshape(block.core.shape)
