@@ -153,8 +153,8 @@ def _edges(low: FloatArray, high: FloatArray) -> FloatArray:
     if not len(low):
         return np.array([0.0, 1.0])
     width = float(high[0] - low[0])
-    edges: FloatArray = np.arange(round(float(high.max()) / width) + 1) * width
-    return edges
+    count = round(float(high.max()) / width) + 1
+    return np.asarray(np.arange(count) * width, np.float64)
 
 
 def _shares(values: NDArray[Any]) -> FloatArray:

@@ -1,11 +1,5 @@
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-
 import numpy as np
 import pytest
 import tifffile
@@ -35,39 +29,6 @@ def files(tmp_path):
     for name, array in (("a", a), ("b", b)):
         write_volume(tmp_path / f"{name}.zarr", Labels(array, grid))
     return tmp_path
-
-
-def command(folder, name):
-    words = ["contacts", str(folder / "a.zarr"), str(folder / "b.zarr"), "--block", "8"]
-    words += ["--csv", str(folder / f"{name}.csv"), "--out", str(folder / f"{name}.zarr")]
-    return words
-
-
-@pytest.mark.slow
-def test_killed_contacts_go_on_and_end_the_same(files):
-    assert run_app(command(files, "whole")) == 0
-    words = [sys.executable, "-m", "clemreg", *command(files, "killed")]
-    child = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    scratch = files / ".killed.zarr.work"
-    for _ in range(3000):
-        if len(list(scratch.rglob("*.npz"))) >= 5:
-            break
-        time.sleep(0.01)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    kept = {path: path.stat().st_mtime_ns for path in scratch.rglob("*.npz")}
-    assert len(kept) >= 5
-    assert not (files / "killed.csv").exists()
-    ledger = next(scratch.glob("*/blocks")).read_text().split()
-    subprocess.run(words, check=True, capture_output=True)
-    assert len(ledger) > 5  # finished blocks were in the ledger, so they were not done again
-    whole, killed = read_table(files / "whole.csv"), read_table(files / "killed.csv")
-    for name in whole.columns:
-        np.testing.assert_array_equal(whole[name], killed[name])
-    np.testing.assert_array_equal(
-        open_labels(files / "whole.zarr").read(), open_labels(files / "killed.zarr").read()
-    )
-    assert not scratch.exists()
 
 
 @pytest.mark.slow
