@@ -31,7 +31,7 @@ COMMANDS = {
     "--shortest-branch 8nm --block 20",
     "planarity": "planarity IN/a.zarr --out p.zarr --medial m.zarr --reconstructed r.zarr "
     "--csv h.csv --thickness t.csv --curvature k.csv --contacts IN/c.zarr --sites s.csv "
-    "--report p.html --json p.json --scales 2 --largest-radius 20nm --block 20",
+    "--json p.json --scales 2 --largest-radius 20nm --block 20",
     "mesh": "mesh IN/a.zarr --out meshes --csv m.csv --parquet m.parquet --json m.json --block 20",
     "holdout": "holdout IN/a.zarr raw=IN/b.zarr --csv h.csv --json h.json --block 20",
     "microtubules": "microtubules IN/mt.zarr --out mt --truth IN/truth.swc --json mt.json",
