@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 # Characters that XML 1.0 cannot hold, escaped or not.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# BigDataViewer always has this many groups, and drops settings that list more or fewer of them
+# (XmlIoViewerState and ViewerOptions of bigdataviewer-core 1 to 10).
+GROUPS = 10
 # Image loader of bigdataviewer-core by the suffix of the data: format, element, attributes.
 _LOADERS = {
     ".h5": ("hdf5", {"format": "bdv.hdf5"}),
@@ -135,20 +138,37 @@ def settings_xml(setups: Sequence[SetupXml]) -> str:
 def add_settings(root: Any, setups: Sequence[SetupXml], start: int) -> None:
     """Add source, group, colour, range and (identity) manual transform of each setup.
 
+    A source has its own group as long as there are empty ones. Groups know their sources by
+    position, colours theirs by number.
+
     Parameters
     ----------
     start
         Number of the first of these setups.
     """
+    sources, groups = root.find("ViewerState/Sources"), root.find("ViewerState/SourceGroups")
+    for position in range(len(groups), GROUPS):
+        groups.append(_group(f"group {position + 1}", "true"))
+    for group in list(groups)[GROUPS:]:
+        groups.remove(group)
     for number, setup in enumerate(setups, start):
+        position = len(sources)
         active = "true" if setup.visible else "false"
-        add(add(root.find("ViewerState/Sources"), "Source"), "active", active)
-        group = add(root.find("ViewerState/SourceGroups"), "SourceGroup")
-        for tag, text in (("active", active), ("name", setup.name), ("id", str(number))):
-            add(group, tag, text)
+        add(add(sources, "Source"), "active", active)
+        if position < GROUPS and groups[position].find("id") is None:
+            groups[position] = _group(setup.name, active, position)
         _display(root.find("SetupAssignments"), number, setup)
         transform = add(root.find("ManualSourceTransforms"), "SourceTransform", type="affine")
         add(transform, "affine", _row(np.eye(4)[:3].ravel()))
+
+
+def _group(name: str, active: str, *sources: int) -> Any:
+    group = ET.Element("SourceGroup")
+    add(group, "active", active)
+    add(group, "name", name)
+    for position in sources:
+        add(group, "id", str(position))
+    return group
 
 
 def _display(assignments: Any, number: int, setup: SetupXml) -> None:
