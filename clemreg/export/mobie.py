@@ -171,6 +171,7 @@ def write_mobie(
             _write_table(folder / TRANSFORMS, ("type", "value", "name", "invert"), rows)
         listed = [_image_row(image, cell) for image in collection.images]
         listed += [_spots_row(_free_table(folder, spots.name), spots) for spots in collection.spots]
+        listed = _with_names_apart(listed)
         table = [[row.get(column, "") for column in _COLUMNS] for row in listed]
         _write_table(folder / COLLECTION, _COLUMNS, table)
     return error
@@ -187,7 +188,6 @@ def _image_row(image: MobieImage, cell: str) -> dict[str, Any]:
         "affine": cell if image.in_em else "",
         "view": "clemreg",
         "exclusive": "true",
-        "display": one_line(image.name),
         "format": "OmeZarr",
     }
     if image.kind == "intensities":
@@ -218,13 +218,29 @@ def _spots_row(path: Path, spots: MobieSpots) -> dict[str, Any]:
         "type": "spots",
         "view": "clemreg",
         "exclusive": "true",
-        "display": one_line(spots.name),
         "spot_radius": repr(float(spots.radius_nm)),
     }
     corners = _join(low), _join(high)
     if not any("-" in corner for corner in corners):  # MoBIE splits the box at every minus sign
         row["bounding_box"] = "({})-({})".format(*corners)
     return row
+
+
+def _with_names_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows whose names are distinct, and text.
+
+    MoBIE shows rows of one display in one colour and contrast, and cannot read a column of names
+    in which all are numbers.
+    """
+    named: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        name = row["name"]
+        if not any(c.isalpha() for c in name):
+            name = f"{row['type']} {name}".strip()
+        endings = chain([""], (f" ({i})" for i in count(2)))
+        name = next(n for ending in endings if (n := name + ending) not in named)
+        named[name] = row | {"name": name, "display": name}
+    return list(named.values())
 
 
 def _free_table(folder: Path, name: str) -> Path:

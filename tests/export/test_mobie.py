@@ -56,8 +56,12 @@ def through_affine(cell, points):
 
 def through_bspline(path, points):
     """The keys that MoBIE reads: GridSize, GridSpacing, GridOrigin, TransformParameters."""
-    text = Path(path).read_text(encoding="utf-8")
-    keys = dict(re.findall(r"\((\S+)\s(.+)\)", text))
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    matches = [re.fullmatch(r"\((\S+)\s(.+)(\))", line) for line in lines]
+    keys = {match[1]: match[2] for match in matches if match}
+    for key in ("FixedImageDimension", "MovingImageDimension", "NumberOfParameters"):
+        assert re.fullmatch(r"[0-9]+", keys[key].strip())
+    assert keys["BSplineTransformSplineOrder"].strip() == "3"
     assert keys["Transform"] == '"BSplineTransform"'
     assert keys["InitialTransformParameterFileName"] == '"NoInitialTransform"'
     size = np.array(keys["GridSize"].split(), int)
@@ -162,6 +166,45 @@ def test_colours_windows_channels_and_names(tmp_path):
     assert (ids["type"], ids["color"], ids["affine"]) == ("labels", "", "em-transforms.csv")
     assert em["affine"] == "em-transforms.csv"
     assert {row["format"] for row in (mito, ids, em)} == {"OmeZarr"}
+
+
+def guessed_type(cells):
+    """Of a column, as MoBIE's reader of tables does: empty cells, na, none and nan do not count."""
+    there = [cell for cell in cells if cell not in ("", "na", "none", "nan")]
+    for kind, like in (
+        ("boolean", "true|false|[TtFfYyNn]|TRUE|FALSE"),
+        ("integer", "[+-]?[0-9]+"),
+        ("double", r"[+-]?[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?"),
+    ):
+        if there and all(re.fullmatch(like, cell) for cell in there):
+            return kind
+    return "string"
+
+
+@pytest.mark.parametrize("names", [("1", "2"), ("a", "a"), ("", "none"), ("2020", "2.5")])
+def test_columns_have_the_types_that_mobie_asks_them_for(tmp_path, names):
+    """It reads names as text and shows what shares a display in one colour, whatever the row."""
+    first, second = names
+    images = (
+        MobieImage(first, "em.zarr", in_em=True),
+        MobieImage(second, "lm.zarr", 0, colour=(255, 0, 0)),
+    )
+    spots = (MobieSpots(first, POINTS + 1e4), MobieSpots(second, POINTS + 1e4, labels=("x",) * 100))
+    write_mobie(tmp_path / "m", MobieCollection(images, AFFINE.then(BEND), LM, spots))
+    rows = table(tmp_path / "m" / "collection.csv")
+    types = {column: guessed_type([row[column] for row in rows]) for column in rows[0]}
+    texts = ("uri", "name", "type", "color", "blend", "affine", "view", "contrast_limits")
+    for column in (*texts, "display", "format", "bounding_box"):
+        assert types[column] == "string", column
+    assert (types["channel"], types["spot_radius"]) == ("integer", "double")
+    assert types["exclusive"] == "boolean"
+    assert len({row["display"] for row in rows}) == 4
+    assert [row["display"] for row in rows] == [row["name"] for row in rows]
+    placed = table(tmp_path / "m" / "em-transforms.csv")
+    assert {guessed_type([row[c] for row in placed]) for c in placed[0]} == {"string"}
+    points = table(tmp_path / "m" / rows[2]["uri"])
+    assert guessed_type([row["spot_id"] for row in points]) == "integer"
+    assert {guessed_type([row[axis] for row in points]) for axis in "xyz"} == {"double"}
 
 
 def test_labels_under_a_spline_are_refused(tmp_path):
