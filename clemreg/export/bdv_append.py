@@ -16,6 +16,7 @@ from clemreg.export.bdv_xml import SetupXml, add, add_channels, add_settings, ad
 from clemreg.io.atomic import (
     atomic_path,
     atomic_write_text,
+    hidden_sibling,
     partial_path,
     put_in_place,
     remove,
@@ -77,7 +78,7 @@ def append_bdv(
 
 def _aside(settings: Path) -> Path:
     """Where settings wait while they do not fit the XML; a killed run leaves them there."""
-    return settings.with_name(f".{settings.name}.aside")
+    return hidden_sibling(settings, ".aside")
 
 
 @dataclass(frozen=True, eq=False)

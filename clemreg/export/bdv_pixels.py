@@ -19,7 +19,7 @@ from clemreg.blocks.run import Progress, run
 from clemreg.errors import DataError
 from clemreg.export.hdf5_file import create_hdf5
 from clemreg.io.atomic import atomic_write_json
-from clemreg.io.n5 import disk_errors
+from clemreg.io.n5 import disk_errors, kvstore
 from clemreg.io.writer import pooling_factor, pyramid_grids
 from clemreg.space.grid import Box, Grid
 from clemreg.space.resample import pool_mean, pool_mode
@@ -246,8 +246,8 @@ class N5Store:
                 "compression": {"type": "gzip", "level": COMPRESSION_LEVEL, "useZlib": False},
                 "downsamplingFactors": factors[level],
             }
-            kvstore = {"driver": "file", "path": str(timepoint / f"s{level}")}
-            spec = {"driver": "n5", "kvstore": kvstore, "metadata": metadata}
+            place = kvstore(timepoint / f"s{level}")
+            spec = {"driver": "n5", "kvstore": place, "metadata": metadata}
             self._arrays[number, level] = tensorstore.open(spec, create=True).result()
 
     def write(self, number: int, level: int, box: Box, block: NDArray[Any]) -> None:

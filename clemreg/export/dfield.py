@@ -13,7 +13,7 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import DataError
 from clemreg.export.sampled_field import BLOCK, SampledField
 from clemreg.io.atomic import atomic_path, atomic_write_json
-from clemreg.io.n5 import disk_errors
+from clemreg.io.n5 import disk_errors, kvstore
 from clemreg.io.n5_field import FORWARD, INVERSE, field_attributes
 from clemreg.io.xyz import flip
 from clemreg.space.grid import Box
@@ -104,8 +104,7 @@ def store_field(
         "dataType": "float32" if step is None else "int16",
         "compression": {"type": "gzip", "level": 6, "useZlib": False},
     }
-    kvstore = {"driver": "file", "path": str(folder)}
-    spec = {"driver": "n5", "kvstore": kvstore, "metadata": metadata}
+    spec = {"driver": "n5", "kvstore": kvstore(folder), "metadata": metadata}
     array = tensorstore.open(spec, create=True).result()
 
     def store(box: Box, displacement: FloatArray) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
@@ -38,6 +39,8 @@ _COLUMNS = (
     "uri", "name", "type", "channel", "color", "blend", "affine", "view", "exclusive",
     "contrast_limits", "display", "format", "spot_radius", "bounding_box",
 )  # fmt: skip
+_LONGEST_NAME = 60  # letters of up to four bytes, and an ending, fit into 255 bytes
+_DEVICE = re.compile("con|prn|aux|nul|(com|lpt)[0-9¹²³]", re.IGNORECASE)  # to Windows, no file
 _MOST_VALUES = 2**31 - 1  # MoBIE holds a field in one Java array
 
 
@@ -245,7 +248,10 @@ def _with_names_apart(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _free_table(folder: Path, name: str) -> Path:
     """Return where the table of some points goes: in the folder, whatever a user called them."""
-    safe = "".join(c if c.isalnum() or c in "-_" else "-" for c in name).strip("-") or "spots"
+    plain = "".join(c if c.isalnum() or c in "-_" else "-" for c in name)
+    safe = plain[:_LONGEST_NAME].strip("-") or "spots"
+    if _DEVICE.fullmatch(safe):
+        safe = f"spots-{safe}"
     taken = {file.lower() for file in (COLLECTION, TRANSFORMS, *(p.name for p in folder.iterdir()))}
     endings = chain([""], (f"-{i}" for i in count(2)))
     files = (f"{safe}{ending}.csv" for ending in endings)

@@ -8,7 +8,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from clemreg.errors import StorageError
-from clemreg.io.atomic import LEFT_BY_SYSTEMS, atomic_write_text, is_free, make_folder, remove
+from clemreg.io.atomic import (
+    LEFT_BY_SYSTEMS,
+    atomic_write_text,
+    hidden_sibling,
+    is_free,
+    make_folder,
+    remove,
+    require_name,
+)
 from clemreg.io.claims import is_noted, noted
 
 HINT = "choose another name, or add --overwrite"
@@ -26,6 +34,7 @@ def require_free(*files: Path, overwrite: bool) -> None:
         One is there; the message names it.
     """
     for path in files:
+        require_name(path)
         if path.is_dir():
             raise StorageError(f"{path} is a folder, expected a file", hint="choose another name")
         if path.exists() and not overwrite:
@@ -57,7 +66,7 @@ def claimed(*files: Path, overwrite: bool) -> Iterator[bool]:
     StorageError
         One is there, and must not be replaced; see `require_free`.
     """
-    mark = files[0].with_name(f".{files[0].name}.begun")
+    mark = hidden_sibling(files[0], ".begun")
     begun = mark.is_file()
     require_free(*(file for file in files if not is_noted(mark, file)), overwrite=overwrite)
     make_folder(mark.parent)

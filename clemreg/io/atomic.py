@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,7 +21,41 @@ from clemreg.errors import StorageError
 
 def partial_path(path: Path) -> Path:
     """Return the sibling under which `path` is written until it is whole."""
-    return path.with_name(f".{path.name}.partial")
+    return hidden_sibling(path, ".partial")
+
+
+def hidden_sibling(path: Path, ending: str) -> Path:
+    """Return a hidden name beside `path` that ends so; a checksum, where its own is too long."""
+    name = f".{path.name}{ending}"
+    if _length(name) > _LONGEST_NAME:
+        digest = hashlib.blake2b(os.fsencode(path.name), digest_size=16).hexdigest()
+        name = f".{digest}{ending}"
+    return path.with_name(name)
+
+
+def require_name(path: Path) -> None:
+    """Refuse a name that no file system takes.
+
+    Raises
+    ------
+    StorageError
+        It is too long.
+    """
+    if _length(path.name) > _LONGEST_NAME:
+        raise StorageError(
+            f"{path} has too long a name: {_length(path.name)}, at most {_LONGEST_NAME}",
+            hint="choose a shorter one",
+        )
+
+
+_LONGEST_NAME = 255
+
+
+def _length(name: str) -> int:
+    """Length as file systems count it: bytes on Linux, units of UTF-16 on macOS and Windows."""
+    if sys.platform in ("win32", "darwin"):
+        return len(name.encode("utf-16-le", "surrogatepass")) // 2
+    return len(os.fsencode(name))
 
 
 @contextmanager
@@ -41,6 +77,7 @@ def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
         The target exists and must not be replaced, the disk is full, or permission is missing.
     """
     path = Path(path)
+    require_name(path)
     if not (overwrite or is_free(path)):
         raise StorageError(f"{path} exists already", hint="choose another name or remove it")
     partial = partial_path(path)
@@ -83,6 +120,8 @@ def atomic_set(index: Path, others: Sequence[Path], *, overwrite: bool) -> Itera
     StorageError
         One of them exists and must not be replaced, the disk is full, or permission is missing.
     """
+    for path in (index, *others):
+        require_name(path)
     fixed = [index] if is_unfinished(index) else [index, *others]
     for path in fixed:
         if not (overwrite or is_free(path)):
@@ -114,7 +153,7 @@ def is_unfinished(index: Path) -> bool:
 
 
 def _unfinished_mark(index: Path) -> Path:
-    return index.with_name(f".{index.name}.unfinished")
+    return hidden_sibling(index, ".unfinished")
 
 
 def is_free(path: Path) -> bool:
@@ -193,7 +232,7 @@ def _tell(partial: Path, path: Path) -> None:
 def put_in_place(partial: Path, path: Path) -> None:
     """Rename a finished sibling to its final name, replacing what is there."""
     _tell(partial, path)
-    old = path.with_name(f".{path.name}.old")
+    old = hidden_sibling(path, ".old")
     remove(old)  # left by a run that was killed between the two renames below
     folder_in_play = partial.is_dir() or (path.is_dir() and not path.is_symlink())
     if folder_in_play and path.exists():  # no system replaces a folder by one rename

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from clemreg.errors import FormatError
+from clemreg.errors import FormatError, StorageError
 from clemreg.io.source import AxesView, Level, Source, require_spatial
 from clemreg.space.grid import Grid
 from clemreg.units import nm_per
@@ -77,7 +77,7 @@ def _level(folder: Path, own: Attributes, group: Attributes, name: str) -> Level
     dimensions = own["dimensions"]
     axes = {3: "xyz", 4: "xyzc", 5: "xyzct"}.get(len(dimensions), "")
     require_spatial(axes, dimensions if axes else (), str(folder))
-    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": str(folder)}}
+    spec = {"driver": "n5", "kvstore": kvstore(folder)}
     try:
         array = tensorstore.open(spec, open=True, read=True).result()
     except ValueError as error:
@@ -152,6 +152,23 @@ def _named(transform: Mapping[str, Any]) -> tuple[Triple, Triple]:
     sz, sy, sx = (float(scale[i]) * nm_per(units[i]) for i in index)
     oz, oy, ox = (float(shift[i]) * nm_per(units[i]) for i in index)
     return (sz, sy, sx), (oz, oy, ox)
+
+
+def kvstore(folder: Path) -> dict[str, str]:
+    """Return tensorstore's name for the folder of a dataset.
+
+    Raises
+    ------
+    StorageError
+        It has a backslash, which tensorstore takes for a separator on every system: it would read
+        and write in another folder.
+    """
+    if os.sep != "\\" and "\\" in str(folder):
+        raise StorageError(
+            f"{folder}: N5 cannot be where a folder has a backslash in its name",
+            hint="choose a folder without backslash",
+        )
+    return {"driver": "file", "path": str(folder)}
 
 
 @contextmanager

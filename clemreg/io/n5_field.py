@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from clemreg.errors import FormatError, GridError
-from clemreg.io.n5 import read_attributes
+from clemreg.io.n5 import kvstore, read_attributes
 from clemreg.io.xyz import flip, flip_matrix
 from clemreg.space.field import DisplacementField
 from clemreg.space.grid import Grid
@@ -96,7 +96,7 @@ def _displacement(folder: Path, attributes: dict[str, Any]) -> FloatArray:
     """Components zyx first, (3, z, y, x), in the unit of the file."""
     import tensorstore
 
-    spec = {"driver": "n5", "kvstore": {"driver": "file", "path": str(folder)}}
+    spec = {"driver": "n5", "kvstore": kvstore(folder)}
     try:
         stored = tensorstore.open(spec, open=True, read=True).result().read().result()
     except ValueError as error:

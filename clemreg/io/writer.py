@@ -20,7 +20,7 @@ from clemreg.io.atomic import (
     remove,
     storage_errors,
 )
-from clemreg.io.n5 import dataset_attributes, disk_errors
+from clemreg.io.n5 import dataset_attributes, disk_errors, kvstore
 from clemreg.io.ngff import multiscales_metadata
 from clemreg.io.source import AxesView
 from clemreg.space.grid import Box, Grid, Shape
@@ -367,7 +367,7 @@ class _N5Store:
             chunk = [min(c, n) for c, n in zip(w.options.chunk, grid.shape, strict=True)]
             spec = {
                 "driver": "n5",
-                "kvstore": {"driver": "file", "path": str(w.partial / f"s{level}")},
+                "kvstore": kvstore(w.partial / f"s{level}"),
                 "metadata": {
                     "dimensions": list(grid.shape[::-1]),
                     "blockSize": chunk[::-1],

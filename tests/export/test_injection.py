@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 import xml.sax
 from pathlib import Path
 from urllib.parse import unquote
@@ -18,10 +19,11 @@ import pytest
 import tifffile
 
 from clemreg.cli.app import run_app
-from clemreg.errors import FormatError
+from clemreg.errors import FormatError, StorageError
 from clemreg.export.bdv import BdvSetup, write_bdv
 from clemreg.export.bdv_append import append_bdv
 from clemreg.export.bigwarp import BigWarpImage, write_bigwarp_project
+from clemreg.export.dfield import write_n5_field
 from clemreg.export.mobie import MobieCollection, MobieImage, MobieSpots, write_mobie
 from clemreg.export.neuroglancer import (
     NeuroglancerLayer,
@@ -30,17 +32,19 @@ from clemreg.export.neuroglancer import (
     write_neuroglancer,
 )
 from clemreg.export.ngff import Display, write_ome_zarr
+from clemreg.export.replace import require_free
+from clemreg.export.sampled_field import SampledField
 from clemreg.fiji.macros import with_parameters
 from clemreg.io.bigwarp import write_bigwarp
 from clemreg.io.ecclem import read_ecclem
-from clemreg.io.points import read_landmarks, write_landmarks
+from clemreg.io.points import read_landmarks, write_landmarks, write_points
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import write_transform
-from clemreg.io.volumes import write_volume
+from clemreg.io.volumes import open_volume, write_volume
 from clemreg.space import Affine, Grid
 from clemreg.space.landmarks import Landmarks
 from clemreg.testing import random_affine
-from clemreg.volume import Volume
+from clemreg.volume import Labels, Volume
 
 GRID = Grid((4, 5, 6), (5.24, 4.0, 4.0), (3.0, -2.0, 1.0), "em")
 PIXELS = np.arange(120, dtype=np.uint8).reshape(GRID.shape)
@@ -291,35 +295,131 @@ def test_neuroglancer_states_and_links(tmp_path):
     assert json.loads(unquote(fragment)) == again
 
 
-@pytest.mark.parametrize("name", [PATHS[i] for i in (1, 6, 9)])
-def test_paths_on_the_command_line(tmp_path, name):
-    """Images, tables and results in a folder of that name; nothing appears anywhere else."""
-    folder = tmp_path / "in" / name
+NAMES = (
+    "--help 'a\" ]]> ${HOME} $(touch x) `touch x` &lt; %20 %PATH% .",
+    "NUL.txt up\n clemreg\r\n\x1b[31m\ttab CON.",
+    "\u202egnp 漢字 ü \U0001f600 " + "é" * 80 + " ",
+)
+
+
+def exports(folder, name):
+    """Every export, with a hostile name for all that it reads and writes."""
+    move, em, lm = (str(folder / f"{name}{end}") for end in (".json", " em.zarr", " lm.zarr"))
+    marks, spots, ids = (str(folder / f"{name}{end}") for end in (" l.csv", " p.csv", " i.zarr"))
+    pair = [f"--em={em}", f"--lm={lm}", f"--transform={move}"]
+    grid = f"--grid-of={lm}"
+
+    def out(ending, option="out"):
+        return f"--{option}={folder / 'out' / (name + ending)}"
+
+    yield ["bdv", *pair, f"--labels={ids}", out(".xml")]
+    yield ["bdv", *pair, out(".xml"), "--append"]
+    yield ["bdv", *pair, out("5.xml"), "--storage=n5"]
+    yield ["bigwarp", move, grid, f"--em={em}", "--bdv", out(".csv"), out("p.json", "project")]
+    yield ["bigwarp", "--landmarks", marks, out("l.json")]
+    yield ["mobie", *pair, f"--labels={ids}", f"--spots={spots}", f"--landmarks={marks}", out("")]
+    yield ["dfield", move, grid, out(".n5")]
+    yield ["elastix", move, grid, out("elastix")]
+    yield ["itk", move, out(".tfm")]
+    yield ["ngff", move, f"--em={em}", f"--lm={lm}", out("s.zarr")]
+    yield ["omezarr", em, out(".ome.zarr")]
+    yield ["imagej", em, out(".tif")]
+    yield ["ecclem", marks, f"--em={em}", f"--lm={lm}", out("e.xml")]
+    yield ["neuroglancer", *pair, out("n.json")]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_export_between_hostile_paths(tmp_path, monkeypatch, name):
+    """Nothing appears but what was asked for; XML and JSON parse, and name files that are there."""
+    folder, elsewhere = tmp_path / "in" / name, tmp_path / "elsewhere"
     folder.mkdir(parents=True)
-    move = Affine.translation([1.0, 2.0, 3.0], "lm", "em")
-    write_transform(move, folder / "t.json")
-    write_volume(folder / "em.zarr", Volume(PIXELS, GRID))
-    write_volume(folder / "lm.zarr", Volume(PIXELS, GRID.with_frame("lm")))
-    write_landmarks(Landmarks(("a", "b"), np.eye(3)[:2], np.eye(3)[1:]), folder / "l.csv")
-    em, lm = f"--em={folder / 'em.zarr'}", f"--lm={folder / 'lm.zarr'}"
-    out = folder / "out"
-    commands = (
-        ["ecclem", str(folder / "l.csv"), em, lm, f"--out={out / 'e.xml'}"],
-        ["elastix", str(folder / "t.json"), f"--grid-of={folder / 'lm.zarr'}", f"--out={out}"],
-        ["ngff", str(folder / "t.json"), em, lm, f"--out={out / 's.zarr'}"],
-        ["mobie", em, lm, f"--transform={folder / 't.json'}", f"--out={out / 'm'}"],
-        ["imagej", str(folder / "em.zarr"), f"--out={out / 'i.tif'}"],
-    )
-    for words in commands:
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    write_transform(Affine.translation([1.0, 2.0, 3.0], "lm", "em"), folder / f"{name}.json")
+    write_volume(folder / f"{name} em.zarr", Volume(PIXELS, GRID))
+    write_volume(folder / f"{name} i.zarr", Labels(PIXELS.astype("u4"), GRID))
+    write_volume(folder / f"{name} lm.zarr", Volume(PIXELS, GRID.with_frame("lm")))
+    write_landmarks(Landmarks(ATTACKS[:2], np.eye(3)[:2], np.eye(3)[1:]), folder / f"{name} l.csv")
+    write_points(np.eye(3), folder / f"{name} p.csv")
+    before = tree(folder)
+    for words in exports(folder, name):
         assert run_app(["export", *words]) == 0, words
-    np.testing.assert_array_equal(
-        np.sort(read_ecclem(out / "e.xml").landmarks.lm_nm), np.sort(np.eye(3)[:2])
-    )
-    scene = json.loads((out / "s.zarr" / "zarr.json").read_text())["attributes"]["ome"]["scene"]
-    path = scene["coordinateTransformations"][1]["input"]["path"]
-    assert (out / "s.zarr" / path).resolve() == (folder / "lm.zarr").resolve()
-    assert {Path(p).parts[0] for p in tree(tmp_path)} == {"in"}
+    made = folder / "out"
+    assert tree(elsewhere) == []
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "elsewhere"}
     assert [p.name for p in (tmp_path / "in").iterdir()] == [name]
+    assert [p for p in tree(folder) if not p.startswith("out")] == before
+    assert not [p.name for p in made.iterdir() if p.name.startswith(".")]
+    for path in made.rglob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+    documents = [path for path in made.rglob("*.xml") if not path.name.endswith("e.xml")]
+    for path in documents:
+        reader = Reader()
+        xml.sax.parse(path.open("rb"), reader)
+        places = [text for where, _, text in reader.found if where.endswith(("/hdf5", "/n5"))]
+        assert all((made / place).exists() for place in places)
+        assert len(places) == (not path.name.endswith(".settings.xml"))
+    assert len(documents) == 8
+    scene = json.loads((made / f"{name}s.zarr" / "zarr.json").read_text())["attributes"]["ome"]
+    places = scene["scene"]["coordinateTransformations"]
+    lm = (made / f"{name}s.zarr" / places[1]["input"]["path"]).resolve()
+    assert lm == (folder / f"{name} lm.zarr").resolve()
+    project = json.loads((made / f"{name}p.json").read_text(encoding="utf-8"))
+    assert all(Path(source["uri"]).exists() for source in project["Sources"].values())
+    marks = json.loads((made / f"{name}l.json").read_text(encoding="utf-8"))["landmarks"]
+    assert marks["names"] == list(ATTACKS[:2])
+    fiducials = read_ecclem(made / f"{name}e.xml").landmarks
+    np.testing.assert_array_equal(np.sort(fiducials.lm_nm), np.sort(np.eye(3)[:2]))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is a separator")
+@pytest.mark.parametrize("name", ["in\\side", "..\\..\\up", "end\\"])
+def test_no_n5_goes_where_a_backslash_would_lead(tmp_path, name):
+    """Tensorstore takes it for a separator on every system, and would write in another folder."""
+    folder = tmp_path / "a" / "b" / name
+    write_bdv(folder / "d.xml", [BdvSetup(Volume(PIXELS, GRID), "em")])
+    before = tree(tmp_path)
+    with pytest.raises(StorageError, match="backslash"):
+        write_bdv(folder / "e.xml", [BdvSetup(Volume(PIXELS, GRID), "em")], storage="n5")
+    with pytest.raises(StorageError, match="backslash"):
+        write_volume(folder / "v.n5", Volume(PIXELS, GRID), format="n5")
+    with pytest.raises(StorageError, match="backslash"):
+        affine = Affine.translation([1.0, 2.0, 3.0], "lm", "em")
+        write_n5_field(folder / "f.n5", SampledField(affine, GRID.with_frame("lm")))
+    assert [p for p in tree(tmp_path) if not p.endswith(".partial")] == before
+    write_volume(tmp_path / "v.n5", Volume(PIXELS, GRID), format="n5")
+    (tmp_path / "v.n5").rename(folder / "v.n5")
+    with pytest.raises(StorageError, match="backslash"):
+        open_volume(folder / "v.n5")
+
+
+def test_names_as_long_as_a_file_system_has_them(tmp_path):
+    """A file is written under 255 bytes; a set, of which one name would be longer, not at all."""
+    longest = "é" * 125
+    write_volume(tmp_path / "em.zarr", Volume(PIXELS, GRID))
+    tiff = tmp_path / "out" / f"{longest}x.tif"
+    assert len(tiff.name.encode()) == 255
+    assert run_app(["export", "imagej", str(tmp_path / "em.zarr"), f"--out={tiff}"]) == 0
+    assert [p.name for p in tiff.parent.iterdir()] == [tiff.name]
+    setup = BdvSetup(Volume(PIXELS, GRID), longest * 9)
+    with pytest.raises(StorageError, match="too long a name: 263") as caught:
+        write_bdv(tmp_path / "bdv" / f"{longest}.xml", [setup])
+    assert "choose a shorter one" in caught.value.hint
+    assert not (tmp_path / "bdv").exists()
+    write_bdv(tmp_path / "bdv" / f"{longest[9:]}.xml", [setup])
+    append_bdv(tmp_path / "bdv" / f"{longest[9:]}.xml", [setup])
+    endings = {p.name.replace("é", "") for p in (tmp_path / "bdv").iterdir()}
+    assert endings == {".xml", ".settings.xml", ".h5", "-links.h5", "-s01.h5"}
+    with pytest.raises(StorageError, match="too long"):
+        require_free(tmp_path / f"{longest}longer.tif", overwrite=True)
+    spots = tuple(
+        MobieSpots(name, landmarks().lm_nm) for name in (longest * 2, "con", "LPT1", "漢" * 99)
+    )
+    affine = random_affine(np.random.default_rng(0), "lm", "em")
+    write_mobie(tmp_path / "m", MobieCollection((), affine, GRID.with_frame("lm"), spots))
+    made = {p.name for p in (tmp_path / "m").iterdir()}
+    assert {"spots-con.csv", "spots-LPT1.csv"} < made
+    assert max(len(name.encode()) for name in made) < 255
 
 
 ENTITIES = """<?xml version="1.0"?>
