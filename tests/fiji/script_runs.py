@@ -17,6 +17,12 @@ def texts(parameters):
     return {name: str(value) for name, value in parameters.items()}
 
 
+def applying(folder, clemreg, subject, out, **more):
+    """Parameters of Apply Transform, for files of the fixture `files`."""
+    files = {"transform": folder / "t.json", "subject": folder / subject, "out": folder / out}
+    return files | {"python": clemreg, **more}
+
+
 def run(imagej, name, parameters, seconds=SCRIPT_SECONDS):
     """Run a script that must succeed."""
     answer = imagej.script(SCRIPTS / f"{name}.groovy", texts(parameters), seconds)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 pytestmark = pytest.mark.xdist_group("imagej")
@@ -32,16 +30,14 @@ def test_a_macro_error_comes_with_its_line(imagej):
     ],
 )
 def test_a_dialog_is_closed_named_and_an_error(imagej, code, text):
-    error = imagej.macro(code, seconds=20)["error"]
+    error = imagej.macro(code)["error"]
     assert text in error
     assert imagej.alive
 
 
 def test_what_does_not_end_is_ended(imagej):
-    start = time.monotonic()
     with pytest.raises(AssertionError, match="did not answer within 2 s"):
         imagej.macro("while (true) wait(10);", seconds=2)
-    assert time.monotonic() - start < 15
     assert not imagej.alive
 
 

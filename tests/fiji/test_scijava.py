@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from imagej_process import GROOVY_JAR, HERE, IJ_JAR, REPO, SCRIPT_SECONDS, SCRIPTS, ImageJ
-from script_runs import LM
+from script_runs import LM, applying
 
 from clemreg.io.volumes import open_volume
 from clemreg.register.apply import warped_volume
@@ -143,13 +143,7 @@ def test_a_script_runs_to_its_outputs(scijava, scripts, clemreg, files):
     """Texts become files, services are put in, and the script finds what lies beside it."""
     folder, transform = files
     out = folder / "warped, 'it'.zarr"
-    parameters = {
-        "transform": folder / "t.json",
-        "subject": folder / "em.zarr" / "zarr.json",
-        "onto": folder / "lm.zarr",
-        "out": out,
-        "python": clemreg,
-    }
+    parameters = applying(folder, clemreg, "em.zarr/zarr.json", out, onto=folder / "lm.zarr")
     menu = scripts / "Plugins" / "CLEMReg"
     answer = run_script(scijava, menu / "Apply_Transform.groovy", parameters)
     assert answer["error"] is None, answer["error"]
@@ -160,12 +154,7 @@ def test_a_script_runs_to_its_outputs(scijava, scripts, clemreg, files):
 
 def test_what_clemreg_says_is_the_error(scijava, scripts, clemreg, files):
     folder, _ = files
-    parameters = {
-        "transform": folder / "t.json",
-        "subject": folder / "em.zarr",
-        "out": folder / "x.tif",
-        "python": clemreg,
-    }
+    parameters = applying(folder, clemreg, "em.zarr", "x.tif")
     menu = scripts / "Plugins" / "CLEMReg"
     answer = run_script(scijava, menu / "Apply_Transform.groovy", parameters)
     assert answer["kind"] == "MacroError"

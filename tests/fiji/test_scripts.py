@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from imagej_process import SCRIPTS
 from scipy.ndimage import affine_transform, gaussian_filter
-from script_runs import LM, dialogs, run, texts
+from script_runs import LM, applying, dialogs, run, texts
 
 from clemreg.cli.app import run_app
 from clemreg.evaluate.landmarks import evaluate_landmarks
@@ -156,13 +156,7 @@ def test_a_folder_for_another_volume_is_not_gone_on_with(imagej, tmp_path):
 def test_apply_resamples_an_image(imagej, clemreg, files):
     folder, transform = files
     out = folder / "warped.tif"
-    parameters = {
-        "transform": folder / "t.json",
-        "subject": folder / "em.zarr" / "zarr.json",
-        "onto": folder / "lm.zarr",
-        "out": out,
-        "python": clemreg,
-    }
+    parameters = applying(folder, clemreg, "em.zarr/zarr.json", out, onto=folder / "lm.zarr")
     answer = run(imagej, "Apply_Transform", parameters)
     assert answer["outputs"]["result"] == str(out)
     em = open_volume(folder / "em.zarr", frame="em")
@@ -180,12 +174,7 @@ def test_apply_maps_points_and_back(imagej, clemreg, files):
     folder, transform = files
     points = LM.points_nm().reshape(-1, 3)[::900]
     write_points(points, folder / "p.csv")
-    parameters = {
-        "transform": folder / "t.json",
-        "subject": folder / "p.csv",
-        "out": folder / "q.csv",
-        "python": clemreg,
-    }
+    parameters = applying(folder, clemreg, "p.csv", "q.csv")
     run(imagej, "Apply_Transform", parameters)
     np.testing.assert_allclose(read_points(folder / "q.csv"), transform(points), atol=1e-6)
     back = parameters | {
@@ -199,12 +188,7 @@ def test_apply_maps_points_and_back(imagej, clemreg, files):
 
 def test_an_image_without_grid_gets_clemregs_own_words(imagej, clemreg, files):
     folder, _ = files
-    parameters = {
-        "transform": folder / "t.json",
-        "subject": folder / "em.zarr",
-        "out": folder / "x.tif",
-        "python": clemreg,
-    }
+    parameters = applying(folder, clemreg, "em.zarr", "x.tif")
     answer = imagej.script(SCRIPTS / "Apply_Transform.groovy", texts(parameters))
     (text,) = dialogs(answer)
     assert text.startswith("error: an image needs a grid")
