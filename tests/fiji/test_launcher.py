@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -249,18 +250,50 @@ def test_every_script_shows_progress_and_can_be_cancelled(imagej, pretender, tmp
     assert not any(answer["outputs"].values())
 
 
+def typed_by_a_person(name, folder):
+    """A hostile value for each parameter of a script that is a file or a free text."""
+    values = {}
+    for line in (SCRIPTS / f"{name}.groovy").read_text().splitlines():
+        match = re.fullmatch(r"#@ (File|String) \((.*)\) (\w+)", line)
+        if match and not re.search("choices|MESSAGE|INVISIBLE", match[2]):
+            text = f"--{match[3]} {HOSTILE}"
+            values[match[3]] = str(folder / text) if match[1] == "File" else text
+    return values
+
+
+@pytest.mark.parametrize("name", sorted(set(EVERY) - {"Setup_and_Doctor"}))
+def test_every_parameter_stays_one_word(imagej, pretender, tmp_path, name):
+    program = pretender("print(said)")
+    before = set(tmp_path.rglob("*"))
+    values = typed_by_a_person(name, tmp_path / "files")
+    assert set(EVERY[name]) <= set(values)
+    script = SCRIPTS / f"{name}.groovy"
+    answer = imagej.script(script, values | {"python": str(program)})
+    assert answer["error"] is None, answer
+    calls = [json.loads(text)[0] for (text,) in kinds(answer, "info") if text.startswith("[")]
+    words = [word for call in calls for word in call]
+    for value in values.values():
+        ways = [word for word in words if word == value or word.endswith(f"={value}")]
+        assert ways, value
+        assert all(re.fullmatch(r"([a-z_.]+=)?", word.removesuffix(value)) for word in ways)
+    assert set(tmp_path.rglob("*")) == before
+    assert not Path("x").exists()
+
+
 INTERPRETER = """
 #@ String given
 #@ String saved
 #@ String variable
 #@ String path
+#@ String home
 #@output String found
 ij.Prefs.set("clemreg.python", saved)
 def shell = new GroovyShell(getClass().classLoader, binding)
 def launcher = shell.evaluate(new File("LAUNCHER"))
 def kind = launcher.class.classLoader.loadClass("Interpreter")
 try {
-    found = kind.command(given, [CLEMREG_PYTHON: variable, PATH: path]).join("|")
+    def environment = [CLEMREG_PYTHON: variable, PATH: path] + (home ? [HOME: home] : [:])
+    found = kind.command(given, environment).join("|")
 } finally {
     ij.Prefs.set("clemreg.python", "")
 }
@@ -277,6 +310,7 @@ def places(tmp_path):
         "path one": "python3",
         "path two": "clemreg",
         "WindowsApps": "python3",
+        "home": ".local/bin/clemreg",
     }
     for folder, name in files.items():
         file = tmp_path / folder / name
@@ -289,20 +323,21 @@ def places(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "saved", "variable", "path", "expected"),
+    ("given", "saved", "variable", "path", "home", "expected"),
     [
-        ("given", "saved", "variable", ["path one"], "given/bin/python|-m|clemreg"),
-        ("", "saved", "variable", ["path one"], "saved/python.exe|-m|clemreg"),
-        ("", "", "variable", ["path one"], "variable/Scripts/python.exe|-m|clemreg"),
-        ("", "", "", ["path one"], "path one/python3|-m|clemreg"),
-        ("", "", "", ["path one", "path two"], "path two/clemreg"),
-        ("", "", "", ["WindowsApps", "path one"], "path one/python3|-m|clemreg"),
-        ("", "", "", [], "No clemreg and no Python on the PATH"),
+        ("given", "saved", "variable", ["path one"], "", "given/bin/python|-m|clemreg"),
+        ("", "saved", "variable", ["path one"], "", "saved/python.exe|-m|clemreg"),
+        ("", "", "variable", ["path one"], "", "variable/Scripts/python.exe|-m|clemreg"),
+        ("", "", "", ["path one"], "", "path one/python3|-m|clemreg"),
+        ("", "", "", ["path one", "path two"], "home", "path two/clemreg"),
+        ("", "", "", ["path one"], "home", "home/.local/bin/clemreg"),
+        ("", "", "", ["WindowsApps", "path one"], "", "path one/python3|-m|clemreg"),
+        ("", "", "", [], "", "No clemreg and no Python on the PATH"),
     ],
 )
-def test_which_python(imagej, places, given, saved, variable, path, expected):
+def test_which_python(imagej, places, given, saved, variable, path, home, expected):
     script, folders = places
-    named = {"given": given, "saved": saved, "variable": variable}
+    named = {"given": given, "saved": saved, "variable": variable, "home": home}
     values = {key: folders.get(value, "") for key, value in named.items()}
     values["path"] = os.pathsep.join(folders[name] for name in path)
     answer = imagej.script(script, values)
