@@ -50,6 +50,10 @@ def test_install_then_uninstall_leaves_no_trace(fiji):
     assert "Register_EM_to_LM.groovy" in changes.written
     assert set(everything(menu(fiji))) == {*OURS, MANIFEST}
     assert installed_version(fiji) == __version__
+    once = everything(fiji)
+    again = install(fiji)
+    assert (again.removed, again.kept) == ((), ())
+    assert everything(fiji) == once
     assert set(uninstall(fiji).removed) == set(OURS)
     assert everything(fiji) == before
     assert {p for p in fiji.rglob("*") if p.is_dir()} == folders
