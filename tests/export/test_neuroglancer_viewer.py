@@ -80,8 +80,8 @@ def seen(viewer, state):
         target=lambda: pictures.append(viewer.screenshot(size=size)), daemon=True
     )
     wait.start()
-    wait.join(timeout=120)
-    assert pictures, "Neuroglancer drew nothing within 120 s"
+    wait.join(timeout=300)
+    assert pictures, "Neuroglancer drew nothing within 300 s"
     image = Image.open(io.BytesIO(pictures[0].screenshot.image)).convert("RGB")
     return np.asarray(image) / 255
 

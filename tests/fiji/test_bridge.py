@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import tifffile
-from imagej_process import IJ_JAR, environment, missing_tools
+from imagej_process import IJ_JAR, START_SECONDS, environment, missing_tools
 
 from clemreg.errors import ConfigError, DependencyError, MissingError
 from clemreg.fiji.jvm import JvmOptions, start_jvm
@@ -176,7 +176,9 @@ def child(code, **more):
     env = environment("", **more) | {"PYTHONWARNINGS": "ignore"}
     del env["DISPLAY"]
     words = [sys.executable, "-c", code]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=env, check=False)
+    done = subprocess.run(
+        words, capture_output=True, text=True, timeout=START_SECONDS, env=env, check=False
+    )
     return done.stdout + done.stderr
 
 
@@ -281,7 +283,7 @@ def test_an_endpoint_that_cannot_be_had_is_one_clear_error(tmp_path):
     env = {**environment(""), "HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        capture_output=True, text=True, env=env, timeout=120, check=False,
+        capture_output=True, text=True, env=env, timeout=START_SECONDS, check=False,
     )  # fmt: skip
     message, hint = done.stdout.strip().rsplit("\n", 1)
     assert message.startswith("sc.fiji:there-is-none:0.0.1 cannot be started: ")

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from imagej_process import SCRIPTS, environment
+from imagej_process import SCRIPTS, START_SECONDS, environment
 
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import write_transform
@@ -123,7 +123,7 @@ def command(display, *words):
         capture_output=True,
         text=True,
         env=environment(display),
-        timeout=120,
+        timeout=START_SECONDS,
         check=False,
     )
     return done.returncode, done.stdout, done.stderr

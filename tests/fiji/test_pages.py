@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from imagej_process import REPO, SCRIPTS, environment
+from imagej_process import REPO, SCRIPTS, START_SECONDS, environment
 
 from clemreg.cli.app import run_app
 from clemreg.io.points import write_landmarks
@@ -79,7 +79,7 @@ def run_python(display, code):
         capture_output=True,
         text=True,
         env=environment(display),
-        timeout=120,
+        timeout=START_SECONDS,
         check=False,
     )
 
@@ -116,7 +116,7 @@ def test_the_command_of_the_batch_page(display, place):
         capture_output=True,
         text=True,
         env=environment(display),
-        timeout=120,
+        timeout=START_SECONDS,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
