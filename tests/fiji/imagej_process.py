@@ -23,6 +23,7 @@ SCRIPTS = REPO / "macros" / "scripts" / "Plugins" / "CLEMReg"
 # Hangs end here; a machine that is ten times too busy must not.
 SECONDS = 180
 SCRIPT_SECONDS = 300  # a script may start clemreg several times
+RUN_SECONDS = 1800  # from raw EM to an export
 START_SECONDS = 300
 
 

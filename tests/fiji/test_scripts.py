@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 import h5py
 import numpy as np
 import pytest
-from imagej_process import SCRIPTS
+from imagej_process import RUN_SECONDS, SCRIPTS
 from scipy.ndimage import affine_transform, gaussian_filter
 from script_runs import LM, applying, dialogs, run, texts
 
@@ -312,7 +312,7 @@ def test_register_the_sample_with_a_mask(imagej, clemreg, sample_data, tmp_path)
     sizes = texts(parameters | {"emSpacing": "8, 8, 8 nm"})
     refused = imagej.script(SCRIPTS / "Register_EM_to_LM.groovy", sizes)
     assert "leave both sizes empty" in dialogs(refused)[0]
-    answer = run(imagej, "Register_EM_to_LM", parameters, 400)
+    answer = run(imagej, "Register_EM_to_LM", parameters, RUN_SECONDS)
     assert answer["outputs"]["transform"] == str(tmp_path / "out" / "transform.json")
     assert answer["outputs"]["verdict"] in ("pass", "warn")
     (said,) = dialogs(answer)
@@ -380,7 +380,7 @@ def test_register_a_corner_of_the_sample_from_raw_em(imagej, clemreg, sample_dat
         "python": clemreg,
     }
     (folder / "result").mkdir()
-    answer = run(imagej, "Register_EM_to_LM", parameters, 900)
+    answer = run(imagej, "Register_EM_to_LM", parameters, RUN_SECONDS)
     assert answer["outputs"]["verdict"] in ("pass", "warn")
     stages = " ".join(event[-1] for event in answer["events"] if event[0] == "progress")
     assert all(stage in stages for stage in ("segment", "register", "export"))
@@ -419,7 +419,7 @@ def test_a_whole_run_then_bigdataviewer(imagej, clemreg, tmp_path):
     }
     refused = imagej.script(SCRIPTS / "Register_EM_to_LM.groovy", texts(parameters))
     assert "exists already" in dialogs(refused)[0]
-    answer = run(imagej, "Register_EM_to_LM", parameters | {"replace": True}, 400)
+    answer = run(imagej, "Register_EM_to_LM", parameters | {"replace": True}, RUN_SECONDS)
     assert answer["outputs"]["verdict"] in ("pass", "warn")
     transform = tmp_path / "my run" / "run" / "registration" / "transform.json"
     assert answer["outputs"]["transform"] == str(transform)
