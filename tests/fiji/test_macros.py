@@ -130,9 +130,14 @@ def command(display, *words):
 
 
 def test_macro_from_the_command_line(display, tmp_path):
+    """What it returns is the output; what it prints goes beside it."""
     script = tmp_path / "my macro.ijm"
-    script.write_text('#@ String (label="Who") who\n#@ Integer (value=2) n\nreturn who + n * 2;\n')
-    assert command(display, script, 'who=a "b", ü') == (0, 'a "b", ü4\n', "")
+    script.write_text(
+        '#@ String (label="Who") who\n#@ Integer (value=2) n\n'
+        'print("one, ü");\nprint("two");\nreturn who + n * 2;\n'
+    )
+    expected = (0, 'a "b", ü4\n', "one, ü\ntwo\n")
+    assert command(display, script, 'who=a "b", ü') == expected
 
 
 def test_the_command_ends_although_images_and_threads_go_on(display, tmp_path):
@@ -146,22 +151,13 @@ def test_the_command_ends_although_images_and_threads_go_on(display, tmp_path):
     assert command(display, script) == (0, "done\n", "")
 
 
-def test_what_a_macro_prints_is_seen_also_before_an_error(display, tmp_path):
-    script = tmp_path / "m.ijm"
-    script.write_text('print("one, ü");\nprint("two");\nreturn "3";\n')
-    assert command(display, script) == (0, "3\n", "one, ü\ntwo\n")
-    script.write_text('print("one");\nnonsense(1);\n')
-    code, _, said = command(display, script)
-    assert code == 1
-    assert said.startswith("one\nerror: macro, line 2")
-
-
 def test_macro_errors_end_with_1_and_name_the_line(display, tmp_path):
+    """After what was printed before."""
     script = tmp_path / "bad.ijm"
-    script.write_text("#@ String who\n\nnonsense(who);\n")
+    script.write_text('#@ String who\nprint("one");\nnonsense(who);\n')
     code, _, said = command(display, script, "who=me")
     assert code == 1
-    assert "error: macro, line 3" in said
+    assert said.startswith("one\nerror: macro, line 3")
     code, _, said = command(display, script, "me")
     assert code == 1
     assert "NAME=VALUE" in said
