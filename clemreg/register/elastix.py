@@ -1,9 +1,9 @@
 """Run elastix in a child process, and say in plain words what it did.
 
-The only file that touches ITK. The parent writes images (npy) and a job (json) into a folder and
-starts ``python -m clemreg.register.elastix FOLDER``; the child registers and leaves parameter files
-there. A child can crash, be killed or hang without taking the program along, and elastix's real
-error, which stands only in its log, is found and raised.
+The only file that touches ITK. The parent writes images (npy) and a job (json) into a folder; a
+child of ``python -m clemreg.register.elastix`` (see `clemreg.register.worker`) registers and leaves
+parameter files there. It can crash, be killed or hang without taking the program along, and
+elastix's real error, which stands only in its log, is found and raised.
 
 Images are given to elastix in micrometres, xyz: its bending energy depends on the unit.
 """
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +30,10 @@ from clemreg.errors import ConfigError, DataError, DependencyError, GridError, R
 from clemreg.io.elastix_files import read_elastix
 from clemreg.io.xyz import flip, flip_matrix
 from clemreg.register.elastix_keys import check_parameters
+from clemreg.register.worker import ElastixWorker
 from clemreg.space.grid import Grid
 from clemreg.space.transform import Affine, Transform
 from clemreg.volume import Volume
-
-log = logging.getLogger(__name__)
 
 ParameterMap = Mapping[str, Sequence[str]]
 NM_PER_UM = 1e3
@@ -129,7 +127,12 @@ def _absent() -> DependencyError:
 
 
 def run_elastix(
-    job: ElastixJob, work_dir: Path, *, threads: int = 0, timeout_s: float = 3600.0
+    job: ElastixJob,
+    work_dir: Path,
+    *,
+    threads: int = 0,
+    timeout_s: float = 3600.0,
+    worker: ElastixWorker | None = None,
 ) -> ElastixRun:
     """Register in a child process.
 
@@ -143,6 +146,8 @@ def run_elastix(
         ITK threads; 0 means all cores. Results are identical for the same number of threads.
     timeout_s
         After this the child is ended.
+    worker
+        Has loaded ITK for earlier jobs; None starts one for this job alone. The result is the same.
 
     Raises
     ------
@@ -157,7 +162,9 @@ def run_elastix(
     """
     _write_job(job, work_dir)
     started = time.monotonic()
-    code, stderr = _run_child(work_dir, threads, timeout_s)
+    with ExitStack() as stack:
+        used = worker or stack.enter_context(ElastixWorker())
+        code, stderr = used.run(work_dir, threads or os.cpu_count() or 1, timeout_s)
     seconds = time.monotonic() - started
     if code != 0:
         raise _failure(work_dir, code, stderr)
@@ -269,35 +276,6 @@ def _affine_map(affine: Affine, grid: Grid) -> dict[str, list[str]]:
     }
 
 
-def _run_child(work_dir: Path, threads: int, timeout_s: float) -> tuple[int, str]:
-    environment = dict(os.environ)
-    environment["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads or os.cpu_count() or 1)
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    command = [sys.executable, "-m", "clemreg.register.elastix", str(work_dir), str(os.getpid())]
-    log.debug("starting %s", command)
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment,
-        start_new_session=True,  # Ctrl-C reaches the parent only, which ends the child
-    ) as child:
-        try:
-            _, stderr = child.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired as error:
-            child.kill()
-            raise RegistrationError(
-                f"elastix was still running after {timeout_s:.0f} s and was ended",
-                hint="use fewer iterations or samples, or a larger voxel size",
-            ) from error
-        except BaseException:
-            child.kill()
-            raise
-    return child.returncode, stderr.decode("utf-8", errors="replace")
-
-
 def _failure(work_dir: Path, code: int, stderr: str) -> Exception:
     if code == _NO_ITK:
         return _absent()
@@ -378,11 +356,7 @@ def _child_image(folder: Path, info: Mapping[str, Any], buffer: Any) -> tuple[An
     return image, array
 
 
-def _register_in_child(folder: Path) -> None:
-    try:
-        itk = _load_itk()
-    except (ImportError, AttributeError):
-        itk = _load_itk_slowly()
+def _register_in_child(itk: _Itk, folder: Path) -> None:
     job = json.loads((folder / _JOB).read_text(encoding="utf-8"))
     fixed, fixed_array = _child_image(folder, job["fixed"], itk.float_buffer)
     moving, moving_array = _child_image(folder, job["moving"], itk.float_buffer)
@@ -445,23 +419,56 @@ def _die_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def main(folder: Path, parent: int) -> int:
-    """Do the job in `folder` for the process `parent`; the exit code says how it went."""
-    _die_with_parent(parent)
+def _has_one_thread() -> bool:
+    """Whether a fork copies all of this process; unknown, so False, where there is no ``/proc``."""
+    return len(list(Path("/proc/self/task").glob("*"))) == 1
+
+
+def _do(itk: _Itk, folder: Path, threads: int) -> int:
+    """Do the job in `folder`; the exit code says how it went."""
+    os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = str(threads)
     try:
-        import itk  # noqa: F401
-    except ImportError:
-        return _NO_ITK
-    try:
-        _register_in_child(folder)
+        _register_in_child(itk, folder)
     except RuntimeError as error:
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
+def main(parent: int) -> int:
+    """Load ITK, then do jobs for the process `parent`; return an exit code.
+
+    A line of stdin is the folder of a job and its threads. A fork of this process does it, and its
+    exit code is written to stdout. Where a fork is not safe (macOS, Windows, or if something has
+    started a thread) this process does one job itself, and ends with that code.
+    """
+    _die_with_parent(parent)
+    answers = os.fdopen(os.dup(1), "w", encoding="ascii")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what ITK prints is no answer
+    try:
+        import itk  # noqa: F401
+    except ImportError:
+        return _NO_ITK
+    try:
+        loaded = _load_itk()
+    except (ImportError, AttributeError):
+        loaded = _load_itk_slowly()
+    server = os.getpid()
+    for line in sys.stdin:
+        folder, threads = json.loads(line)
+        if not _has_one_thread():
+            return _do(loaded, Path(folder), threads)
+        if os.fork() == 0:
+            _die_with_parent(server)
+            return _do(loaded, Path(folder), threads)
+        _, status = os.wait()
+        answers.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        answers.flush()
+    return 0
+
+
 if __name__ == "__main__":
     # Leave without running ITK's destructors: they can crash after a good result.
-    code = main(Path(sys.argv[1]), int(sys.argv[2]))
+    code = main(int(sys.argv[1]))
     sys.stderr.flush()
     os._exit(code)

@@ -22,6 +22,7 @@ from clemreg.register.stages import (
     affine_parameters,
     bspline_parameters,
 )
+from clemreg.register.worker import ElastixWorker
 from clemreg.space.grid import Grid
 from clemreg.space.landmarks import Landmarks
 from clemreg.space.resample import sample_array
@@ -94,6 +95,8 @@ class Task:
         For the files of elastix.
     threads
         Threads of elastix; 0 means all cores.
+    worker
+        Where elastix runs; None starts a process for every run.
     """
 
     channels: tuple[Channel, ...]
@@ -102,6 +105,7 @@ class Task:
     landmarks: Landmarks | None
     folder: Path
     threads: int = 0
+    worker: ElastixWorker | None = None
 
 
 class Engine(Protocol):
@@ -171,8 +175,9 @@ class _Elastix:
         seeded = tuple({**one, "RandomSeed": (str(seed),)} for one in parameters)
         job = ElastixJob(self._fixed, self._moving, seeded, self._mask, self._task.start)
         self._runs += 1
-        folder = self._task.folder / f"run-{self._runs}"
-        return merged(run_elastix(job, folder, threads=self._task.threads).transform)
+        folder, task = self._task.folder / f"run-{self._runs}", self._task
+        run = run_elastix(job, folder, threads=task.threads, worker=task.worker)
+        return merged(run.transform)
 
 
 def footprint(

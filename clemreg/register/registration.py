@@ -30,6 +30,7 @@ from clemreg.register.guides import Guides, corrected, start_from_landmarks
 from clemreg.register.matching import EVERYWHERE, Channel, Masks, check_images, draw_samples
 from clemreg.register.orientation import Orientation, OrientationOptions, search_orientation
 from clemreg.register.trusted import filled, trusted_at
+from clemreg.register.worker import ElastixWorker
 from clemreg.space.grid import Grid
 from clemreg.space.resample import sample_array
 from clemreg.space.tps import ThinPlateSpline
@@ -134,15 +135,19 @@ class RegistrationResult:
         }
 
     def save(self, folder: Path, fixed_grid: Grid) -> None:
-        """Write ``transform.json``, ``orientation.json``, repeats, ``elastix/`` and the figures."""
+        """Write ``transform.json``, ``orientation.json``, repeats, ``elastix/`` and the figures.
+
+        Every transform says `fixed_grid`, so that it can be evaluated without the image.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        write_transform(self.orientation.affine, folder / "orientation.json")
+        start = self.orientation.affine
+        write_transform(start, folder / "orientation.json", fixed_grid=fixed_grid)
         for number, repeat in enumerate(self.repeats):
-            write_transform(repeat, folder / f"repeat-{number}.json")
+            write_transform(repeat, folder / f"repeat-{number}.json", fixed_grid=fixed_grid)
         if _is_elastix(self.transform):
             write_elastix(self.transform, folder / "elastix", fixed_grid)
         atomic_write_json(folder / "registration.json", self.to_json())
-        write_transform(self.transform, folder / "transform.json")
+        write_transform(self.transform, folder / "transform.json", fixed_grid=fixed_grid)
 
 
 def register(
@@ -185,8 +190,10 @@ def register(
     tell("searching the start pose")
     pose = _start(fixed, moving, options, guides)
     clock.lap("orientation")
-    with _folder(work_dir) as folder:
-        task = Task(channels, guides.masks, pose.affine, guides.metric, folder, options.threads)
+    with _folder(work_dir) as folder, ElastixWorker() as worker:
+        task = Task(
+            channels, guides.masks, pose.affine, guides.metric, folder, options.threads, worker
+        )
         tell("affine and B-spline")
         finder = _Finder(task, options)
         transform, stages = finder.find()

@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -206,37 +203,6 @@ def test_elastix_own_reason_reaches_the_user(tmp_path):
     with pytest.raises(RegistrationError) as error:
         run_elastix(noise_job(initial=far), tmp_path)
     assert "outside" in str(error.value).lower() or "overlap" in str(error.value).lower()
-
-
-@pytest.mark.slow
-def test_a_killed_parent_takes_the_child_along(tmp_path):
-    code = (
-        "import sys, numpy as np; sys.path.insert(0, sys.argv[2])\n"
-        "from pathlib import Path\n"
-        "from clemreg.register.elastix import *; from clemreg.register.stages import *\n"
-        "from clemreg.space import Grid; from clemreg.volume import Volume\n"
-        "g = [Grid((30, 90, 90), (104.0, 52.0, 52.0), frame=f) for f in ('lm', 'em')]\n"
-        "r = np.random.default_rng(0)\n"
-        "v = [Volume(r.random(x.shape).astype('f4'), x) for x in g]\n"
-        "s = AffineStage(iterations=(200000, 200000, 200000))\n"
-        "job = ElastixJob(*v, (affine_parameters(s, g[0].spacing_nm, 0),))\n"
-        "run_elastix(job, Path(sys.argv[1]))"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), "."])
-    import psutil
-
-    children = []
-    for _ in range(300):
-        children = psutil.Process(parent.pid).children()
-        if children:
-            break
-        time.sleep(0.1)
-    time.sleep(1)
-    os.kill(parent.pid, signal.SIGKILL)
-    parent.wait()
-    gone, alive = psutil.wait_procs(children, timeout=20)
-    assert gone
-    assert not alive
 
 
 # -- the whole ------------------------------------------------------------------------------------
