@@ -205,7 +205,7 @@ def _build(
     finest = spacing_nm or first.spacing_nm
     if finest is None:
         raise ngff.missing_voxel_size(name)
-    volumes = []
+    volumes: list[Any] = []
     for level in source.levels:
         own = level.spacing_nm
         origin = level.origin_nm
@@ -215,7 +215,8 @@ def _build(
             )
         z, y, x = level.data.shape[-3:]
         grid = Grid((z, y, x), own, origin, frame)
-        check_voxel_size(grid, name)
+        if not volumes:  # coarser levels may have voxels that no microscope has
+            check_voxel_size(grid, name)
         volumes.append(kind(level.data, grid, source.channels, name=Path(name).name))
     top, *coarser = volumes
     return kind(top.data, top.grid, top.channels, tuple(coarser), top.name)

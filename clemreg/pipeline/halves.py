@@ -125,11 +125,12 @@ def find_halves(
         return []
 
 
-def write_halves(pairs: Sequence[Pair], folder: Path) -> None:
-    """Write ``half-<split>-<0 or 1>.json``."""
+def write_halves(pairs: Sequence[Pair], folder: Path, fixed_grid: Grid) -> None:
+    """Write ``half-<split>-<0 or 1>.json``; `fixed_grid` is that of the light volume."""
     for split, pair in enumerate(pairs):
         for side, transform in enumerate(pair):
-            write_transform(transform, folder / f"half-{split}-{side}.json")
+            name = f"half-{split}-{side}.json"
+            write_transform(transform, folder / name, fixed_grid=fixed_grid)
 
 
 def read_halves(folder: Path) -> tuple[Pair, ...]:

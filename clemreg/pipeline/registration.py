@@ -65,7 +65,7 @@ def register_run(context: RunContext) -> None:
         result.save(folder, fixed.grid)
         splits = context.config.register_.halves
         halves = find_halves((fixed, moving), guides, result, options, splits, progress)
-        write_halves(halves, folder)
+        write_halves(halves, folder, fixed.grid)
         for image in (folder / "elastix-runs").rglob("*.npy"):
             image.unlink()  # the prepared images are kept once, as zarr
 

@@ -11,8 +11,10 @@ from typer.testing import CliRunner
 from clemreg.cli.app import app, run_app
 from clemreg.cli.console import progress_bar
 from clemreg.io.points import read_points
-from clemreg.io.transforms import read_transform, write_transform
+from clemreg.io.transforms import read_fixed_grid, read_transform, write_transform
 from clemreg.io.volumes import open_volume, write_volume
+from clemreg.register.orientation import Orientation
+from clemreg.register.registration import RegistrationResult, affine_of
 from clemreg.space import Grid
 from clemreg.testing import hostile_grid, random_affine, random_bspline
 from clemreg.volume import Volume
@@ -73,6 +75,25 @@ def test_a_transform_without_grid_asks_for_one(files, capsys):
     folder, _ = files
     assert run_app(["evaluate", "jacobian", "--transform", str(folder / "t.json")]) == 1
     assert "--grid-of" in capsys.readouterr().err
+
+
+def test_what_register_wrote_says_its_grid(files):
+    folder, transform = files
+    start = affine_of(transform)
+    pose = Orientation(start, 0.6, 0.1, 0.5, False, 300.0)
+    found = RegistrationResult(transform, start, pose, {}, {}, repeats=(start,))
+    found.save(folder / "r", LM)
+    where = ["--grid-of", str(folder / "lm.zarr")]
+    figures = []
+    for name, more in (("r/transform.json", []), ("t.json", where)):
+        words = ["evaluate", "jacobian", "--transform", str(folder / name), *more]
+        assert run_app([*words, "--json", str(folder / "j.json")]) == 0
+        figures.append(json.loads((folder / "j.json").read_text()))
+    assert figures[0] == figures[1]
+    for name in ("repeat-0.json", "orientation.json", "elastix/TransformParameters.1.txt"):
+        assert read_fixed_grid(folder / "r" / name) == LM
+    pair = [str(folder / "t.json"), str(folder / "r" / "repeat-0.json")]
+    assert run_app(["evaluate", "compare", *pair]) == 0
 
 
 def test_points_there_and_back(files):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import h5py
 import mrcfile
@@ -286,6 +287,19 @@ def test_a_unit_error_is_named(tmp_path, factor):
     path.write_text(json.dumps(meta))
     with pytest.raises(VoxelSizeError, match="cannot be right"):
         open_volume(tmp_path / "v.zarr")
+
+
+def test_only_the_finest_level_must_have_voxels_of_a_microscope(tmp_path):
+    """A wrong unit is told by the voxels a person knows; 2 um light sheets have coarse levels."""
+    grid = Grid((8, 60, 60), (20_000.0, 20_000.0, 20_000.0))
+    volume = Volume(np.ones(grid.shape, np.uint8), grid)
+    write_volume(tmp_path / "v.zarr", volume, options=WriteOptions(levels=3))
+    opened = open_volume(tmp_path / "v.zarr")
+    assert [v.grid.spacing_nm[2] for v in opened.levels] == [20_000.0, 40_000.0, 80_000.0]
+    far = replace(grid, spacing_nm=(60_000.0, 60_000.0, 60_000.0))
+    write_volume(tmp_path / "f.zarr", replace(volume, grid=far), options=WriteOptions(levels=3))
+    with pytest.raises(VoxelSizeError, match="voxels of 60 um x 60 um x 60 um"):
+        open_volume(tmp_path / "f.zarr")
 
 
 def test_zero_spacing_is_refused(tmp_path):

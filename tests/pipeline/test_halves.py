@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from clemreg.config import RegisterConfig
+from clemreg.io.transforms import read_fixed_grid
 from clemreg.pipeline import evaluation, halves
 from clemreg.pipeline.halves import (
     find_halves,
@@ -119,10 +120,11 @@ def test_a_half_that_cannot_be_registered_does_not_stop_the_run(caplog):
 def test_halves_are_read_as_they_were_written(tmp_path):
     assert read_halves(tmp_path) == ()
     pairs = [(shift(1), shift(2)), (shift(3), shift(4))]
-    write_halves(pairs, tmp_path)
+    write_halves(pairs, tmp_path, hostile_grid("lm"))
     again = read_halves(tmp_path)
     moved = [[t(np.zeros((1, 3)))[0, 2] for t in pair] for pair in again]
     assert moved == [[1, 2], [3, 4]]
+    assert read_fixed_grid(tmp_path / "half-1-0.json") == hostile_grid("lm")
 
 
 def test_the_map_is_half_the_difference_and_the_scatter_of_seeds():
@@ -147,7 +149,7 @@ def test_the_map_of_an_earlier_run_goes_when_halves_are_switched_off(tmp_path):
     context = SimpleNamespace(path=lambda *parts: tmp_path.joinpath(*parts))
     grid = hostile_grid("lm")
     where = grid, np.ones(grid.shape, bool)
-    write_halves([(shift(0), shift(60))], folder)
+    write_halves([(shift(0), shift(60))], folder, grid)
     found = evaluation._with_halves(context, None, shift(30), where)
     assert found["seeds"] is found["rms_nm"] is found["p95_nm"] is None
     assert found["halves"] == {"rms_nm": pytest.approx(30), "p95_nm": pytest.approx(30)}
