@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import ConfigError
+from clemreg.errors import ConfigError, VoxelSizeError
 from clemreg.evaluate.jacobian import evaluate_jacobian
 from clemreg.io.elastix_files import read_parameter_file
 from clemreg.io.points import read_landmarks
@@ -282,7 +282,16 @@ def prepare_files(command: RegisterCommand) -> Prepared:
 
 def open_outside(path: str | None) -> Volume | None:
     """Open a volume of the extracellular space of the EM; None if there is no path."""
-    return None if path is None else open_volume(path, frame="em")
+    return None if path is None else _open_placed(path, "em")
+
+
+def _open_placed(path: str, frame: str) -> Volume:
+    """Open a further volume, for which no option gives a voxel size."""
+    try:
+        return open_volume(path, frame=frame)
+    except VoxelSizeError as error:
+        hint = "its voxel size and origin place it: save it as OME-Zarr, or as a calibrated TIFF"
+        raise VoxelSizeError(error.message, hint=hint) from error
 
 
 def psf_sigma_nm(text: str) -> Triple:
@@ -402,7 +411,7 @@ def split_channel(text: str) -> tuple[str, str, float]:
 def _further(lm: Volume, text: str, psf: MovingOptions, shifts_nm: Mapping[str, Triple]) -> Channel:
     name, path, weight = split_channel(text)
     options = replace(psf, kind="auto", min_volume_nm3=0.0)
-    moving = prepare_moving(open_volume(path, frame="em"), lm.grid.spacing_nm, options)
+    moving = prepare_moving(_open_placed(path, "em"), lm.grid.spacing_nm, options)
     return Channel(prepare_fixed(light_channel(lm, name, shifts_nm)), moving, weight)
 
 
@@ -410,7 +419,7 @@ def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
     """Read a mask onto a grid, nearest voxel."""
     if path is None:
         return None
-    volume = open_volume(path, frame=grid.frame)
+    volume = _open_placed(path, grid.frame)
     if volume.channels:
         volume = volume.channel(0)
     mask = mask_onto(volume.read() != 0, volume.grid, grid)

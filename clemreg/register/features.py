@@ -39,6 +39,7 @@ _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
 _MOST_IDS = 64  # bytes that are all below this are ids: no probability stays below a quarter
 _SLAB = 64  # planes that are looked at together
 _HALF = 0.5
+_BRIGHT = 0.25  # mitochondria fill less than half of a cell, and a probability is low elsewhere
 _WHY_NOTHING = "no mitochondrion is larger than min_volume_nm3; was the right channel given?"
 LARGEST = 10**8  # voxels that are worked on whole; larger input is averaged down while reading
 
@@ -324,8 +325,22 @@ def _density(
         return _large_enough(kept, volume.grid, options).astype(np.float32)
     scale = 255.0 if np.issubdtype(image.dtype, np.integer) else 1.0
     result: Image = np.clip(image.astype(np.float32) / np.float32(scale), 0, 1)
+    if options.kind == "auto":
+        _check_probability(result, volume.name or "EM segmentation")
     result[_outside(beyond, volume.grid, options)] = 0
     return result
+
+
+def _check_probability(image: Image, name: str) -> None:
+    """Refuse the grey values of an EM: where most of it is bright, nothing is segmented."""
+    middle = float(np.median(image))
+    if middle > _BRIGHT:
+        raise DataError(
+            f"{name} looks like the EM itself, not like mitochondria in it: half of its voxels are "
+            f"above {middle:.2f} of full brightness, where a probability is near 0",
+            hint="predict them first (`clemreg segment`), or give a mask; "
+            "if it is a probability: --kind probability",
+        )
 
 
 def _kind(volume: Volume) -> Kind:

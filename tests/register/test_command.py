@@ -11,7 +11,7 @@ import pytest
 import tifffile
 
 from clemreg.cli.app import run_app
-from clemreg.errors import ConfigError, MissingError, VoxelSizeError
+from clemreg.errors import ConfigError, DataError, MissingError, VoxelSizeError
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline import register as register_module
 from clemreg.pipeline.register import GuideFiles, RegisterCommand, prepare_files, psf_sigma_nm
@@ -178,3 +178,26 @@ def test_the_extracellular_space_is_read_from_its_own_file(folder):
     assert profile[(x > end + 200) & (x < 1050.0)].min() > 0.5
     with pytest.raises(MissingError, match="none"):
         prepared(folder, ecs=str(folder / "none.zarr"))
+
+
+def test_the_grey_values_of_the_em_are_refused_before_a_search(folder):
+    rng = np.random.default_rng(3)
+    grey = np.clip(rng.normal(140, 30, EM.shape) - 60 * mask(), 0, 255).astype(np.uint8)
+    write_volume(folder / "grey.zarr", Volume(grey, EM))
+    with pytest.raises(DataError, match=r"grey.zarr looks like the EM itself") as error:
+        prepared(folder, moving="grey.zarr")
+    assert "clemreg segment" in error.value.hint
+    assert prepared(folder, moving="grey.zarr", kind="probability").moving.read().any()
+    probability = np.clip(rng.normal(10, 5, EM.shape) + 200 * mask(), 0, 255).astype(np.uint8)
+    write_volume(folder / "p.zarr", Volume(probability, EM))
+    assert prepared(folder, moving="p.zarr").moving.read().any()
+
+
+@pytest.mark.parametrize("option", ["fixed_mask", "moving_mask", "also", "ecs"])
+def test_a_further_volume_without_voxel_size_is_refused_with_what_to_do(folder, option):
+    path = str(folder / "em.tif")
+    given = {"ecs": path} if option == "ecs" else {}
+    guide = {option: (f"er={path}",) if option == "also" else path} if not given else {}
+    with pytest.raises(VoxelSizeError, match=r"em.tif does not say its voxel size") as error:
+        prepared(folder, guides=GuideFiles(**guide), **given)
+    assert "save it as OME-Zarr" in error.value.hint
