@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import ConfigError, VoxelSizeError
+from clemreg.errors import ConfigError, FormatError, VoxelSizeError
 from clemreg.evaluate.jacobian import evaluate_jacobian
 from clemreg.io.elastix_files import read_parameter_file
+from clemreg.io.localisations import HDF5, looks_like_localisations
 from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.voxels import hinting, suspicious_voxels
@@ -267,6 +268,7 @@ def prepare_files(command: RegisterCommand) -> Prepared:
     psf = MovingOptions(
         psf_sigma_nm=psf_sigma_nm(command.psf), kind=command.kind, ramp_kind=command.ramp
     )
+    refuse_localisations(command.fixed)
     with hinting("--fixed-spacing"):
         lm = open_volume(command.fixed, frame="lm", spacing_nm=command.fixed_spacing_nm)
     with hinting("--moving-spacing"):
@@ -278,6 +280,24 @@ def prepare_files(command: RegisterCommand) -> Prepared:
     moving = prepare_moving(em, lm.grid.spacing_nm, psf, outside)
     guides = read_guides(command.guides, lm, Channel(fixed, moving), psf, command.shifts_nm)
     return Prepared(fixed, moving, guides, warnings)
+
+
+def refuse_localisations(path: str) -> None:
+    """Say what to do with a localisation table that was given as the light volume.
+
+    Raises
+    ------
+    FormatError
+        It is one.
+    """
+    file = Path(path)
+    tables = (".csv", ".tsv", ".txt", *HDF5)
+    if file.is_file() and file.suffix.lower() in tables and looks_like_localisations(path):
+        raise FormatError(
+            f"{path} is a table of localisations, not a volume",
+            hint=f'draw it first: clemreg render mito={path} --spacing "52, 52, 104 nm" '
+            "--out lm.zarr",
+        )
 
 
 def open_outside(path: str | None) -> Volume | None:

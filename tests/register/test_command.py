@@ -6,12 +6,13 @@ import json
 import re
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
 
 from clemreg.cli.app import run_app
-from clemreg.errors import ConfigError, DataError, MissingError, VoxelSizeError
+from clemreg.errors import ConfigError, DataError, FormatError, MissingError, VoxelSizeError
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline import register as register_module
 from clemreg.pipeline.register import GuideFiles, RegisterCommand, prepare_files, psf_sigma_nm
@@ -201,3 +202,22 @@ def test_a_further_volume_without_voxel_size_is_refused_with_what_to_do(folder, 
     with pytest.raises(VoxelSizeError, match=r"em.tif does not say its voxel size") as error:
         prepared(folder, guides=GuideFiles(**guide), **given)
     assert "save it as OME-Zarr" in error.value.hint
+
+
+def test_a_localisation_table_is_to_be_rendered_first(folder):
+    heads = {
+        "storm.csv": "x [nm],y [nm],z [nm],uncertainty [nm]\n1,2,3,10\n4,5,6,11\n",
+        "peaks.txt": "X Position\tY Position\tSigma X Pos Full\tSigma Y Pos Full\n1\t2\t3\t4\n",
+    }
+    for name, text in heads.items():
+        (folder / name).write_text(text)
+    locs = np.zeros(3, [(n, "f4") for n in ("x", "y", "z", "lpx", "lpy")])
+    with h5py.File(folder / "picasso.hdf5", "w") as file:
+        file["locs"] = locs
+    for name in (*heads, "picasso.hdf5"):
+        with pytest.raises(FormatError, match=f"{name} is a table of localisations") as error:
+            prepared(folder, name)
+        assert "clemreg render" in error.value.hint
+    (folder / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(FormatError, match="format not known"):
+        prepared(folder, "other.csv")
