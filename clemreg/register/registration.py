@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 JACOBIAN_RANGE = (0.5, 2.0)
 MOST_TRIES = 3
 USUAL_SCALE = (0.7, 1.4)
+USUAL_DRIFT = (0.8, 1.25)
 USUAL_RATIO = 1.25
 LOST_CORRELATION = 0.03
 """The deformation fits the contrast place by place, so it may lose a little of the whole's."""
@@ -268,28 +269,31 @@ class _Finder:
         for attempt in range(tries):
             stages = self._options.stages.stiffer(attempt) if attempt else self._options.stages
             transform = self.once(stages, self._options.seed)
-            low, high = self._volume_change(transform)
+            low, middle, high = self._volume_change(transform)
             self.attempts.append((low, high))
             if JACOBIAN_RANGE[0] <= low and high <= JACOBIAN_RANGE[1]:
+                self.warnings += drift_warnings(middle)
                 return transform, stages
             log.warning("volume changes by %.2f to %.2f: stiffening", low, high)
         self.warnings.append(
             f"Local volume still changes by {low:.2f} to {high:.2f} after {tries - 1} times "
             "stiffening."
         )
+        self.warnings += drift_warnings(middle)
         return transform, stages
 
     def once(self, stages: Stages, seed: int) -> Transform:
         """Run affine and deformation once."""
         return self._engine.find(stages, seed)
 
-    def _volume_change(self, transform: Transform) -> tuple[float, float]:
+    def _volume_change(self, transform: Transform) -> tuple[float, float, float]:
+        """Least, median and largest change of volume by the deformation, inside the EM."""
         affine = affine_of(transform)
         points = draw_samples(
             np.random.default_rng(0), self._task.channels[0], self._task.masks, affine, 20_000, 0.0
         )
         local = transform.determinant(points) / np.linalg.det(affine.linear)
-        return float(local.min()), float(local.max())
+        return float(local.min()), float(np.median(local)), float(local.max())
 
 
 def correlation(
@@ -358,6 +362,22 @@ def scale_warnings(affine: Affine) -> list[str]:
             f"or the LM {axis} voxel size {factor:.2f} times too {lm}."
         )
     return found
+
+
+def drift_warnings(volume_change: float) -> list[str]:
+    """Name a deformation that scales all of the EM, which is the affine's part.
+
+    Parameters
+    ----------
+    volume_change
+        Median over the EM of the deformation's change of volume, the affine's left out.
+    """
+    if USUAL_DRIFT[0] <= volume_change <= USUAL_DRIFT[1]:
+        return []
+    return [
+        f"The deformation changes the volume of the whole EM by {volume_change:.2f}, which the "
+        "affine should have done: the pose is probably wrong, or the EM is mirrored."
+    ]
 
 
 def _score_warnings(scores: dict[str, float]) -> list[str]:

@@ -20,6 +20,7 @@ from clemreg.register.registration import (
     _score_warnings,
     affine_of,
     correlation,
+    drift_warnings,
     register,
     scale_warnings,
 )
@@ -148,6 +149,13 @@ def test_a_wrong_z_spacing_is_absorbed_by_the_affine_and_named(factor):
     word = "too small" if factor > 1 else "too large"
     assert "EM z voxel size is probably 1." in warning
     assert f"{word}, or the LM z" in warning
+
+
+def test_a_deformation_that_scales_the_whole_em_is_named():
+    assert drift_warnings(0.82) == drift_warnings(1.2) == []
+    (warning,) = drift_warnings(0.61)
+    assert "volume of the whole EM by 0.61" in warning
+    assert "mirrored" in warning
 
 
 def test_a_correlation_that_falls_is_named_but_not_a_hair():
