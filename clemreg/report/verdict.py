@@ -277,10 +277,13 @@ def _orientation(orientation: Numbers) -> Iterator[Finding]:
         f"In the pose search the start pose scored {score:.2f}, "
         f"the best different one {score - margin:.2f}."
     )
+    look = "look at the overlays; if the EM may be mirrored, search with --allow-mirror."
+    if orientation.get("mirrored"):
+        look = "look at the overlays."
     if margin < LOW_MARGIN:
-        yield "warn", f"{text} They are too close to be sure; look at the overlays."
+        yield "warn", f"{text} They are too close to be sure; {look}"
     elif score < LOW_SCORE:
-        yield "warn", f"{text} That is little agreement; look at the overlays."
+        yield "warn", f"{text} That is little agreement; {look}"
     elif margin < CLEAR_MARGIN:
         yield "pass", f"{text} The margin is small; look at the overlays."
     else:

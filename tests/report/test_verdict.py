@@ -75,9 +75,9 @@ UNSEARCHED = changed(orientation={"score": None, "runner_up": None, "margin": No
         ),
         (changed(orientation={"mirrored": True}), "warn", "mirrored"),
         (changed(orientation={"margin": 0.01}), "warn", "too close"),
-        (changed(orientation={"margin": 0.05}), "warn", "too close"),
+        (changed(orientation={"margin": 0.05}), "warn", "search with --allow-mirror"),
         (changed(orientation={"margin": 0.17}), "pass", "margin is small"),
-        (changed(orientation={"score": 0.25, "margin": 0.2}), "warn", "little agreement"),
+        (changed(orientation={"score": 0.25, "margin": 0.2}), "warn", "with --allow-mirror"),
         (changed(orientation=None), "pass", "within 40 nm"),
         (changed(affine={"singular_values": [1.6, 1.0, 1.0]}), "warn", "voxel size"),
         (changed(affine={"singular_values": [1.0, 1.0, 0.65]}), "warn", "voxel size"),
@@ -94,6 +94,12 @@ def test_the_verdict_and_its_reason(report, status, words):
     assert verdict.status == status
     first = verdict.reasons[0] if status != "pass" else " ".join(verdict.reasons)
     assert words in first
+
+
+def test_a_mirrored_pose_is_not_told_to_allow_mirrors():
+    reasons = decide(changed(orientation={"mirrored": True, "margin": 0.01})).reasons
+    assert any("too close" in reason for reason in reasons)
+    assert not any("--allow-mirror" in reason for reason in reasons)
 
 
 def test_the_worst_finding_comes_first():
