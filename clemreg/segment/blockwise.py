@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.blocks.executors import Threads
+from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
 from clemreg.blocks.run import Ledger, Progress
-from clemreg.errors import ConfigError, DataError
-from clemreg.io.atomic import partial_path
+from clemreg.errors import ConfigError, DataError, FormatError
+from clemreg.io.atomic import partial_path, remove
+from clemreg.io.volumes import VolumeWriter
 from clemreg.segment.data import contrast_limits
 from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import Volume
 
 VIEWS = (1, 2, 4, 8)
+# One block is computed while another is read and a third written.
+WORKERS = 3
 # Planes of a large volume that are looked at for its contrast.
 _PLANES = 24
 
@@ -76,11 +81,41 @@ class PredictOptions:
 
 
 def open_ledger(out: Path, job: str) -> Ledger:
-    """Ledger beside an output; a new one unless the unfinished output is there, too."""
-    path = partial_path(out).with_suffix(".blocks")
-    if not partial_path(out).exists():
+    """Ledger beside an output; a new one unless the unfinished output is there, too.
+
+    Raises
+    ------
+    FormatError
+        The unfinished output is of another network, EM, block or option.
+    """
+    partial = partial_path(out)
+    path = partial.with_suffix(".blocks")
+    if not partial.exists():
         path.unlink(missing_ok=True)
-    return Ledger(path, job)
+        remove_ledgers(path)
+    try:
+        return Ledger(path, job)
+    except FormatError as error:
+        raise FormatError(
+            f"{partial} is an unfinished output of another network, EM, block or option",
+            hint=f"choose another output, or remove {partial.name} and {path.name}",
+        ) from error
+
+
+def finish(writer: VolumeWriter, ledger: Ledger, progress: Progress | None) -> None:
+    """Make the coarser levels of an output whose finest is written, several blocks at a time."""
+
+    def told(done: int, total: int, _message: str) -> None:
+        if progress is not None:
+            progress(done, total, "coarser levels")
+
+    write_pyramid(writer, ledger.path, Threads(WORKERS), told)
+
+
+def forget(ledger: Ledger) -> None:
+    """Remove the notes on an output that is in place."""
+    remove(ledger.path)
+    remove_ledgers(ledger.path)
 
 
 def read_extended(volume: Volume, box: Box) -> NDArray[np.float32]:
@@ -93,22 +128,34 @@ def read_extended(volume: Volume, box: Box) -> NDArray[np.float32]:
     DataError
         The EM holds NaN or infinite values.
     """
-    indices = [
-        np.clip(np.arange(a, b), 0, n - 1)
+    nearest = [
+        (min(max(a, 0), n - 1), min(max(b, 1), n))
         for a, b, n in zip(box.start, box.stop, volume.shape, strict=True)
     ]
-    inner = Box(
-        tuple(int(i[0]) for i in indices),  # type: ignore[arg-type]
-        tuple(int(i[-1]) + 1 for i in indices),  # type: ignore[arg-type]
+    low, high = zip(*nearest, strict=True)
+    inner = Box(low, high)  # type: ignore[arg-type]
+    result = np.empty(box.shape, dtype=np.float32)
+    place = tuple(
+        slice(first, first + m)
+        for first, m in (
+            (min(max(i - a, 0), n - m), m)
+            for i, a, n, m in zip(inner.start, box.start, box.shape, inner.shape, strict=True)
+        )
     )
-    block = np.asarray(volume.read(inner), dtype=np.float32)
-    if not np.isfinite(block).all():
+    result[place] = volume.read(inner)
+    if volume.dtype.kind == "f" and not np.isfinite(result[place]).all():
         raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values in {inner}")
-    for axis, index in enumerate(indices):
-        local = index - index[0]
-        if len(local) != block.shape[axis]:
-            block = np.take(block, local, axis=axis)
-    return np.ascontiguousarray(block)
+    _repeat_ends(result, place)
+    return result
+
+
+def _repeat_ends(block: NDArray[np.float32], filled: tuple[slice, ...]) -> None:
+    """Fill a block from the part that is filled: the last axis first, then slices of it."""
+    for axis in reversed(range(block.ndim)):
+        part = np.moveaxis(block[(*filled[:axis], ...)], axis, 0)
+        first, stop = filled[axis].start, filled[axis].stop
+        part[:first] = part[first]
+        part[stop:] = part[stop - 1]
 
 
 def find_limits(volume: Volume) -> tuple[float, float]:

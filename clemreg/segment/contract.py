@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import runpy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class BlockNetwork:
         Voxel sizes zyx; the input's is a whole multiple of the output's.
     run
         From EM (z, y, x), float32 in [-1, 1], to tanh signed distances (class, z, y, x).
+    identity
+        What tells it from another network of the same name and sizes, as far as is known.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class BlockNetwork:
     input_nm: Triple
     output_nm: Triple
     run: Run
+    identity: str = ""
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
@@ -82,6 +86,11 @@ class BlockNetwork:
                 f"{self.name}: output_size {self.output_size} is no multiple of {self.scale}, the "
                 "output voxels in an input voxel"
             )
+
+    @property
+    def job(self) -> str:
+        """What of a network the content of a block depends on."""
+        return f"{self.name} {self.identity} {self.classes} {self.output_size}"
 
     @property
     def scale(self) -> Shape:
@@ -150,7 +159,18 @@ def load_script(path: str | Path) -> BlockNetwork:
         _three(names, "input_voxel_size", float, path),
         _three(names, "output_voxel_size", float, path),
         _as_function(names["model"]),
+        _identity(path, names["model"]),
     )
+
+
+def _identity(path: Path, model: Any) -> str:
+    """Tell a script, and the weights that it loads, from others."""
+    import torch
+
+    from clemreg.segment.network import digest
+
+    text = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return f"{text} {digest(model)}" if isinstance(model, torch.nn.Module) else text
 
 
 def _three(names: Mapping[str, Any], name: str, kind: type[Any], path: Path) -> Any:
@@ -202,6 +222,7 @@ def as_block_network(
     """
     from clemreg.segment.checkpoints import channel_order
     from clemreg.segment.cosem import STEP
+    from clemreg.segment.network import digest
     from clemreg.segment.parallel import training_device
 
     options = model.network.options
@@ -226,4 +247,5 @@ def as_block_network(
         (options.input_nm,) * 3,
         (options.input_nm / options.scale,) * 3,
         lambda em: compute(em)[channels][inner],
+        digest(model.network),
     )

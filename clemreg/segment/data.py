@@ -91,7 +91,10 @@ def contrast_limits(em: NDArray[np.generic]) -> tuple[float, float]:
 def normalise(em: NDArray[np.generic], limits: tuple[float, float]) -> FloatVolume:
     """Map grey values so that `limits` become -1 and 1, clipped at 1.5 times that."""
     low, high = limits
-    x = (em.astype(np.float32) - low) * (2 / (high - low)) - 1
+    x = em.astype(np.float32)
+    x -= low
+    x *= 2 / (high - low)
+    x -= 1
     return np.clip(x, -1.5, 1.5, out=x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,14 +13,16 @@ from numpy.typing import NDArray
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Progress, run
 from clemreg.errors import ConfigError, VoxelSizeError
-from clemreg.io.atomic import remove
 from clemreg.io.quantise import quantise
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
 from clemreg.segment.blockwise import (
+    WORKERS,
     Pace,
     PredictOptions,
     Where,
     find_limits,
+    finish,
+    forget,
     open_ledger,
     read_extended,
 )
@@ -42,6 +45,8 @@ def predict_with(
     progress: Progress | None = None,
 ) -> Volume:
     """Predict with a network of the user's own, or of the paper.
+
+    While one block is computed, the next is read and the last one written.
 
     Parameters
     ----------
@@ -73,8 +78,9 @@ def predict_with(
     grid = output_grid(level.grid, network)
     limits = options.limits or find_limits(volume)
     where = Where(options.mask, grid)
-    job = f"{network.name} {network.classes} {network.output_size} {level.grid} {limits}"
-    ledger = open_ledger(out, f"{job} {options.job}")
+    job = f"{network.job} {volume.name} {level.grid} {limits} {options.job}"
+    ledger = open_ledger(out, job)
+    busy = threading.Lock()
     storage = WriteOptions(chunk=network.output_size, resume=True)
     with create_volume(out, grid, np.uint8, channels=network.classes, options=storage) as writer:
 
@@ -85,12 +91,15 @@ def predict_with(
                 return
             em = _normalised(read_extended(level, _input_box(block.core, network)), limits)
             z, y, x = block.core.shape
-            mean = _mean_of_views(network, em, options.mirrorings)
+            with busy:
+                mean = _mean_of_views(network, em, options.mirrorings)
             writer[block.core] = quantise(mean[:, :z, :y, :x]) * inside
 
         told = None if progress is None else Pace(progress, grid.shape)
-        run(work, plan_blocks(grid.shape, network.output_size), ledger=ledger, progress=told)
-    remove(ledger.path)
+        blocks = plan_blocks(grid.shape, network.output_size)
+        run(work, blocks, ledger=ledger, workers=WORKERS, progress=told)
+        finish(writer, ledger, progress)
+    forget(ledger)
     return open_volume(out, frame=volume.grid.frame)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clemreg.errors import FormatError, GridError, MissingError
 from clemreg.io.atomic import atomic_path
-from clemreg.segment.network import NetworkOptions, UNet
+from clemreg.segment.network import NetworkOptions, UNet, digest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,6 +68,11 @@ class Model:
     def classes(self) -> tuple[str, ...]:
         """Names of the outputs."""
         return self.network.options.classes
+
+    @property
+    def identity(self) -> str:
+        """Name, and what tells its weights from others."""
+        return f"{self.card.name} {digest(self.network)}"
 
 
 def save_model(network: UNet, card: ModelCard, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -180,6 +181,17 @@ class UNet(nn.Module):
             x = torch.cat([_crop(skips[level], x.shape[2:]), x], dim=1)
             x = _convolve(self.up[level], x, padding, after)
         return unfold(self.head(x), self.options.fold)
+
+
+def digest(network: nn.Module) -> str:
+    """Tell the weights of any network from others."""
+    known = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+            continue  # what networks of others may hold beside weights
+        known.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        known.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return known.hexdigest()[:16]
 
 
 def fold(x: torch.Tensor, n: int) -> torch.Tensor:

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Progress, run
 from clemreg.errors import DataError, VoxelSizeError
-from clemreg.io.atomic import remove
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
 from clemreg.segment.blockwise import (
+    WORKERS,
     Pace,
     PredictOptions,
     Where,
     find_limits,
+    finish,
+    forget,
     open_ledger,
     read_extended,
 )
@@ -41,8 +43,6 @@ log = logging.getLogger(__name__)
 TOLERATED_RATIO = 1.25
 # Finer than this in volume and the resampled EM would be mostly invention.
 MOST_UPSAMPLING = 30.0
-# One block is computed while another is read and a third written.
-WORKERS = 3
 # Values of the finest features of one block, 4 bytes each; a few such arrays live at a time.
 MOST_FEATURES = 7e7
 COLOURS = ("FF00FF", "00FF00", "00FFFF")
@@ -87,8 +87,7 @@ def predict(
     network = _Runner(model, options)
     where = Where(options.mask, reader.grid)
     shape = _block_shape(reader.grid.shape, model, options)
-    card = model.card
-    job = f"{card.name} {card.steps} {reader.grid} {shape} {limits} {options.job}"
+    job = f"{model.identity} {volume.name} {reader.grid} {shape} {limits} {options.job}"
     ledger = open_ledger(out, job)
     with create_volume(
         out, reader.grid, np.uint8, channels=model.classes, options=_storage(shape, model)
@@ -107,7 +106,8 @@ def predict(
         blocks = plan_blocks(reader.grid.shape, shape, network.halo)
         told = None if progress is None else Pace(progress, reader.grid.shape)
         run(work, blocks, ledger=ledger, workers=WORKERS, progress=told)
-    remove(ledger.path)
+        finish(writer, ledger, progress)
+    forget(ledger)
     return open_volume(out, frame=volume.grid.frame)
 
 
@@ -203,7 +203,8 @@ class _Runner:
             mean = self._view(x, given, self.mirrorings[0])
             for axes in self.mirrorings[1:]:
                 mean += self._view(x, given, axes)
-            mean *= 1 / len(self.mirrorings)  # a power of two, so exact
+            if len(self.mirrorings) > 1:
+                mean *= 1 / len(self.mirrorings)  # a power of two, so exact
             return np.asarray(_stored(mean).cpu().numpy())
 
     def _view(self, x: torch.Tensor, given: Ends, axes: tuple[int, ...]) -> torch.Tensor:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +95,55 @@ def test_a_stopped_prediction_goes_on_and_gives_the_same(tmp_path, em, model):
     assert seen[0] == 6
     np.testing.assert_array_equal(again.read(), straight)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.zarr", "b.zarr"]
+
+
+def test_other_weights_of_the_same_name_do_not_go_on(tmp_path, em, model):
+    """Nor does another EM with the same voxels: no output is half of each."""
+
+    def stop(done, _total, _message):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    options = PredictOptions(block=16, precise=True, limits=(0, 255))
+    with pytest.raises(KeyboardInterrupt):
+        predict(em, model, tmp_path / "p.zarr", options=options, progress=stop)
+    other = UNet(model.network.options).eval()
+    other.load_state_dict(model.network.state_dict())
+    with torch.no_grad():
+        other.head.bias[-1] += 1
+    renamed = replace(em, name="another.zarr")
+    for pair in ((em, Model(model.card, other)), (renamed, model)):
+        with pytest.raises(FormatError, match="unfinished output of another") as error:
+            predict(*pair, tmp_path / "p.zarr", options=options)
+        assert ".p.zarr.partial and .p.zarr.blocks" in error.value.hint
+    found = predict(em, model, tmp_path / "p.zarr", options=options).read()
+    straight = predict(em, model, tmp_path / "q.zarr", options=options).read()
+    np.testing.assert_array_equal(found, straight)
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_coarser_levels_are_whole_after_a_stop(tmp_path, model, removed):
+    """Gone on with, or begun anew: what was noted of levels that are gone counts for nothing."""
+    shape = (10, 20, 140)
+    pixels = np.random.default_rng(3).integers(0, 255, shape).astype(np.uint8)
+    volume, options = Volume(pixels, Grid(shape, SPACING)), PredictOptions(block=16, precise=True)
+    straight = predict(volume, model, tmp_path / "a" / "p.zarr", options=options)
+    assert [v.shape[2] for v in straight.levels] == [140, 70, 35]
+
+    def stop(done, _total, message):
+        if message == "coarser levels" and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(volume, model, tmp_path / "b" / "p.zarr", options=options, progress=stop)
+    assert (tmp_path / "b" / ".p.zarr.level1").exists()
+    if removed:
+        shutil.rmtree(tmp_path / "b" / ".p.zarr.partial")
+    found = predict(volume, model, tmp_path / "b" / "p.zarr", options=options)
+    for level, expected in zip(found.levels, straight.levels, strict=True):
+        np.testing.assert_array_equal(level.read(), expected.read())
+        assert level.read().std() > 1
+    assert [p.name for p in (tmp_path / "b").iterdir()] == ["p.zarr"]
 
 
 @pytest.mark.slow
