@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,15 @@ from clemreg.segment.data import contrast_limits
 from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import Volume
 
+log = logging.getLogger(__name__)
+
 VIEWS = (1, 2, 4, 8)
 # One block is computed while another is read and a third written.
 WORKERS = 3
 # Planes of a large volume that are looked at for its contrast.
 _PLANES = 24
+_NO_NUMBERS = "NaN or infinite values"
+_MEND = "replace them first, for example by the grey value of empty resin"
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,13 @@ class PredictOptions:
     def __post_init__(self) -> None:
         if self.views not in VIEWS:
             raise ConfigError(f"{self.views} views; expected one of {', '.join(map(str, VIEWS))}")
-        if self.limits is not None and not self.limits[0] != self.limits[1]:
+        if self.block < 0:
+            raise ConfigError(
+                f"blocks of {self.block} voxels cannot be computed", hint="0 stands for automatic"
+            )
+        if self.limits is not None and not all(math.isfinite(v) for v in self.limits):
+            raise ConfigError(f"black and white are {self.limits}, expected two grey values")
+        if self.limits is not None and self.limits[0] == self.limits[1]:
             raise ConfigError(
                 f"black and white are the same grey value, {self.limits[0]:g}",
                 hint="give two grey values, or none for percentiles",
@@ -144,7 +156,7 @@ def read_extended(volume: Volume, box: Box) -> NDArray[np.float32]:
     )
     result[place] = volume.read(inner)
     if volume.dtype.kind == "f" and not np.isfinite(result[place]).all():
-        raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values in {inner}")
+        raise DataError(f"{volume.name or 'the EM'} holds {_NO_NUMBERS} in {inner}", hint=_MEND)
     _repeat_ends(result, place)
     return result
 
@@ -172,9 +184,12 @@ def find_limits(volume: Volume) -> tuple[float, float]:
         [level.read(Box((int(z), 0, 0), (int(z) + 1, *level.shape[1:]))) for z in planes]
     )
     if not np.isfinite(sample).all():
-        raise DataError(f"{volume.name or 'the EM'} holds NaN or infinite values")
+        raise DataError(f"{volume.name or 'the EM'} holds {_NO_NUMBERS}", hint=_MEND)
     if sample.min() == sample.max():
-        raise DataError(f"{volume.name or 'the EM'} has the same grey value everywhere")
+        raise DataError(
+            f"{volume.name or 'the EM'} has the same grey value everywhere, {sample.min():g}",
+            hint="is it the right volume? If so, say what is black and white: --contrast LOW HIGH",
+        )
     return contrast_limits(sample)
 
 
@@ -187,10 +202,22 @@ class Where:
         Not 0 where to predict; None: everywhere.
     grid
         Voxels of the prediction, in the frame of the mask.
+
+    Raises
+    ------
+    DataError
+        The mask lies beside the EM.
     """
 
     def __init__(self, mask: Volume | None, grid: Grid) -> None:
         self.mask, self.grid = mask, grid
+        self.anywhere = mask is None
+        if mask is not None and not _overlap(mask.grid, grid):
+            raise DataError(
+                f"the mask {mask.name} lies from {mask.grid.origin_nm} nm on and the EM from "
+                f"{grid.origin_nm} nm on (z, y, x): they do not meet",
+                hint="both must lie in one frame: `clemreg info` shows origin and voxel size",
+            )
 
     def read(self, box: Box) -> NDArray[np.bool_]:
         """Nearest mask voxel of each voxel of a box; beyond the mask there is nothing."""
@@ -211,7 +238,23 @@ class Where:
         part = self.mask.read(Box(tuple(low), tuple(high))) != 0  # type: ignore[arg-type]
         local = [p[w] - a for p, w, a in zip(picks, within, low, strict=True)]
         result[np.ix_(*within)] = part[np.ix_(*local)]
+        self.anywhere = self.anywhere or bool(result.any())
         return result
+
+    def warn_if_nowhere(self) -> None:
+        """Say so if the mask was 0 in all that was read."""
+        if not self.anywhere and self.mask is not None:
+            log.warning("the mask %s is 0 in all of the EM: nothing is predicted", self.mask.name)
+
+
+def _overlap(a: Grid, b: Grid) -> bool:
+    """Tell whether some voxel of one grid meets one of the other."""
+    return all(
+        p - s / 2 < q + (n - 0.5) * t and q - t / 2 < p + (m - 0.5) * s
+        for p, s, m, q, t, n in zip(
+            a.origin_nm, a.spacing_nm, a.shape, b.origin_nm, b.spacing_nm, b.shape, strict=True
+        )
+    )
 
 
 class Pace:

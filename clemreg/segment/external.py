@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Progress, run
-from clemreg.errors import ConfigError, VoxelSizeError
+from clemreg.errors import ConfigError
 from clemreg.io.quantise import quantise
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
 from clemreg.segment.blockwise import (
@@ -24,9 +24,9 @@ from clemreg.segment.blockwise import (
     finish,
     forget,
     open_ledger,
-    read_extended,
 )
 from clemreg.segment.contract import BlockNetwork
+from clemreg.segment.reading import Reader, misfit, reader_for
 from clemreg.space.grid import Box, Grid
 from clemreg.volume import Volume
 
@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 
 # Voxels may differ from the network's by this ratio along an axis: 5.24 nm counts as 4 nm.
 TOLERATED_RATIO = 1.35
+_SAME_RATIO = 1.01
 
 
 def predict_with(
@@ -51,7 +52,8 @@ def predict_with(
     Parameters
     ----------
     volume
-        EM (z, y, x); the level of its pyramid with the network's voxel size is used.
+        EM (z, y, x); the level of its pyramid with the network's voxel size is used. If none
+        comes near, it is resampled, with a note in the log.
     network
         Its own block is used; ``options.block`` must be 0, or that block.
     out
@@ -61,7 +63,7 @@ def predict_with(
     Raises
     ------
     VoxelSizeError
-        No level has the voxel size that the network takes.
+        The EM is too coarse.
     DataError
         The EM is constant, or holds NaN.
     ConfigError
@@ -74,12 +76,13 @@ def predict_with(
             f"not of {options.block}",
             hint="leave the block away, or change output_size in the script",
         )
-    level = _fitting_level(volume, network)
-    grid = output_grid(level.grid, network)
+    reader = _reader(volume, network)
+    grid = output_grid(reader.grid, network)
     limits = options.limits or find_limits(volume)
     where = Where(options.mask, grid)
-    job = f"{network.job} {volume.name} {level.grid} {limits} {options.job}"
+    job = f"{network.job} {volume.name} {reader.grid} {limits} {options.job}"
     ledger = open_ledger(out, job)
+    fresh = not ledger.done
     busy = threading.Lock()
     storage = WriteOptions(chunk=network.output_size, resume=True)
     with create_volume(out, grid, np.uint8, channels=network.classes, options=storage) as writer:
@@ -89,7 +92,7 @@ def predict_with(
             if not inside.any():
                 writer[block.core] = np.zeros((len(network.classes), *block.core.shape), np.uint8)
                 return
-            em = _normalised(read_extended(level, _input_box(block.core, network)), limits)
+            em = _normalised(reader.read(_input_box(block.core, network)), limits)
             z, y, x = block.core.shape
             with busy:
                 mean = _mean_of_views(network, em, options.mirrorings)
@@ -98,6 +101,8 @@ def predict_with(
         told = None if progress is None else Pace(progress, grid.shape)
         blocks = plan_blocks(grid.shape, network.output_size)
         run(work, blocks, ledger=ledger, workers=WORKERS, progress=told)
+        if fresh:
+            where.warn_if_nowhere()
         finish(writer, ledger, progress)
     forget(ledger)
     return open_volume(out, frame=volume.grid.frame)
@@ -122,27 +127,19 @@ def output_grid(grid: Grid, network: BlockNetwork) -> Grid:
     return Grid(tuple(shape), tuple(spacing), tuple(origin), grid.frame)
 
 
-def _fitting_level(volume: Volume, network: BlockNetwork) -> Volume:
-    wanted = np.asarray(network.input_nm)
-    misfits = []
-    for level in volume.levels:
-        ratio = np.asarray(level.grid.spacing_nm) / wanted
-        misfits.append(float(np.maximum(ratio, 1 / ratio).max()))
-    nearest = int(np.argmin(misfits))
-    level = volume.levels[nearest]
-    if misfits[nearest] > TOLERATED_RATIO:
-        raise VoxelSizeError(
-            f"{network.name} takes EM of {network.input_nm} nm (z, y, x); "
-            f"{volume.name or 'the EM'} has {[v.grid.spacing_nm for v in volume.levels]} nm",
-            hint="resample the EM, or use a network made for its voxel size",
-        )
-    if misfits[nearest] > 1.01:
+def _reader(volume: Volume, network: BlockNetwork) -> Reader:
+    """Read the level whose voxels are nearest as they are, or resample."""
+    level = min(volume.levels, key=lambda v: misfit(v.grid, network.input_nm))
+    off = misfit(level.grid, network.input_nm)
+    if off > TOLERATED_RATIO:
+        return reader_for(volume, network.input_nm, TOLERATED_RATIO)
+    if off > _SAME_RATIO:
         log.warning(
             "EM voxels of %s nm (z, y, x) are taken as the network's %s nm",
             level.grid.spacing_nm,
             network.input_nm,
         )
-    return level
+    return Reader(level, level.grid)
 
 
 def _input_box(core: Box, network: BlockNetwork) -> Box:

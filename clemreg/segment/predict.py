@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import threading
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Progress, run
-from clemreg.errors import DataError, VoxelSizeError
+from clemreg.errors import DataError
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
 from clemreg.segment.blockwise import (
     WORKERS,
@@ -27,22 +26,18 @@ from clemreg.segment.blockwise import (
     finish,
     forget,
     open_ledger,
-    read_extended,
 )
 from clemreg.segment.data import normalise
 from clemreg.segment.inference import Ends, FastUNet, joined, mirrored
 from clemreg.segment.models import Model
 from clemreg.segment.network import NetworkOptions
 from clemreg.segment.parallel import bfloat16_is_fast, training_device
+from clemreg.segment.reading import reader_for
 from clemreg.space.grid import Box, Shape
 from clemreg.volume import Volume
 
-log = logging.getLogger(__name__)
-
 # A voxel size within this ratio of the network's is taken as it is: training covers it.
 TOLERATED_RATIO = 1.25
-# Finer than this in volume and the resampled EM would be mostly invention.
-MOST_UPSAMPLING = 30.0
 # Values of the finest features of one block, 4 bytes each; a few such arrays live at a time.
 MOST_FEATURES = 7e7
 COLOURS = ("FF00FF", "00FF00", "00FFFF")
@@ -82,13 +77,19 @@ def predict(
     options = options or PredictOptions()
     if options.threads:
         torch.set_num_threads(options.threads)
-    reader = _Reader(volume, model)
+    if min(volume.shape) < 2:
+        raise DataError(
+            f"{volume.name or 'the EM'} is {volume.shape} voxels; a volume is needed",
+            hint="one slice cannot be segmented in 3D",
+        )
+    reader = reader_for(volume, model.card.spacing_nm, TOLERATED_RATIO)
     limits = options.limits or find_limits(volume)
     network = _Runner(model, options)
     where = Where(options.mask, reader.grid)
     shape = _block_shape(reader.grid.shape, model, options)
     job = f"{model.identity} {volume.name} {reader.grid} {shape} {limits} {options.job}"
     ledger = open_ledger(out, job)
+    fresh = not ledger.done
     with create_volume(
         out, reader.grid, np.uint8, channels=model.classes, options=_storage(shape, model)
     ) as writer:
@@ -106,6 +107,8 @@ def predict(
         blocks = plan_blocks(reader.grid.shape, shape, network.halo)
         told = None if progress is None else Pace(progress, reader.grid.shape)
         run(work, blocks, ledger=ledger, workers=WORKERS, progress=told)
+        if fresh:
+            where.warn_if_nowhere()
         finish(writer, ledger, progress)
     forget(ledger)
     return open_volume(out, frame=volume.grid.frame)
@@ -230,58 +233,3 @@ def _stored(cubes: torch.Tensor) -> torch.Tensor:
     """Do as `clemreg.io.quantise.quantise`, where the values are, and put them in place."""
     stored = cubes.mul_(128).add_(127).round_().clamp_(0, 255).to(torch.uint8)
     return joined(stored)
-
-
-class _Reader:
-    """Boxes of a volume at the model's voxel size; beyond its borders the outer voxels go on."""
-
-    def __init__(self, volume: Volume, model: Model) -> None:
-        if min(volume.shape) < 2:
-            raise DataError(
-                f"{volume.name or 'the EM'} is {volume.shape} voxels; a volume is needed",
-                hint="one slice cannot be segmented in 3D",
-            )
-        wanted = np.asarray(model.card.spacing_nm)
-        volume = _nearest_level(volume, wanted)
-        ratio = np.asarray(volume.grid.spacing_nm) / wanted
-        if np.prod(ratio) > MOST_UPSAMPLING:
-            raise VoxelSizeError(
-                f"EM voxels of {volume.grid.spacing_nm} nm (z, y, x) are too coarse for a network "
-                f"made for {model.card.spacing_nm} nm",
-                hint="is the unit right? Otherwise use a network for coarser EM",
-            )
-        self.volume = volume
-        self.same = bool((np.maximum(ratio, 1 / ratio) <= TOLERATED_RATIO).all())
-        self.grid = volume.grid if self.same else volume.grid.with_spacing(tuple(wanted))
-        if not self.same:
-            log.warning(
-                "EM voxels of %s nm (z, y, x) are resampled to the network's %s nm",
-                volume.grid.spacing_nm,
-                model.card.spacing_nm,
-            )
-
-    def read(self, box: Box) -> NDArray[np.float32]:
-        """Read a box that may reach outside."""
-        if self.same:
-            return read_extended(self.volume, box)
-        from clemreg.segment.data import separable_resample
-
-        positions, widths = [], []
-        for axis in range(3):
-            # From the second voxel beyond an end on, all are the same, to the last bit.
-            index = np.arange(box.start[axis], box.stop[axis]).clip(-2, self.grid.shape[axis] + 1)
-            world = self.grid.origin_nm[axis] + index * self.grid.spacing_nm[axis]
-            fine = self.volume.grid
-            positions.append((world - fine.origin_nm[axis]) / fine.spacing_nm[axis])
-            widths.append(self.grid.spacing_nm[axis] / fine.spacing_nm[axis])
-        low = [int(np.floor(p.min() - w)) for p, w in zip(positions, widths, strict=True)]
-        high = [int(np.ceil(p.max() + w)) + 2 for p, w in zip(positions, widths, strict=True)]
-        part = read_extended(self.volume, Box(tuple(low), tuple(high)))  # type: ignore[arg-type]
-        shifted = [p - a for p, a in zip(positions, low, strict=True)]
-        return separable_resample(part, shifted, widths)
-
-
-def _nearest_level(volume: Volume, wanted_nm: NDArray[np.float64]) -> Volume:
-    """Coarsest level of a pyramid that is not coarser than wanted."""
-    fit = [v for v in volume.levels if (np.asarray(v.grid.spacing_nm) <= wanted_nm * 1.26).all()]
-    return fit[-1] if fit else volume

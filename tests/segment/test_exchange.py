@@ -306,9 +306,40 @@ def test_a_model_that_gives_something_else_is_stopped(tmp_path):
         predict_with(
             em, load_script(path), tmp_path / "o.zarr", options=PredictOptions(limits=(0, 9))
         )
-    wrong = Volume(np.ones(EM.shape, np.uint8), Grid(EM.shape, (16.0, 16.0, 16.0)))
-    with pytest.raises(VoxelSizeError, match=r"takes EM of \(8\.0, 8\.0, 8\.0\) nm"):
+    wrong = Volume(np.ones(EM.shape, np.uint8), Grid(EM.shape, (40.0, 40.0, 16.0)))
+    with pytest.raises(VoxelSizeError, match=r"too coarse for a network made for \(8\.0, 8\.0, 8"):
         predict_with(wrong, load_script(path), tmp_path / "o.zarr")
+
+
+IDENTITY = """
+input_size = output_size = (4, 5, 6)
+input_voxel_size = output_voxel_size = (8.0, 8.0, 8.0)
+output_channels = ("same",)
+
+def model(x):
+    return x
+"""
+
+
+def test_other_voxels_are_resampled_for_a_script_too(tmp_path, caplog):
+    """What is linear in nm stays so: each voxel has the value of its place."""
+    (tmp_path / "mine.py").write_text(IDENTITY)
+    grid = Grid((9, 14, 40), (13.0, 12.0, 3.0), (300.0, -200.0, 70.0), "em")
+    slope = np.array([0.6, -0.5, 0.7])
+    start = 100 - grid.centre_nm @ slope
+    values = (grid.points_nm() @ slope + start).astype(np.float32)
+    options = PredictOptions(limits=(0, 200))
+    out = predict_with(
+        Volume(values, grid), load_script(tmp_path / "mine.py"), tmp_path / "o.zarr",
+        options=options,
+    )  # fmt: skip
+    assert "resampled to the network's (8.0, 8.0, 8.0) nm" in caplog.text
+    assert out.grid.spacing_nm == (8.0, 8.0, 8.0)
+    inner = (slice(2, -2),) * 3
+    expected = 128 * (((out.grid.points_nm() @ slope + start) / 100) - 1)[inner] + 127
+    assert expected.std() > 10
+    # Rounded; and means over 8/3 voxels are a little off the middle.
+    np.testing.assert_allclose(out.read()[0][inner], expected, atol=0.6)
 
 
 def test_a_nearby_voxel_size_is_taken_with_a_note(tmp_path, caplog):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -359,7 +360,31 @@ def test_inputs_that_cannot_be_segmented(tmp_path, model):
     )
     with pytest.raises(VoxelSizeError, match="too coarse"):
         predict(coarse, model, tmp_path / "p.zarr")
+    with pytest.raises(DataError, match="do not meet") as error:
+        mask = Volume(np.ones((9, 9, 9), np.uint8), Grid((9, 9, 9), SPACING, (500.0, 0, 0)))
+        volume = Volume(np.zeros((12, 12, 12), np.uint8), Grid((12, 12, 12), SPACING))
+        predict(
+            volume, model, tmp_path / "p.zarr", options=PredictOptions(limits=(0, 9), mask=mask)
+        )
+    assert "one frame" in error.value.hint
+    with pytest.raises(ConfigError, match="expected two grey values"):
+        PredictOptions(limits=(math.nan, 255))
+    with pytest.raises(ConfigError, match="blocks of -5 voxels"):
+        PredictOptions(block=-5)
     assert not (tmp_path / "p.zarr").exists()
+
+
+def test_an_empty_mask_and_a_coarser_level_are_told(tmp_path, em, model, caplog):
+    mask = Volume(np.zeros(em.shape, np.uint8), em.grid, name="cell.zarr")
+    found = predict(em, model, tmp_path / "p.zarr", options=PredictOptions(mask=mask)).read()
+    assert not found.any()
+    assert "the mask cell.zarr is 0 in all of the EM: nothing is predicted" in caplog.text
+    fine = Grid(tuple(2 * n for n in em.shape), (8.0,) * 3, (-4.0,) * 3)
+    pixels = em.read().repeat(2, 0).repeat(2, 1).repeat(2, 2)
+    pyramid = Volume(pixels, fine, coarser=(em,))
+    again = predict(pyramid, model, tmp_path / "q.zarr", options=PredictOptions(precise=True))
+    assert "those averaged to (16.0, 16.0, 16.0) nm are segmented" in caplog.text
+    np.testing.assert_array_equal(again.read(), whole(em, model))
 
 
 def test_model_files_round_trip_and_foreign_ones_are_refused(tmp_path, model):

@@ -1,0 +1,108 @@
+"""EM at the voxel size that a network takes, box by box."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clemreg.errors import VoxelSizeError
+from clemreg.segment.blockwise import read_extended
+from clemreg.segment.data import separable_resample
+from clemreg.space.grid import Box, Grid, Triple
+from clemreg.volume import Volume
+
+log = logging.getLogger(__name__)
+
+# Finer than this in volume and the resampled EM would be mostly invention.
+MOST_UPSAMPLING = 30.0
+# A level of a pyramid may be coarser than wanted by this ratio along an axis.
+_COARSER = 1.26
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Boxes of a volume on another grid; beyond its borders the outer voxels go on.
+
+    Attributes
+    ----------
+    volume
+        EM (z, y, x).
+    grid
+        Voxels that are read; interpolated linearly, or averaged, unless they are the EM's own.
+    """
+
+    volume: Volume
+    grid: Grid
+
+    def read(self, box: Box) -> NDArray[np.float32]:
+        """Read a box of `grid` that may reach outside."""
+        fine = self.volume.grid
+        if self.grid == fine:
+            return read_extended(self.volume, box)
+        positions, widths = [], []
+        for axis in range(3):
+            # From the second voxel beyond an end on, all are the same, to the last bit.
+            index = np.arange(box.start[axis], box.stop[axis]).clip(-2, self.grid.shape[axis] + 1)
+            world = self.grid.origin_nm[axis] + index * self.grid.spacing_nm[axis]
+            positions.append((world - fine.origin_nm[axis]) / fine.spacing_nm[axis])
+            widths.append(self.grid.spacing_nm[axis] / fine.spacing_nm[axis])
+        low = [int(np.floor(p.min() - w)) for p, w in zip(positions, widths, strict=True)]
+        high = [int(np.ceil(p.max() + w)) + 2 for p, w in zip(positions, widths, strict=True)]
+        part = read_extended(self.volume, Box(tuple(low), tuple(high)))  # type: ignore[arg-type]
+        shifted = [p - a for p, a in zip(positions, low, strict=True)]
+        return separable_resample(part, shifted, widths)
+
+
+def misfit(grid: Grid, wanted_nm: Triple) -> float:
+    """Largest ratio of voxel sizes along an axis, from 1 on."""
+    ratio = np.asarray(grid.spacing_nm) / np.asarray(wanted_nm)
+    return float(np.maximum(ratio, 1 / ratio).max())
+
+
+def nearest_level(volume: Volume, wanted_nm: Triple) -> Volume:
+    """Coarsest level of a pyramid that is not coarser than wanted."""
+    most = np.asarray(wanted_nm) * _COARSER
+    fit = [v for v in volume.levels if (np.asarray(v.grid.spacing_nm) <= most).all()]
+    return fit[-1] if fit else volume
+
+
+def reader_for(volume: Volume, wanted_nm: Triple, tolerated: float) -> Reader:
+    """Read EM at about the voxel size that a network takes, with a note where it is not its own.
+
+    Parameters
+    ----------
+    volume
+        EM (z, y, x); the level of its pyramid that suits best is read.
+    wanted_nm
+        Voxel size of the network, zyx.
+    tolerated
+        Voxels that differ by this ratio along an axis, or less, are taken as they are.
+
+    Raises
+    ------
+    VoxelSizeError
+        The EM is too coarse.
+    """
+    level = nearest_level(volume, wanted_nm)
+    found = level.grid.spacing_nm
+    if np.prod(np.asarray(found) / np.asarray(wanted_nm)) > MOST_UPSAMPLING:
+        raise VoxelSizeError(
+            f"EM voxels of {found} nm (z, y, x) are too coarse for a network made for "
+            f"{wanted_nm} nm",
+            hint="is the unit right? Otherwise use a network for coarser EM",
+        )
+    if found != volume.grid.spacing_nm:
+        log.warning(
+            "of EM voxels of %s nm (z, y, x) those averaged to %s nm are segmented",
+            volume.grid.spacing_nm,
+            found,
+        )
+    if misfit(level.grid, wanted_nm) <= tolerated:
+        return Reader(level, level.grid)
+    log.warning(
+        "EM voxels of %s nm (z, y, x) are resampled to the network's %s nm", found, wanted_nm
+    )
+    return Reader(level, level.grid.with_spacing(wanted_nm))
