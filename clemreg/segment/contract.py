@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import runpy
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,9 +115,15 @@ class BlockNetwork:
         Raises
         ------
         FormatError
-            The function gave something else than it promises.
+            The function failed, or gave something else than it promises.
         """
-        values = np.asarray(self.run(np.ascontiguousarray(em, dtype=np.float32)))
+        try:
+            values = np.asarray(self.run(np.ascontiguousarray(em, dtype=np.float32)))
+        except Exception as error:
+            raise FormatError(
+                f"{self.name} stopped at a block of {em.shape} voxels: {_told(error)}",
+                hint="input_size must be what the model takes; --debug shows where it stopped",
+            ) from error
         expected = (len(self.classes), *self.output_size)
         if values.shape != expected:
             raise FormatError(
@@ -139,12 +147,15 @@ def load_script(path: str | Path) -> BlockNetwork:
     MissingError
         There is no such file.
     ConfigError
-        A name is missing, or a value does not fit; the text says which.
+        The script stopped, a name is missing, or a value does not fit; the text says which.
     """
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"there is no script {path}")
-    names = runpy.run_path(str(path))
+    try:
+        names = runpy.run_path(str(path))
+    except (Exception, SystemExit) as error:
+        raise ConfigError(f"{path} stopped{_where(error, path)}: {_told(error)}") from error
     missing = [name for name in NAMES if name not in names]
     if missing:
         raise ConfigError(
@@ -161,6 +172,22 @@ def load_script(path: str | Path) -> BlockNetwork:
         _as_function(names["model"]),
         _identity(path, names["model"]),
     )
+
+
+def _where(error: BaseException, path: Path) -> str:
+    """Line of the script that an error comes from, in words."""
+    if isinstance(error, SyntaxError):
+        return f" in line {error.lineno}"
+    lines = [n for f, n in traceback.walk_tb(error.__traceback__) if _is(path, f)]
+    return f" in line {lines[-1]}" if lines else ""
+
+
+def _is(path: Path, frame: FrameType) -> bool:
+    return frame.f_code.co_filename == str(path)
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".split("\n", maxsplit=1)[0]
 
 
 def _identity(path: Path, model: Any) -> str:

@@ -14,6 +14,9 @@ from clemreg.segment.targets import ORGANELLES
 
 FloatVolume = NDArray[np.float32]
 
+CLIP = 1.5
+"""Grey values beyond black (-1) and white (1) are told apart up to here."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingVolume:
@@ -95,7 +98,7 @@ def normalise(em: NDArray[np.generic], limits: tuple[float, float]) -> FloatVolu
     x -= low
     x *= 2 / (high - low)
     x -= 1
-    return np.clip(x, -1.5, 1.5, out=x)
+    return np.clip(x, -CLIP, CLIP, out=x)
 
 
 class PatchSampler:

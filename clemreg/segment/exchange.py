@@ -18,6 +18,7 @@ from clemreg.io.atomic import atomic_path
 from clemreg.segment.checkpoints import CosemModel, build, load_cosem
 from clemreg.segment.contract import COSEM_BLOCK, BlockNetwork, as_block_network, load_script
 from clemreg.segment.cosem import SMALLEST, STEP, CosemOptions
+from clemreg.segment.data import CLIP
 from clemreg.segment.models import Model, load_model, save_model, write_tensors
 from clemreg.segment.setups import Setup
 
@@ -140,7 +141,7 @@ def _geometry(network: Model | CosemModel, block: int = 0) -> _Geometry:
         options.output_size(size)
         return _Geometry(
             (size, size + STEP),
-            _metadata(network.setup.name, network.classes, options.input_nm, options.scale),
+            _metadata(network.setup.name, network.classes, options.input_nm, options.scale, 1),
         )
     unet = network.network
     size = block or unet.input_size(unet.step)
@@ -150,11 +151,14 @@ def _geometry(network: Model | CosemModel, block: int = 0) -> _Geometry:
             hint=f"{2 * unet.halo} and a multiple of {unet.step} fit",
         )
     card = network.card
-    meta = _metadata(card.name, network.classes, card.spacing_nm, 1) | {"card": card.to_json()}
+    meta = _metadata(card.name, network.classes, card.spacing_nm, 1, CLIP)
+    meta["card"] = card.to_json()
     return _Geometry((size, size + unet.step), meta)
 
 
-def _metadata(name: str, classes: tuple[str, ...], spacing: Any, scale: int) -> dict[str, Any]:
+def _metadata(
+    name: str, classes: tuple[str, ...], spacing: Any, scale: int, clip: float
+) -> dict[str, Any]:
     triple = [float(spacing)] * 3 if isinstance(spacing, float) else [float(s) for s in spacing]
     return {
         "name": name,
@@ -162,7 +166,7 @@ def _metadata(name: str, classes: tuple[str, ...], spacing: Any, scale: int) -> 
         "input_voxel_size_nm": triple,
         "output_voxel_size_nm": [s / scale for s in triple],
         "axes": "n, channel, z, y, x",
-        "input": "grey values scaled to [-1, 1]",
+        "input": f"grey values, black -1 and white 1, clipped at -{clip:g} and {clip:g}",
         "output": "tanh(signed distance / 50 nm), positive inside",
     }
 

@@ -59,6 +59,7 @@ def test_torchscript_runs_without_clemreg(own, tmp_path):
     meta = json.loads(extra["clemreg.json"])
     assert meta["classes"] == list(CLASSES)
     assert meta["input_voxel_size_nm"] == [5.24, 4.0, 4.0]
+    assert meta["input"].endswith("clipped at -1.5 and 1.5")
     network = open_network(own).network
     x = torch.rand((2, 1, 52, 44, 48))  # another size than it was traced with
     with torch.inference_mode():
@@ -296,6 +297,36 @@ def test_scripts_that_do_not_keep_it(tmp_path, line, text):
     path.write_text(f"{SCRIPT}\n{line}\n")
     with pytest.raises(ConfigError, match=text):
         load_script(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (
+            "raise RuntimeError('no weights\\nhere')",
+            r"py stopped in line 16: RuntimeError: no",
+        ),
+        ("def (:", r"stopped in line 16: SyntaxError"),
+        ("import no_such_module", r"stopped in line 16: ModuleNotFoundError: No module"),
+        ("raise SystemExit(3)", r"stopped in line 16: SystemExit: 3"),
+    ],
+)
+def test_scripts_that_stop(tmp_path, line, text):
+    path = tmp_path / "mine.py"
+    path.write_text(f"{SCRIPT}\n{line}\n")
+    with pytest.raises(ConfigError, match=text) as error:
+        load_script(path)
+    assert "\n" not in error.value.message
+
+
+def test_a_model_that_stops_is_told(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(f"{SCRIPT}\n\ndef model(x):\n    return x[7]\n")
+    em = Volume(np.ones(EM.shape, np.uint8), EM)
+    with pytest.raises(FormatError, match=r"mine stopped at a block of \(7, 8, 10\) .*IndexError"):
+        predict_with(
+            em, load_script(path), tmp_path / "o.zarr", options=PredictOptions(limits=(0, 9))
+        )
 
 
 def test_a_model_that_gives_something_else_is_stopped(tmp_path):
