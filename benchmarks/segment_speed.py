@@ -94,7 +94,7 @@ def measure(em: Path, model: Model, name: str, folder: Path, repeat: int) -> dic
         "clemreg segment": speed(fast, voxels) | of_peak(fast, needed, peak),
     }
     for block in PLAIN_BLOCKS:
-        slow, expected = best(lambda block=block: by_loop(volume, model, block), 1)  # type: ignore[misc]
+        slow, expected = best(lambda block=block: by_loop(volume, model, block), repeat)  # type: ignore[misc]
         report[f"plain loop, blocks of {block}"] = speed(slow, voxels) | {
             "times slower": slow.wall_s / fast.wall_s,
             "times slower, CPU": slow.cpu_s / fast.cpu_s,

@@ -278,7 +278,7 @@ def read_config(
         return model.model_validate(data)
     except ValidationError as error:
         raise ConfigError(
-            f"invalid configuration in {path}:\n{_faults(error)}", hint=invalid
+            f"invalid configuration in {path}:\n{faults(error)}", hint=invalid
         ) from error
 
 
@@ -314,7 +314,8 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-def _faults(error: ValidationError) -> str:
+def faults(error: ValidationError) -> str:
+    """Say what is wrong with which key, a line each."""
     lines = []
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])

@@ -37,11 +37,14 @@ def add_to(parent: typer.Typer) -> None:
 def import_(
     store: StoreArgument,
     tables: Annotated[list[Path], typer.Argument(help="CSV tables with the paper's columns.")],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace scores that the store has already.")
+    ] = False,
 ) -> None:
     """Add CSV tables to a store; a score that is there with another value is an error."""
     from clemreg.pipeline.results import import_tables
 
-    result(f"{import_tables(store, tables)} new scores in {store}")
+    result(f"{import_tables(store, tables, replace=replace)} new scores in {store}")
 
 
 @app.command()

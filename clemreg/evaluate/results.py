@@ -276,13 +276,20 @@ def _parsed(text: dict[str, str]) -> Result:
         raise TypeError(f"metric_params {text['metric_params']!r} are not named values")
     values: dict[str, Any] = dict(text)
     values |= {
-        "iteration": int(text["iteration"]),
-        "threshold": float(text["threshold"]),
-        "value": float(text["value"]) if text["value"] else math.nan,
+        "iteration": _number(text, "iteration", int),
+        "threshold": _number(text, "threshold", float),
+        "value": _number(text, "value", float) if text["value"] else math.nan,
         "refined": refined[text["refined"].lower()],
         "metric_params": json.dumps(params),
     }
     return Result(**values)
+
+
+def _number(text: dict[str, str], column: str, kind: type[Any]) -> Any:
+    try:
+        return kind(text[column])
+    except ValueError as error:
+        raise ValueError(f"{column} is a number, not {text[column]!r}") from error
 
 
 def require(results: list[Result], what: str) -> list[Result]:

@@ -55,12 +55,14 @@ def best(results: Sequence[Result], metric: str) -> Choice | None:
     Raises
     ------
     ConfigError
-        The results are of several classes.
+        The results are of several classes, or were not measured in one way: raw predictions and
+        refined ones, several thresholds or tolerances.
     """
     chosen = [r for r in results if r.metric == metric]
     labels = {r.label for r in chosen}
     if len(labels) > 1:
         raise ConfigError(f"a checkpoint is chosen for one class, not for {sorted(labels)}")
+    _check_alike(chosen)
     groups: dict[tuple[str, int, str], list[Result]] = {}
     for result in chosen:
         if not math.isnan(result.value):
@@ -76,6 +78,17 @@ def best(results: Sequence[Result], metric: str) -> Choice | None:
     value, iteration, setup, raw = ranked[0]
     crops = tuple(sorted({r.crop for r in groups[setup, iteration, raw]}))
     return Choice(labels.pop(), setup, iteration, raw, metric, sign * value, crops)
+
+
+def _check_alike(results: Sequence[Result]) -> None:
+    """Refuse to average scores that were not measured in one way."""
+    for column in ("refined", "threshold", "metric_params"):
+        found = sorted({str(getattr(r, column)) for r in results})
+        if len(found) > 1:
+            raise ConfigError(
+                f"{results[0].label}: scores with {column} {' and '.join(found)} are not averaged",
+                hint="choose among scores of one kind; keep the others in another store",
+            )
 
 
 def _mean(results: Sequence[Result]) -> float:

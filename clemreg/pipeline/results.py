@@ -40,9 +40,13 @@ def open_store(path: Path) -> ResultStore:
     return ResultStore(path)
 
 
-def import_tables(store: Path, tables: Sequence[Path]) -> int:
-    """Add the rows of CSV tables, all or none; return how many are new."""
-    return ResultStore(store).add([row for path in tables for row in read_csv(path)])
+def import_tables(store: Path, tables: Sequence[Path], *, replace: bool = False) -> int:
+    """Add the rows of CSV tables, all or none; return how many are new or were replaced."""
+    rows = [row for path in tables for row in read_csv(path)]
+    if replace:
+        ResultStore(store).replace(rows)
+        return len(rows)
+    return ResultStore(store).add(rows)
 
 
 def export_tables(store: Path, folder: Path, *, overwrite: bool = False) -> list[Path]:
@@ -60,12 +64,12 @@ def export_tables(store: Path, folder: Path, *, overwrite: bool = False) -> list
 
 
 def best_checkpoints(store: Path, metric: str, mode: Mode) -> list[dict[str, Any]]:
-    """Find the best checkpoint for each class and sample, with its score.
+    """Find the best checkpoint for each class and sample by its raw predictions, with its score.
 
     In test mode the score is the mean over crops, each scored with the checkpoint that was
     chosen on the others; the checkpoint shown is still the one chosen on all.
     """
-    results = open_store(store).find(metric=metric)
+    results = open_store(store).find(metric=metric, refined=False)
     rows = []
     for (label, sample), choice in choose(results, metric).items():
         mine = [r for r in results if (r.label, r.parent_dataset_id) == (label, sample)]
@@ -90,16 +94,21 @@ def _described(choice: Choice) -> dict[str, Any]:
 
 
 def convergences(store: Path) -> list[dict[str, Any]]:
-    """Apply the rule for ending a training to every setup and class in the store."""
+    """Apply the rule for ending a training to every setup and class in the store.
+
+    Where the two metrics were not scored at the same checkpoints the state is ``incomplete``.
+    """
     results = open_store(store).find(refined=False)
     lacking = incomplete(results)
     rows = []
     for setup, label in sorted({(r.setup, r.label) for r in require(results, "anything")}):
-        found = convergence(curves(results, setup, label))
-        missing = list(lacking.get((setup, label), ()))
+        scored = curves(results, setup, label)
+        apart = set.symmetric_difference(*map(set, scored.values()))
+        missing = sorted(apart.union(lacking.get((setup, label), ())))
+        found = None if apart or not any(scored.values()) else convergence(scored)
         rows.append({
-            "setup": setup, "label": label, "state": found.state, "iteration": found.iteration,
-            "incomplete": missing,
+            "setup": setup, "label": label, "state": found.state if found else "incomplete",
+            "iteration": found.iteration if found else None, "incomplete": missing,
         })  # fmt: skip
     return rows
 

@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
 from clemreg.blocks.run import Progress
-from clemreg.config import Section
-from clemreg.errors import ConfigError, MissingError
+from clemreg.config import Section, faults
+from clemreg.errors import ConfigError, GridError, MissingError
 from clemreg.export.replace import require_free
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
@@ -41,6 +41,8 @@ from clemreg.simulate.phantom import ER_CLASSES
 from clemreg.space.grid import Box
 from clemreg.space.resample import pool_mean
 from clemreg.units import parse_xyz_nm
+
+HINT = "docs/how-to/train.md lists every section with its keys"
 
 
 class SimulatedData(Section):
@@ -99,12 +101,15 @@ class TrainConfig(Section):
         """
         unknown = sorted(set(self.options) - {field.name for field in fields(TrainOptions)})
         if unknown:
-            raise ConfigError(f"unknown training options {unknown}")
+            known = ", ".join(field.name for field in fields(TrainOptions))
+            raise ConfigError(
+                f"unknown training options {unknown}", hint=f"[options] may have: {known}"
+            )
         chosen = (setup_options(setup(self.setup)) if self.setup else {}) | self.options
         try:
             return TypeAdapter(TrainOptions).validate_python(chosen)
         except ValidationError as error:
-            raise ConfigError(f"invalid training options:\n{error}") from error
+            raise ConfigError(f"invalid training options:\n{faults(error)}", hint=HINT) from error
 
 
 def setup_options(chosen: Setup) -> dict[str, Any]:
@@ -138,8 +143,12 @@ def load_train_config(path: Path, data: Sequence[str] = ()) -> TrainConfig:
         raise MissingError(f"no training configuration at {path}")
     try:
         config = TrainConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, ValidationError) as error:
-        raise ConfigError(f"invalid training configuration {path}:\n{error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except ValidationError as error:
+        raise ConfigError(
+            f"invalid training configuration {path}:\n{faults(error)}", hint=HINT
+        ) from error
     config.train_options()
     folders = dict(item.split("=", 1) for item in data if "=" in item)
     located = {
@@ -330,6 +339,11 @@ def _slices(entry: RealData, first: int, end: int, weight: float) -> TrainingVol
     spacing = parse_xyz_nm(entry.voxel_size)
     em = open_volume(entry.em, spacing_nm=spacing, frame="em")
     labels = open_labels(entry.labels, spacing_nm=spacing, frame="em")
+    if labels.shape != em.shape:
+        raise GridError(
+            f"{entry.labels} has {labels.shape} voxels, {entry.em} {em.shape} (z, y, x)",
+            hint="EM and labels of [[real]] lie on the same voxels",
+        )
     box = Box((first, 0, 0), (end, *em.shape[1:]))
     distance = signed_distance_nm(labels.read(box) != 0, spacing)
     factor = (entry.pool,) * 3

@@ -70,6 +70,52 @@ def test_compare_and_converged(store, tmp_path):
     }  # fmt: skip
 
 
+def test_refined_scores_are_no_better_checkpoint(store, tmp_path):
+    """They are compared with raw ones, but never averaged with them."""
+    better = [
+        replace(r, refined=True, value=1.0)
+        for r in ResultStore(store).find(setup="setup03", metric="dice")
+    ]
+    assert ResultStore(store).add(better) == 2
+    out = tmp_path / "b.json"
+    assert run_app(["results", "best", str(store), "--json", str(out)]) == 0
+    row = json.loads(out.read_text())["rows"][0]
+    assert (row["setup"], row["value"]) == ("setup01", pytest.approx(0.6))
+
+
+def test_scores_of_two_kinds_are_not_averaged(store, capsys):
+    ResultStore(store).add([replace(BASE, setup="setup25", threshold=140.0)])
+    assert run_app(["results", "best", str(store)]) == 1
+    assert "mito: scores with threshold 127.0 and 140.0" in capsys.readouterr().err
+
+
+def test_one_class_without_a_metric_hides_no_other(store, tmp_path):
+    ResultStore(store).add([replace(BASE, label="er")])
+    out = tmp_path / "k.json"
+    assert run_app(["results", "converged", str(store), "--json", str(out)]) == 0
+    rows = {(r["setup"], r["label"]): r for r in json.loads(out.read_text())["rows"]}
+    assert rows["setup03", "mito"]["state"] == "running"
+    er = rows["setup03", "er"]
+    assert (er["state"], er["iteration"], er["incomplete"]) == ("incomplete", None, [500_000])
+
+
+def test_a_table_replaces_scores_only_if_asked(store, tmp_path, capsys):
+    write_csv([replace(BASE, value=0.61)], tmp_path / "new")
+    command = ["results", "import", str(store), str(tmp_path / "new" / "mito.csv")]
+    assert run_app(command) == 1
+    assert "has dice = 0.6 for mito" in capsys.readouterr().err
+    assert run_app([*command, "--replace"]) == 0
+    assert [r.value for r in ResultStore(store).find(setup="setup03", crop="1", metric="dice")] == [
+        0.61
+    ]
+    assert len(ResultStore(store).find()) == 12
+    (tmp_path / "bad.csv").write_text(
+        (tmp_path / "new" / "mito.csv").read_text().replace("500000", "many")
+    )
+    assert run_app(["results", "import", str(store), str(tmp_path / "bad.csv")]) == 1
+    assert "line 2: iteration is a number, not 'many'" in capsys.readouterr().err
+
+
 def test_mistakes_are_explained(store, tmp_path, capsys):
     assert run_app(["results", "compare", str(store), "raw-vs-refined"]) == 1
     assert "every arm of raw-vs-refined" in capsys.readouterr().err

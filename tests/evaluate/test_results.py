@@ -118,7 +118,7 @@ def test_csv_in_another_order_and_with_json(tmp_path):
 @pytest.mark.parametrize(
     ("column", "cell", "text"),
     [
-        ("iteration", "many", "line 2: invalid literal"),
+        ("iteration", "many", "line 2: iteration is a number, not 'many'"),
         ("refined", "perhaps", "line 2: refined is True or False"),
         ("metric_params", "[3]", "line 2: metric_params"),
         ("metric_params", "__import__('os')", "line 2"),

@@ -7,7 +7,7 @@ import tifffile
 torch = pytest.importorskip("torch")
 
 from clemreg.cli.app import run_app  # noqa: E402
-from clemreg.errors import ConfigError, MissingError  # noqa: E402
+from clemreg.errors import ConfigError, GridError, MissingError  # noqa: E402
 from clemreg.pipeline.train import (  # noqa: E402
     held_out_volumes,
     load_train_config,
@@ -94,14 +94,31 @@ def test_a_wrong_configuration_is_refused(config):
     with pytest.raises(MissingError, match=r"no training configuration"):
         load_train_config(path.parent / "none.toml")
     path.write_text(CONFIG.replace("steps = 4", "step = 4"))
-    with pytest.raises(ConfigError, match=r"unknown training options \['step'\]"):
+    with pytest.raises(ConfigError, match=r"unknown training options \['step'\]") as error:
         load_train_config(path)
+    assert "steps, batch" in error.value.hint
     path.write_text(CONFIG.replace('name = "ball"', "nam = 1"))
-    with pytest.raises(ConfigError, match="invalid training configuration"):
+    with pytest.raises(ConfigError, match="invalid training configuration") as error:
         load_train_config(path)
+    assert "\n  nam: Extra inputs are not permitted (got 1)" in error.value.message
+    assert "pydantic" not in error.value.message
     path.write_text(CONFIG.replace("steps = 4", 'steps = "many"'))
-    with pytest.raises(ConfigError, match=r"invalid training options:(.|\n)*steps"):
+    with pytest.raises(ConfigError, match=r"invalid training options:\n  steps: .*\(got 'many'\)"):
         load_train_config(path)
+    path.write_text("= 3")
+    with pytest.raises(ConfigError, match=r"is not valid TOML"):
+        load_train_config(path)
+
+
+@pytest.mark.parametrize("more", [1, -1])
+def test_em_and_labels_lie_on_the_same_voxels(config, more):
+    path, em, labels = config
+    loaded = load_train_config(path, (f"mine={path.parent / 'data'}",))
+    other = labels[:, :more] if more < 0 else np.pad(labels, [(0, 0), (0, more), (0, 0)])
+    tifffile.imwrite(loaded.real[0].labels, other)
+    z, y, x = em.shape
+    with pytest.raises(GridError, match=rf"mito.tif has \({z}, {y + more}, {x}\) voxels, .*em.tif"):
+        next(training_volumes(loaded))
 
 
 @pytest.mark.parametrize(
