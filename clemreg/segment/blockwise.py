@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +146,7 @@ def read_extended(volume: Volume, box: Box) -> NDArray[np.float32]:
         for a, b, n in zip(box.start, box.stop, volume.shape, strict=True)
     ]
     low, high = zip(*nearest, strict=True)
-    inner = Box(low, high)  # type: ignore[arg-type]
+    inner = Box(low, high)
     result = np.empty(box.shape, dtype=np.float32)
     place = tuple(
         slice(first, first + m)
@@ -164,7 +165,8 @@ def read_extended(volume: Volume, box: Box) -> NDArray[np.float32]:
 def _repeat_ends(block: NDArray[np.float32], filled: tuple[slice, ...]) -> None:
     """Fill a block from the part that is filled: the last axis first, then slices of it."""
     for axis in reversed(range(block.ndim)):
-        part = np.moveaxis(block[(*filled[:axis], ...)], axis, 0)
+        key: Any = (*filled[:axis], ...)
+        part = np.moveaxis(block[key], axis, 0)
         first, stop = filled[axis].start, filled[axis].stop
         part[:first] = part[first]
         part[stop:] = part[stop - 1]

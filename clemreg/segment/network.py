@@ -190,7 +190,9 @@ def digest(network: nn.Module) -> str:
         if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
             continue  # what networks of others may hold beside weights
         known.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
-        known.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        known.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return known.hexdigest()[:16]
 
 
