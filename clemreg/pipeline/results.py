@@ -63,13 +63,21 @@ def export_tables(store: Path, folder: Path, *, overwrite: bool = False) -> list
     return write_csv(found, folder)
 
 
-def best_checkpoints(store: Path, metric: str, mode: Mode) -> list[dict[str, Any]]:
+def best_checkpoints(
+    store: Path, metric: str, mode: Mode, params: str = ""
+) -> list[dict[str, Any]]:
     """Find the best checkpoint for each class and sample by its raw predictions, with its score.
 
     In test mode the score is the mean over crops, each scored with the checkpoint that was
     chosen on the others; the checkpoint shown is still the one chosen on all.
+
+    Parameters
+    ----------
+    params
+        Lengths that the metric depends on, as in the store; empty: there is one kind only.
     """
-    results = open_store(store).find(metric=metric, refined=False)
+    lengths = {"metric_params": params} if params else {}
+    results = open_store(store).find(metric=metric, refined=False, **lengths)
     rows = []
     for (label, sample), choice in choose(results, metric).items():
         mine = [r for r in results if (r.label, r.parent_dataset_id) == (label, sample)]
