@@ -55,19 +55,20 @@ def best(results: Sequence[Result], metric: str) -> Choice | None:
     Raises
     ------
     ConfigError
-        The results are of several classes, or were not measured in one way: raw predictions and
-        refined ones, several thresholds or tolerances.
+        The results are of several classes, or those of a checkpoint were not measured in one way:
+        raw predictions and refined ones, several thresholds or tolerances.
     """
     chosen = [r for r in results if r.metric == metric]
     labels = {r.label for r in chosen}
     if len(labels) > 1:
         raise ConfigError(f"a checkpoint is chosen for one class, not for {sorted(labels)}")
-    _check_alike(chosen)
     groups: dict[tuple[str, int, str], list[Result]] = {}
     for result in chosen:
         if not math.isnan(result.value):
             key = (result.setup, result.iteration, result.raw_dataset)
             groups.setdefault(key, []).append(result)
+    for group in groups.values():
+        _check_alike(group)
     sign = -1 if higher_is_better(metric) else 1
     ranked = sorted(
         (sign * _mean(group), iteration, setup, raw)

@@ -84,7 +84,7 @@ def test_refined_scores_are_no_better_checkpoint(store, tmp_path):
 
 
 def test_scores_of_two_kinds_are_not_averaged(store, capsys):
-    ResultStore(store).add([replace(BASE, setup="setup25", threshold=140.0)])
+    ResultStore(store).add([replace(BASE, iteration=525_000, setup="setup25", threshold=140.0)])
     assert run_app(["results", "best", str(store)]) == 1
     assert "mito: scores with threshold 127.0 and 140.0" in capsys.readouterr().err
 
