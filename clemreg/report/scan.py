@@ -48,7 +48,7 @@ def scan_figure(rows: Sequence[Mapping[str, Any]], keys: tuple[str, ...], measur
         axes.plot(x, y, "o-", color=_COLOURS[number % len(_COLOURS)], label=name or None)
     axes.set_xlabel(_LABELS.get(first, first))
     axes.set_ylabel(_LABELS.get(measured, measured))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
     if others:
         axes.legend(frameon=False)
     return canvas.png(figure)

@@ -50,7 +50,9 @@ def folder(tmp_path):
     both = Volume(np.stack([blobs(LM, 1), blobs(LM, 2)]), LM, channels=("mito", "er"))
     write_volume(tmp_path / "lm.zarr", both)
     write_volume(tmp_path / "em.zarr", Volume(blobs(EM, 3), EM))
-    write_volume(tmp_path / "er.zarr", Volume(blobs(EM, 4), EM))
+    er = blobs(EM, 4)
+    er[er < np.quantile(er, 0.7)] = 0  # a probability: 0 at most places
+    write_volume(tmp_path / "er.zarr", Volume(er, EM))
     mask = np.zeros(LM.shape, np.uint8)
     mask[:, 11:] = 1
     write_volume(tmp_path / "trusted.zarr", Volume(mask, LM))
