@@ -11,12 +11,14 @@ from clemreg.errors import ConfigError, DataError, FrameError, RegistrationError
 from clemreg.io.volumes import open_volume
 from clemreg.register.apply import apply_to_image, covering_box, warp_block
 from clemreg.register.elastix import ElastixJob, run_elastix
+from clemreg.register.engines import Task
 from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.newton import AffineFit, fit_affine
 from clemreg.register.orientation import OrientationOptions, search_orientation
 from clemreg.register.registration import (
     RegisterOptions,
+    _Finder,
     _score_warnings,
     affine_of,
     correlation,
@@ -26,7 +28,7 @@ from clemreg.register.registration import (
 )
 from clemreg.register.stages import AffineStage, affine_parameters
 from clemreg.simulate.tubes import TubeOptions, simulate_tubes
-from clemreg.space import Affine, Grid
+from clemreg.space import Affine, BSpline, Grid
 from clemreg.space.resample import sample_array
 from clemreg.testing import hostile_grid, random_affine, random_bspline
 from clemreg.volume import Labels, Volume
@@ -156,6 +158,35 @@ def test_a_deformation_that_scales_the_whole_em_is_named():
     (warning,) = drift_warnings(0.61)
     assert "volume of the whole EM by 0.61" in warning
     assert "mirrored" in warning
+
+
+class Squeezed:
+    """An engine that always finds one transform."""
+
+    def __init__(self, transform):
+        self.transform = transform
+
+    def find(self, _stages, _seed):
+        return self.transform
+
+
+@pytest.mark.parametrize(("factor", "count"), [(0.85, 1), (0.97, 0), (1.12, 1)])
+def test_what_the_affine_scales_is_no_drift_and_what_the_spline_scales_is(factor, count, tmp_path):
+    """A B-spline with linear coefficients scales by `factor` along each axis, exactly."""
+    grid = Grid((20, 24, 28), (104.0, 52.0, 52.0), (300.0, -200.0, 900.0), "lm")
+    em = Grid((40, 40, 44), (30.0, 20.0, 25.0), (0.0, 100.0, -500.0), "em")
+    pixels = np.random.default_rng(0).random
+    channel = Channel(Volume(pixels(grid.shape), grid), Volume(pixels(em.shape), em))
+    affine = Affine.from_linear(0.8 * np.eye(3), em.centre_nm - 0.8 * grid.centre_nm, "lm", "em")
+    control, origin = np.full(3, 500.0), em.centre_nm - 3500.0
+    nodes = origin[:, None] + control[:, None] * np.arange(15)
+    shift = (factor - 1) * (nodes - em.centre_nm[:, None])
+    spline = BSpline(np.stack(np.meshgrid(*shift, indexing="ij")), origin, control, "em", "em")
+    finder = _Finder(Task((channel,), Masks(), affine, None, tmp_path), RegisterOptions())
+    finder._engine = Squeezed(affine.then(spline))
+    finder.find()
+    assert finder.attempts == [pytest.approx((factor**3, factor**3))]
+    assert sum("whole EM" in text for text in finder.warnings) == count
 
 
 def test_a_correlation_that_falls_is_named_but_not_a_hair():
