@@ -44,7 +44,8 @@ def import_(
     """Add CSV tables to a store; a score that is there with another value is an error."""
     from clemreg.pipeline.results import import_tables
 
-    result(f"{import_tables(store, tables, replace=replace)} new scores in {store}")
+    count = import_tables(store, tables, replace=replace)
+    result(f"{count} {'new or replaced' if replace else 'new'} scores in {store}")
 
 
 @app.command()

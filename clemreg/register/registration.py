@@ -43,6 +43,7 @@ JACOBIAN_RANGE = (0.5, 2.0)
 MOST_TRIES = 3
 USUAL_SCALE = (0.7, 1.4)
 USUAL_DRIFT = (0.8, 1.25)
+"""Change of volume by the deformation, median over the EM: 1 if the affine has done its part."""
 USUAL_RATIO = 1.25
 LOST_CORRELATION = 0.03
 """The deformation fits the contrast place by place, so it may lose a little of the whole's."""
