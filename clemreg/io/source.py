@@ -92,6 +92,15 @@ class AxesView:
         result: np.dtype[Any] = np.dtype(getattr(dtype, "numpy_dtype", dtype))
         return result
 
+    @property
+    def chunks(self) -> tuple[int, ...] | None:
+        """Size of a chunk along the view's axes; None where there are none, or not known."""
+        sizes = getattr(self.array, "chunks", None)
+        if sizes is None:
+            return None
+        by_axis = dict(zip(self.axes, sizes, strict=True))
+        return tuple(int(by_axis[a]) for a in self.wanted)
+
     def __getitem__(self, key: Any, /) -> Any:
         """Read a block.
 
