@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from clemreg.blocks.executors import Serial, Threads
 from clemreg.blocks.plan import Block, plan_blocks
+from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
 from clemreg.blocks.run import Ledger, Progress, run
 from clemreg.errors import FrameError, GridError
 from clemreg.io.atomic import partial_path, remove
+from clemreg.io.cache import cached
 from clemreg.io.volumes import WriteOptions, create_volume, open_labels, open_volume
 from clemreg.io.writer import Format
 from clemreg.register.positions import TOLERANCE_VOXELS, Planes, Positions
+from clemreg.register.sampling import sampler_for
 from clemreg.space.grid import Box, Grid, Shape
-from clemreg.space.resample import Corners, take_nearest
 from clemreg.space.transform import FloatArray, Transform
 from clemreg.volume import Labels, Volume
 
@@ -99,40 +101,19 @@ def _halves(box: Box, axis: int) -> tuple[Box, Box]:
 
 def _fill(result: NDArray[Any], planes: Planes, image: Volume, source: Box) -> None:
     """Sample the voxels of `source`, which are all that is needed, at planes of indices."""
-    part = np.ascontiguousarray(image.read(source))
-    channels = part if image.channels else part[None]
-    sample = _nearest if isinstance(image, Labels) else _linear
+    sample = sampler_for(image)
+    part = image.read(source)
+    # What is compiled takes numbers as this machine has them, no floats of 16 bits, no booleans.
+    odd = part.dtype.kind == "b" or part.dtype.name == "float16"
+    kind = np.dtype(np.float32) if odd else part.dtype.newbyteorder("=")
+    channels = np.ascontiguousarray(part if image.channels else part[None], kind)
+    values = np.empty(result.shape[2:], kind)
+    first, shape = np.array(source.start), np.array(image.shape)
     for z in range(len(planes)):
         index = planes[z]
-        outside = list(_outside(index, planes, image.shape))
-        index -= np.reshape(source.start, (3, 1, 1))
-        for c, values in enumerate(sample(channels, index)):
+        for c, pixels in enumerate(channels):
+            sample(pixels, first, index, shape, values)
             result[c, z] = values
-        for where in outside:
-            result[:, z, where] = 0
-
-
-def _outside(
-    index: FloatArray, planes: Planes, shape: tuple[int, ...]
-) -> Iterator[NDArray[np.bool_]]:
-    """Tell where indices are more than half a voxel off the image, side by side of it."""
-    for axis, n in enumerate(shape):
-        if planes.low[axis] < -0.5:
-            yield index[axis] < -0.5
-        if planes.high[axis] > n - 0.5:
-            yield index[axis] > n - 0.5
-
-
-def _nearest(channels: NDArray[Any], index: FloatArray) -> list[NDArray[Any]]:
-    return [take_nearest(pixels, index) for pixels in channels]
-
-
-def _linear(channels: NDArray[Any], index: FloatArray) -> list[NDArray[Any]]:
-    kind = channels.dtype
-    work = np.float64 if kind.itemsize > 2 and kind != np.float32 else np.float32
-    corners = Corners.around(index, channels.shape[1:], work)
-    values = [corners(pixels) for pixels in channels]
-    return [np.rint(v, out=v) for v in values] if kind.kind in "iu" else values
 
 
 @dataclass(frozen=True)
@@ -165,7 +146,7 @@ def warped_volume(transform: Transform, image: Volume, onto: Grid) -> Volume:
         Grid, transform and image do not meet.
     """
     check_frames(transform, image, onto)
-    array = _WarpedArray(Positions(transform, onto, image.grid), image)
+    array = _WarpedArray(Positions(transform, onto, image.grid), cached(image))
     return Volume(array, onto, name=f"warped {image.name}".strip())
 
 
@@ -226,9 +207,12 @@ def apply_to_image(
     options = options or ApplyOptions(block=BLOCK)
     positions = Positions(transform, onto, image.grid, options.tolerance_voxels)
     is_labels = isinstance(image, Labels)
+    source = cached(image)
     ledger_path = out.with_name(f".{out.name}.ledger")
     if not partial_path(out).exists():
         remove(ledger_path)
+        remove_ledgers(ledger_path)
+    executor = Threads(options.workers) if options.workers > 1 else Serial()
     ledger = Ledger(ledger_path, _job(transform, image, onto, options))
     with create_volume(
         out,
@@ -240,11 +224,13 @@ def apply_to_image(
     ) as writer:
 
         def work(block: Block) -> None:
-            writer[block.core] = warp_box(positions, image, block.core)
+            writer[block.core] = warp_box(positions, source, block.core)
 
         blocks = plan_blocks(onto.shape, options.block)
-        run(work, blocks, ledger=ledger, workers=options.workers, progress=progress)
+        run(work, blocks, executor=executor, ledger=ledger, progress=progress)
+        write_pyramid(writer, ledger_path, executor, progress)
     remove(ledger_path)
+    remove_ledgers(ledger_path)
     opener = open_labels if is_labels else open_volume
     return opener(out, frame=onto.frame)
 

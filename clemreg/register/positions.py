@@ -48,7 +48,7 @@ class Planes(Protocol):
         """Count the planes along z."""
 
     def __getitem__(self, z: int, /) -> FloatArray:
-        """Fractional image indices (3, y, x) of a plane."""
+        """Fractional image indices (3, y, x) of a plane; the next one may overwrite them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,10 @@ class Positions:
             The transform is an inverse that does not exist there.
         """
         planes = self.planes(box)
-        return np.stack([planes[z] for z in range(len(planes))], axis=1)
+        index = np.empty((3, *box.shape))
+        for z in range(len(planes)):
+            index[:, z] = planes[z]
+        return index
 
     def planes(self, box: Box) -> Planes:
         """Return the same indices, one plane at a time, and their bounds.
@@ -111,7 +114,8 @@ class Positions:
             The transform is an inverse that does not exist there.
         """
         if not self.step:
-            return _Evaluated(_quantised(self._at(_voxels(box)).reshape(3, *box.shape)))
+            exact = self._at(_voxels(box))
+            return _Evaluated(_quantised(exact, exact).reshape(3, *box.shape))
         values = self._nodes(box)
         rough = ~(_error(values) <= self.tolerance)
         smooth = _Interpolated(values, box, self.step)
@@ -156,7 +160,7 @@ class Positions:
         voxel = voxel[((voxel >= box.start) & (voxel < box.stop)).all(axis=1)]
         voxel = voxel[np.argsort(voxel[:, 0], kind="stable")]
         exact = self._at(voxel.astype(np.float64))
-        return _Mended(smooth, voxel - np.asarray(box.start), _quantised(exact))
+        return _Mended(smooth, voxel - np.asarray(box.start), _quantised(exact, exact))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,14 +195,18 @@ class _Interpolated:
             _weights(np.arange(a, b), a // step - _MARGIN, step, n)
             for a, b, n in zip(box.start, box.stop, nodes.shape[1:], strict=True)
         )
-        self._columns = np.einsum("za,cabd->zcbd", z, np.nan_to_num(nodes), optimize=True)
+        self._columns = np.einsum("za,cabd->zcbd", z, np.nan_to_num(nodes))
         self._along_y = y
         self._rows = np.empty((3, len(y), nodes.shape[3]))
         # Along x all cells are alike: their four nodes times the same weights.
         inner = self._rows[..., _MARGIN - 1 : 1 - _MARGIN]
         self._cells = sliding_window_view(inner, 4, axis=2)
         self._along_x = _lagrange(np.arange(step) / step)
-        self._within = slice(box.start[2] % step, box.start[2] % step + len(x))
+        # The same memory for every plane: fresh memory costs more than the arithmetic.
+        self._whole = np.empty((*self._cells.shape[:3], step))
+        first = box.start[2] % step
+        self._within = self._whole.reshape(3, len(y), -1)[..., first : first + len(x)]
+        self._index = np.empty(self._within.shape)
         self.low, self.high = _bounds(nodes)
 
     def __len__(self) -> int:
@@ -206,8 +214,8 @@ class _Interpolated:
 
     def __getitem__(self, z: int, /) -> FloatArray:
         np.matmul(self._along_y, self._columns[z], out=self._rows)
-        index = np.matmul(self._cells, self._along_x).reshape(*self._rows.shape[:2], -1)
-        return _quantised(np.ascontiguousarray(index[..., self._within]))
+        np.matmul(self._cells, self._along_x, out=self._whole)
+        return _quantised(self._within, self._index)
 
 
 class _Mended:
@@ -235,11 +243,11 @@ def _voxels(box: Box) -> FloatArray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
 
 
-def _quantised(index: FloatArray) -> FloatArray:
-    """Round to 1e-9 voxel in place, so that a tie is a tie in every block."""
-    index += _QUANTISER
-    index -= _QUANTISER
-    return index
+def _quantised(index: FloatArray, out: FloatArray) -> FloatArray:
+    """Round to 1e-9 voxel, so that a tie is a tie in every block."""
+    np.add(index, _QUANTISER, out=out)
+    out -= _QUANTISER
+    return out
 
 
 def _lagrange(t: FloatArray) -> FloatArray:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from clemreg.errors import GridError
 from clemreg.space.grid import Grid
@@ -50,90 +49,6 @@ def sample_array(
     result = map_coordinates(work, index.T, order=order, mode="nearest")
     result[~inside] = fill
     return np.asarray(result)
-
-
-@dataclass(frozen=True, eq=False)
-class Corners:
-    """Which voxels surround some places in an array, and how near each is.
-
-    Found once, arrays of the same shape are interpolated there at the cost of eight look-ups.
-
-    Attributes
-    ----------
-    shape
-        Of the arrays, zyx.
-    first
-        Flat index (...) of the corner at the low end of each axis.
-    fraction
-        (3, ...) how far each place is towards the high end, 0 to 1.
-    """
-
-    shape: tuple[int, ...]
-    first: NDArray[np.intp]
-    fraction: NDArray[np.floating[Any]]
-
-    @classmethod
-    def around(
-        cls, index: NDArray[np.float64], shape: tuple[int, ...], dtype: DTypeLike = np.float32
-    ) -> Corners:
-        """Find the corners around fractional indices (3, ...); the edge goes on beyond the edge.
-
-        Parameters
-        ----------
-        dtype
-            Float type in which values are weighted.
-        """
-        fractions = np.empty(index.shape, dtype)
-        flat = np.zeros(index.shape[1:])
-        for axis, (n, stride) in enumerate(zip(shape, _strides(shape), strict=True)):
-            inside = np.clip(index[axis], 0, n - 1)
-            corner = np.floor(inside)
-            np.subtract(inside, corner, out=fractions[axis], casting="same_kind")
-            corner *= stride
-            flat += corner
-        return cls(tuple(shape), flat.astype(np.intp), fractions)
-
-    def __call__(self, array: NDArray[Any]) -> NDArray[Any]:
-        """Interpolate an array (z, y, x) linearly: (...), in the type of the fractions."""
-        pixels = np.ravel(array)
-        dtype = self.fraction.dtype
-        z, y, x = (s if n > 1 else 0 for s, n in zip(_strides(self.shape), self.shape, strict=True))
-
-        def corner(offset: int) -> NDArray[Any]:
-            # Clipped, since after the last voxel there is none; it counts nothing there.
-            return np.take(pixels[offset:], self.first, mode="clip").astype(dtype, copy=False)
-
-        def edge(offset: int) -> NDArray[Any]:
-            return _mixed(corner(offset), corner(offset + z), self.fraction[0])
-
-        def face(offset: int) -> NDArray[Any]:
-            return _mixed(edge(offset), edge(offset + y), self.fraction[1])
-
-        return _mixed(face(0), face(x), self.fraction[2])
-
-
-def take_nearest(array: NDArray[Any], index: NDArray[np.float64]) -> NDArray[Any]:
-    """Take the nearest voxel of an array (z, y, x) at indices (3, ...); a tie goes up."""
-    flat = np.zeros(index.shape[1:], np.intp)
-    for axis, (n, stride) in enumerate(zip(array.shape, _strides(array.shape), strict=True)):
-        nearest = np.clip(np.floor(index[axis] + 0.5), 0, n - 1).astype(np.intp)
-        nearest *= stride
-        flat += nearest
-    return np.take(np.ravel(array), flat)
-
-
-def _mixed(low: NDArray[Any], high: NDArray[Any], fraction: NDArray[Any]) -> NDArray[Any]:
-    """Weighted mean of two arrays, which it uses up."""
-    high -= low
-    high *= fraction
-    low += high
-    return low
-
-
-def _strides(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Voxels from one to the next along z, y, x."""
-    _, y, x = shape
-    return y * x, x, 1
 
 
 def pool_mean(array: NDArray[Any], factor: Sequence[int]) -> NDArray[np.float32]:

@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import ndimage, stats
+from scipy import stats
 
 from clemreg.errors import GridError
 from clemreg.space.resample import (
-    Corners,
     pool_max,
     pool_mean,
     pool_mode,
     sample_array,
-    take_nearest,
 )
 from clemreg.testing import hostile_grid
 
@@ -45,34 +43,6 @@ def test_labels_are_never_mixed():
 def test_array_and_grid_must_agree():
     with pytest.raises(GridError):
         sample_array(np.zeros((3, 3, 3)), hostile_grid(), [[0, 0, 0]])
-
-
-@pytest.mark.parametrize("dtype", ["u1", ">u2", "f4", "f8"])
-@pytest.mark.parametrize("shape", [(11, 17, 23), (1, 5, 4), (2, 1, 1)])
-def test_corners_give_what_scipy_gives(shape, dtype):
-    rng = np.random.default_rng(2)
-    array = rng.integers(0, 255, shape).astype(dtype)
-    index = rng.uniform(-2, np.array(shape) + 1, (40, 7, 3)).T
-    index[:, 0, :4] = np.array([[0, 0, 0], np.array(shape) - 1, [-0.5] * 3, [0, 0.5, 0]]).T
-    expected = ndimage.map_coordinates(
-        array.astype(float), index, order=1, mode="nearest", prefilter=False
-    )
-    single = Corners.around(index, shape)(array)
-    assert single.dtype == np.float32
-    np.testing.assert_allclose(single, expected, atol=1e-4)
-    assert single[0, 1] == array[-1, -1, -1]
-    double = Corners.around(index, shape, np.float64)
-    np.testing.assert_allclose(double(array), expected, atol=1e-10)
-    np.testing.assert_allclose(double(array[::-1]), ndimage.map_coordinates(
-        array[::-1].astype(float), index, order=1, mode="nearest", prefilter=False
-    ), atol=1e-10)  # fmt: skip
-
-
-def test_nearest_goes_up_at_a_tie_and_stays_inside():
-    ids = np.arange(11 * 17 * 23, dtype=np.uint32).reshape(11, 17, 23) * 70_001
-    index = np.array([[0.5, 3.2, -4.0, 10.4], [1.5, 7.7, 0.0, 99.0], [2.49, 22.0, 5.0, 22.6]])
-    expected = [ids[1, 2, 2], ids[3, 8, 22], ids[0, 0, 5], ids[10, 16, 22]]
-    assert take_nearest(ids, index).tolist() == expected
 
 
 def test_means_of_the_brightest_bytes_do_not_overflow():
