@@ -57,9 +57,10 @@ def test_what_is_kept_is_what_is_stored_whatever_is_asked(axes):
     assert len(array.reads) > len(set(array.reads))
 
 
-def test_a_chunk_that_is_kept_is_read_once():
-    array, pixels = stored("zyx", {"z": 4, "y": 5, "x": 7})
-    labels = cached(Labels(AxesView(array, "zyx", "test"), hostile_grid()))
+@pytest.mark.parametrize("axes", ["zyx", "xyz", "yzx"])
+def test_a_chunk_that_is_kept_is_read_once(axes):
+    array, pixels = stored(axes, {"z": 4, "y": 5, "x": 7})
+    labels = cached(Labels(AxesView(array, axes, "test"), hostile_grid()))
     assert isinstance(labels, Labels)
     for box in labels.grid.box.tiles((3, 3, 3)):
         np.testing.assert_array_equal(labels.read(box), pixels[box.slices])
