@@ -154,6 +154,11 @@ def _named(transform: Mapping[str, Any]) -> tuple[Triple, Triple]:
     return (sz, sy, sx), (oz, oy, ox)
 
 
+def can_name(folder: Path) -> bool:
+    """Tell whether tensorstore can name a folder: on no system does it bear backslashes."""
+    return os.sep == "\\" or "\\" not in str(folder)
+
+
 def kvstore(folder: Path) -> dict[str, str]:
     """Return tensorstore's name for the folder of a dataset.
 
@@ -163,7 +168,7 @@ def kvstore(folder: Path) -> dict[str, str]:
         It has a backslash, which tensorstore takes for a separator on every system: it would read
         and write in another folder.
     """
-    if os.sep != "\\" and "\\" in str(folder):
+    if not can_name(folder):
         raise StorageError(
             f"{folder}: N5 cannot be where a folder has a backslash in its name",
             hint="choose a folder without backslash",

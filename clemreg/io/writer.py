@@ -20,7 +20,7 @@ from clemreg.io.atomic import (
     remove,
     storage_errors,
 )
-from clemreg.io.n5 import dataset_attributes, disk_errors, kvstore
+from clemreg.io.n5 import can_name, dataset_attributes, disk_errors, kvstore
 from clemreg.io.ngff import multiscales_metadata
 from clemreg.io.source import AxesView
 from clemreg.space.grid import Box, Grid, Shape
@@ -259,7 +259,10 @@ def _remove_torn(folder: Path) -> None:
 
 
 class _ZarrStore:
-    """OME-Zarr through zarr-python."""
+    """OME-Zarr: zarr-python makes the arrays, tensorstore writes and reads their chunks.
+
+    zarr-python does so in one thread, however many write.
+    """
 
     def __init__(self, writer: VolumeWriter, format_: Format) -> None:
         self.writer = writer
@@ -275,10 +278,19 @@ class _ZarrStore:
             name = f"s{level}"
             if name in group:
                 self._check(group[name], grid)
-                self.arrays.append(group[name])
-                continue
-            shard = w.pooling_block if level and w.options.shard else w.options.shard
-            self.arrays.append(self._create_array(group, name, grid, shard))
+            else:
+                shard = w.pooling_block if level and w.options.shard else w.options.shard
+                self._create_array(group, name, grid, shard)
+            self.arrays.append(self._chunks_of(group[name]))
+
+    def _chunks_of(self, array: Any) -> Any:
+        import tensorstore
+
+        if not can_name(self.writer.partial):
+            return array
+        driver = "zarr3" if self.version == 3 else "zarr"
+        spec = {"driver": driver, "kvstore": kvstore(self.writer.partial / array.basename)}
+        return tensorstore.open(spec, open=True).result()
 
     def _create_array(self, group: Any, name: str, grid: Grid, wanted: Shape | None) -> Any:
         w = self.writer
@@ -314,7 +326,8 @@ class _ZarrStore:
 
     def write(self, level: int, box: Box, block: NDArray[Any]) -> None:
         key = (slice(None), *box.slices) if self.writer.channels else box.slices
-        self.arrays[level][key] = block
+        with disk_errors():
+            self.arrays[level][key] = block
 
     def read(self, level: int, box: Box) -> NDArray[Any]:
         key = (slice(None), *box.slices) if self.writer.channels else box.slices
