@@ -17,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from clemreg.errors import ConvergenceError
+from clemreg.register.compiled import compiled
 from clemreg.space.grid import Box, Grid
 from clemreg.space.transform import FloatArray, Transform
 
@@ -115,7 +116,7 @@ class Positions:
         """
         if not self.step:
             exact = self._at(_voxels(box))
-            return _Evaluated(_quantised(exact, exact).reshape(3, *box.shape))
+            return _Evaluated(_quantised(exact).reshape(3, *box.shape))
         values = self._nodes(box)
         rough = ~(_error(values) <= self.tolerance)
         smooth = _Interpolated(values, box, self.step)
@@ -160,7 +161,7 @@ class Positions:
         voxel = voxel[((voxel >= box.start) & (voxel < box.stop)).all(axis=1)]
         voxel = voxel[np.argsort(voxel[:, 0], kind="stable")]
         exact = self._at(voxel.astype(np.float64))
-        return _Mended(smooth, voxel - np.asarray(box.start), _quantised(exact, exact))
+        return _Mended(smooth, voxel - np.asarray(box.start), _quantised(exact))
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,14 +200,10 @@ class _Interpolated:
         self._along_y = y
         self._rows = np.empty((3, len(y), nodes.shape[3]))
         # Along x all cells are alike: their four nodes times the same weights.
-        inner = self._rows[..., _MARGIN - 1 : 1 - _MARGIN]
-        self._cells = sliding_window_view(inner, 4, axis=2)
         self._along_x = _lagrange(np.arange(step) / step)
+        self._skipped = box.start[2] % step
         # The same memory for every plane: fresh memory costs more than the arithmetic.
-        self._whole = np.empty((*self._cells.shape[:3], step))
-        first = box.start[2] % step
-        self._within = self._whole.reshape(3, len(y), -1)[..., first : first + len(x)]
-        self._index = np.empty(self._within.shape)
+        self._index = np.empty((3, len(y), len(x)))
         self.low, self.high = _bounds(nodes)
 
     def __len__(self) -> int:
@@ -214,8 +211,8 @@ class _Interpolated:
 
     def __getitem__(self, z: int, /) -> FloatArray:
         np.matmul(self._along_y, self._columns[z], out=self._rows)
-        np.matmul(self._cells, self._along_x, out=self._whole)
-        return _quantised(self._within, self._index)
+        _fill_rows(self._rows, self._along_x, self._skipped, self._index)
+        return self._index
 
 
 class _Mended:
@@ -243,11 +240,43 @@ def _voxels(box: Box) -> FloatArray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
 
 
-def _quantised(index: FloatArray, out: FloatArray) -> FloatArray:
-    """Round to 1e-9 voxel, so that a tie is a tie in every block."""
-    np.add(index, _QUANTISER, out=out)
-    out -= _QUANTISER
-    return out
+def _quantised(index: FloatArray) -> FloatArray:
+    """Round to 1e-9 voxel in place, so that a tie is a tie in every block."""
+    index += _QUANTISER
+    index -= _QUANTISER
+    return index
+
+
+@compiled
+def _fill_rows(rows: FloatArray, weights: FloatArray, skipped: int, index: FloatArray) -> None:
+    """Interpolate along x, and round as `_quantised`.
+
+    Parameters
+    ----------
+    rows
+        (3, y, nodes).
+    weights
+        (4, step) of the nodes around a cell, for each of its voxels.
+    skipped
+        Voxels of the first cell that are not asked for.
+    index
+        (3, y, x), filled.
+    """
+    step = weights.shape[1]
+    _, height, width = index.shape
+    for axis in range(3):
+        for y in range(height):
+            x = -skipped
+            node = _MARGIN - 1
+            while x < width:
+                a, b = rows[axis, y, node], rows[axis, y, node + 1]
+                c, d = rows[axis, y, node + 2], rows[axis, y, node + 3]
+                for k in range(max(0, -x), min(step, width - x)):
+                    value = a * weights[0, k] + b * weights[1, k]
+                    value += c * weights[2, k] + d * weights[3, k]
+                    index[axis, y, x + k] = value + _QUANTISER - _QUANTISER
+                x += step
+                node += 1
 
 
 def _lagrange(t: FloatArray) -> FloatArray:

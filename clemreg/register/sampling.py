@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.register.compiled import compiled
 from clemreg.volume import Labels, Volume
 
 Array = NDArray[Any]
-Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 Sampler = Callable[[Array, Array, Array, Array, Array], None]
 """`linear_floats`, `linear_integers` or `nearest`."""
-
-
-def _compiled(function: Kernel) -> Kernel:
-    """Compile when first called; kept on disk, if there is a folder that can be written to."""
-    try:
-        compiled = numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:
-        compiled = numba.njit(nogil=True)(function)
-    return cast("Kernel", compiled)
 
 
 def sampler_for(image: Volume) -> Sampler:
@@ -38,13 +28,13 @@ def sampler_for(image: Volume) -> Sampler:
     return linear_integers if image.dtype.kind in "iu" else linear_floats
 
 
-@_compiled
+@compiled
 def _is_inside(c: float, last: float) -> bool:
     """Tell whether a coordinate is within half a voxel of 0 to `last`; NaN is not."""
     return -0.5 <= c <= last + 0.5
 
 
-@_compiled
+@compiled
 def _corners(c: float, n: int) -> tuple[int, int, float]:
     """Voxels before and after a coordinate on an axis of `n`, and how far it is between them."""
     c = max(c, 0.0)
@@ -52,7 +42,7 @@ def _corners(c: float, n: int) -> tuple[int, int, float]:
     return low, min(low + 1, n - 1), c - low
 
 
-@_compiled
+@compiled
 def _between(pixels: Array, z: float, y: float, x: float) -> float:
     """Interpolate along z, then y, then x; beyond the edge the edge goes on."""
     k, k1, dz = _corners(z, pixels.shape[0])
@@ -69,7 +59,7 @@ def _between(pixels: Array, z: float, y: float, x: float) -> float:
     return a + (c - a) * dx
 
 
-@_compiled
+@compiled
 def linear_floats(pixels: Array, first: Array, index: Array, shape: Array, out: Array) -> None:
     """Interpolate linearly; 0 more than half a voxel outside the image.
 
@@ -99,7 +89,7 @@ def linear_floats(pixels: Array, first: Array, index: Array, shape: Array, out: 
                 out[row, column] = 0
 
 
-@_compiled
+@compiled
 def linear_integers(pixels: Array, first: Array, index: Array, shape: Array, out: Array) -> None:
     """As `linear_floats`, and round to the nearest whole number."""
     # Out of the loop: for all that the compiler knows, `out` may lie upon these arrays.
@@ -115,13 +105,13 @@ def linear_integers(pixels: Array, first: Array, index: Array, shape: Array, out
                 out[row, column] = 0
 
 
-@_compiled
+@compiled
 def _nearest_voxel(c: float, n: int) -> int:
     """Of two voxels that are as near, the upper one."""
     return min(max(math.floor(c + 0.5), 0), n - 1)
 
 
-@_compiled
+@compiled
 def nearest(pixels: Array, first: Array, index: Array, shape: Array, out: Array) -> None:
     """As `linear_floats`, but take the nearest voxel: for ids."""
     # Out of the loop: for all that the compiler knows, `out` may lie upon these arrays.
