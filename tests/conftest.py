@@ -89,17 +89,14 @@ def cosem_sample(tmp_path_factory) -> Path:
     _write_n5(root / "volumes/raw/s0", em, [4, 4, 5.24], [0, 0, 0], contrastAdjustment=limits)
     for phase in range(8):
         z, y, x = phase >> 2 & 1, phase >> 1 & 1, phase & 1
-        offset = [4.0 * x, 4.0 * y, 5.24 * z]
-        _write_n5(
-            root / f"volumes/subsampled/raw/{phase}", em[z::2, y::2, x::2], [8, 8, 10.48], offset
-        )
+        part = em[z::2, y::2, x::2]
+        _write_n5(root / f"volumes/subsampled/raw/{phase}", part, [8, 8, 10.48], [0, 0, 0])
     for name, start in (("crop3", 2), ("crop8", 12)):
         part = distance[4:44, 6:46, start : start + 44]
         fine = part.repeat(2, 0).repeat(2, 1).repeat(2, 2)
         ids = np.where(fine > 8, 4, np.where(fine > 0, 3, 35)).astype(np.uint64)
         folder = root / "volumes/groundtruth/0003" / name / "labels/all"
-        where = [4.0 * start - 1, 4.0 * 6 - 1, 5.24 * 4 - 1.31]
-        _write_n5(folder, ids, [2, 2, 2.62], where)
+        _write_n5(folder, ids, [2, 2, 2.62], [4.0 * start, 4.0 * 6, 5.24 * 4])
     looked = {"present_annotated": [[3, 4], [35]], "absent_annotated": [[5], [14, 15]]}
     documents = [{"number": n, "labels": looked} for n in ("3", "8")]
     (root.parent / "ids.json").write_text(json.dumps(documents))

@@ -83,7 +83,27 @@ def _level(folder: Path, own: Attributes, group: Attributes, name: str) -> Level
     except ValueError as error:
         raise FormatError(f"{folder} is not a readable N5 dataset: {error}") from error
     spacing, origin = _geometry(own, group, name)
+    if not own.keys() & {"transform", "pixelResolution"}:
+        origin = _from_edges(folder, own, spacing, origin)
     return Level(AxesView(_Reader(array), axes, str(folder)), spacing, origin)
+
+
+def _from_edges(folder: Path, own: Attributes, spacing: Triple | None, origin: Triple) -> Triple:
+    """Origin in a container that COSEM trained from, whose ``offset`` says where voxel 0 begins.
+
+    Voxels of all sizes begin together there: EM of 4 nm, its sub-samplings to 8 nm and labels of
+    2 nm. The frame is that of the EM, ``volumes/raw/s0``, whose voxel 0 has its centre at its
+    offset, as everywhere else.
+    """
+    root = next((p.parent for p in folder.parents if p.name == "volumes"), None)
+    em = {} if root is None else read_attributes(root / "volumes/raw/s0")
+    if spacing is None or "resolution" not in own or not em.keys() >= {"resolution", "offset"}:
+        return origin
+    em_spacing, _ = _geometry(em, {}, "s0")
+    z, y, x = (
+        o + (s - e) / 2 for o, s, e in zip(origin, spacing, em_spacing or spacing, strict=True)
+    )
+    return z, y, x
 
 
 class _Reader:

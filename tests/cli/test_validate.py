@@ -149,3 +149,27 @@ def test_cellmap_crops_are_scored_too(cellmap_sample, tmp_path, capsys):
     assert page.read_text().count("data:image/png") >= 3
     assert run_app([*arguments[:2], *arguments[6:], "--overwrite"]) == 1
     assert "--n5 SAMPLE.n5, or --cellmap" in capsys.readouterr().err
+
+
+TWICE = """
+def model(em):
+    return -em.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+
+
+input_size, output_size = (16, 16, 16), (32, 32, 32)
+input_voxel_size, output_voxel_size = (10.48, 8, 8), (5.24, 4, 4)
+output_channels = ("mito",)
+"""
+
+
+def test_a_network_for_8_nm_is_scored_where_the_paper_scored_it(cosem_sample, tmp_path):
+    """Voxel 2 k of the prediction from simulated 8 nm EM begins with voxel 2 k of the 4 nm EM."""
+    script, path, out = (tmp_path / name for name in ("twice.py", "p.zarr", "s.json"))
+    script.write_text(TWICE)
+    em = str(cosem_sample / "volumes/subsampled/raw/0")
+    segment = ["segment", em, "--model", str(script), "--contrast", "20", "220"]
+    assert run_app([*segment, "--out", str(path)]) == 0
+    arguments = command(cosem_sample, path, "--iteration", "1", "--metric", "dice")
+    assert run_app([*arguments, "--json", str(out)]) == 0
+    expected = dice(cosem_sample, path)
+    assert json.loads(out.read_text())["mito"]["3"] == {"dice": pytest.approx(expected, abs=1e-6)}
