@@ -117,8 +117,22 @@ def build(options: CosemOptions, state: State, path: Path) -> CosemUNet:
             raise FormatError(
                 f"{path}: {name} has shape {found}, expected {shape}{_channels_hint(name, options)}"
             )
+    require_numbers(state, path)
     network.load_state_dict(state, assign=True)
     return network.float().eval().requires_grad_(False)
+
+
+def require_numbers(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Raises
+    ------
+    FormatError
+        Some are; the text names the first.
+    """
+    broken = [key for key, value in weights.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise FormatError(f"{path}: {broken[0]} holds weights that are no numbers")
 
 
 def _check_names(expected: Mapping[str, Any], state: State, path: Path) -> None:
@@ -156,6 +170,8 @@ def _named_setup(path: Path, name: str) -> Setup:
 
 def _relabelled(chosen: Setup, state: State, path: Path) -> Setup:
     """Trust the weights, not the folder, on the voxel size of the EM."""
+    if not any(k.startswith("backbone.") for k in state):
+        return chosen  # no such network at all: its names will be refused
     input_nm = OUTPUT_NM * (2 if any(k.startswith(_FINAL_PREFIX) for k in state) else 1)
     if input_nm == chosen.input_nm:
         return chosen
@@ -227,6 +243,8 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, LookupError):  # says no more than what was looked up
+        return "its content makes no sense"
     return str(error).split("\n", maxsplit=1)[0] or type(error).__name__
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from clemreg.errors import FormatError, GridError, MissingError
 from clemreg.io.atomic import atomic_path
+from clemreg.segment.checkpoints import require_numbers
 from clemreg.segment.network import NetworkOptions, UNet, digest
 
 if TYPE_CHECKING:
@@ -119,10 +120,11 @@ def load_model(name: str | Path) -> Model:
         weights = {key: value.float() for key, value in load_file(path).items()}
         network.load_state_dict(weights, assign=True)
     except (SafetensorError, RuntimeError) as error:
-        raise FormatError(f"{path} does not hold the network its header describes") from error
-    broken = [key for key, value in weights.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise FormatError(f"{path}: {broken[0]} holds weights that are no numbers")
+        first = str(error).strip().split("\n")[:2][-1].strip()
+        raise FormatError(
+            f"{path} does not hold the network its header describes: {first}"
+        ) from error
+    require_numbers(weights, path)
     return Model(card, network.eval(), path)
 
 
@@ -163,6 +165,8 @@ def _find(name: str | Path) -> Path:
     if str(name) in bundled:
         return bundled[str(name)]
     path = Path(name)
+    if path.is_dir():
+        raise MissingError(f"{path} is a folder, not a network", hint="name the file in it")
     if not path.is_file():
         raise MissingError(
             f"no network {str(name)!r}", hint=f"bundled networks: {', '.join(bundled) or 'none'}"

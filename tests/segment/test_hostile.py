@@ -16,7 +16,9 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import save_file  # noqa: E402
 
 from clemreg.cli.app import run_app  # noqa: E402
-from clemreg.errors import FormatError  # noqa: E402
+from clemreg.errors import FormatError, MissingError  # noqa: E402
+from clemreg.segment.checkpoints import build  # noqa: E402
+from clemreg.segment.cosem import CosemOptions, CosemUNet  # noqa: E402
 from clemreg.segment.exchange import open_network  # noqa: E402
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.training import TrainOptions, train  # noqa: E402
@@ -70,6 +72,34 @@ def test_weights_that_are_no_numbers(tmp_path):
     state["head.bias"] = torch.full_like(state["head.bias"], float("nan"))
     with pytest.raises(FormatError, match=r"head\.bias holds weights that are no numbers"):
         open_network(write(tmp_path / "x.safetensors", weights=state))
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    state = {k: v.contiguous() for k, v in UNet(OPTIONS).state_dict().items()}
+    for change, text in (
+        ({"foreign": torch.zeros(1)}, "foreign"),
+        ({"head.bias": torch.zeros(9)}, "head.bias"),
+    ):
+        with pytest.raises(FormatError, match=f"its header describes: .*{text}"):
+            open_network(write(tmp_path / "x.safetensors", weights=state | change))
+    folder = tmp_path / "setup04"
+    folder.mkdir()
+    torch.save({"model": {"fc.weight": torch.zeros(3)}}, folder / "resnet")
+    with pytest.raises(FormatError, match=r"not hold the COSEM network.* foreign weights fc"):
+        open_network(folder / "resnet")
+    (folder / "words").write_text("hello")
+    with pytest.raises(FormatError, match="not a PyTorch checkpoint: its content makes no sense"):
+        open_network(folder / "words")
+    with pytest.raises(MissingError, match="is a folder, not a network"):
+        open_network(folder)
+
+
+def test_cosem_weights_that_are_no_numbers(tmp_path):
+    options = CosemOptions(("mito", "mito_membrane", "mito_DNA"), 8.0, (1, 2, 3, 4), (2, 3, 4))
+    state = CosemUNet(options).state_dict()
+    state["prediction_head.bias"] = torch.full((3,), float("inf"))
+    with pytest.raises(FormatError, match=r"prediction_head\.bias holds weights that are no numb"):
+        build(options, state, tmp_path / "x")
 
 
 @pytest.mark.parametrize("widths", [[1, 2, 3], [1, -2, 3, 4], [10**9] * 4])
