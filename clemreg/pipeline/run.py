@@ -200,6 +200,7 @@ def _segment(context: RunContext) -> None:
             context.path("prediction.zarr"),
             model=_model_path(context),
             settings=SegmentSettings(block=config.segment.block),
+            source=context.input(config.em.path),
             progress=progress,
         )
 

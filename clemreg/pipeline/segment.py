@@ -8,6 +8,7 @@ from pathlib import Path
 from clemreg.blocks.run import Progress
 from clemreg.errors import DependencyError
 from clemreg.io.volumes import open_labels, open_volume
+from clemreg.pipeline.steps import input_fingerprint
 from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
 
@@ -49,7 +50,7 @@ def segment_file(
     """Open, predict and write; see `segment_volume`."""
     volume = open_volume(em, spacing_nm=given_xyz_nm(spacing), frame="em")
     volume = volume.channel(0) if volume.channels else volume
-    return segment_volume(volume, out, model=model, settings=settings, progress=progress)
+    return segment_volume(volume, out, model=model, settings=settings, source=em, progress=progress)
 
 
 def segment_volume(
@@ -58,6 +59,7 @@ def segment_volume(
     *,
     model: str = "auto",
     settings: SegmentSettings | None = None,
+    source: str | None = None,
     progress: Progress | None = None,
 ) -> Volume:
     """Predict the classes of a network: mitochondria, their membrane, ER.
@@ -69,6 +71,9 @@ def segment_volume(
     model
         Bundled name, file, or ``"auto"``: the bundled network with the nearest voxel size. Also
         a COSEM network, or a script that keeps the contract of `clemreg.segment.contract`.
+    source
+        File of the EM: if it, or the mask, was changed after a run was killed, the next one does
+        not go on from there.
 
     Raises
     ------
@@ -93,6 +98,7 @@ def segment_volume(
         views=settings.views,
         precise=settings.precise,
         mask=None if settings.mask is None else open_labels(settings.mask, frame="em"),
+        inputs=f"{input_fingerprint(source)} {input_fingerprint(settings.mask)}",
     )
     other = block_network(model, settings.block)
     if other is not None:

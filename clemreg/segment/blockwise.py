@@ -54,6 +54,8 @@ class PredictOptions:
     mask
         Where to predict: not 0 in this volume, which lies in the same frame as the EM. Elsewhere
         the prediction is 0, far outside; blocks wholly outside are not computed.
+    inputs
+        What tells the files of EM and mask from changed ones of the same name.
     """
 
     block: int = 0
@@ -62,6 +64,7 @@ class PredictOptions:
     limits: tuple[float, float] | None = None
     views: int = 1
     mask: Volume | None = None
+    inputs: str = ""
 
     def __post_init__(self) -> None:
         if self.views not in VIEWS:
@@ -90,7 +93,7 @@ class PredictOptions:
     def job(self) -> str:
         """What of these options the content of a block depends on."""
         mask = self.mask and f"{self.mask.name} {self.mask.grid}"
-        return f"{self.precise} {self.views} {mask}"
+        return f"{self.precise} {self.views} {mask} {self.inputs}"
 
 
 def open_ledger(out: Path, job: str) -> Ledger:
@@ -110,7 +113,8 @@ def open_ledger(out: Path, job: str) -> Ledger:
         return Ledger(path, job)
     except FormatError as error:
         raise FormatError(
-            f"{partial} is an unfinished output of another network, EM, block or option",
+            f"{partial} is an unfinished output of another network, EM, mask, block or option, or "
+            "one of these files was changed since",
             hint=f"choose another output, or remove {partial.name} and {path.name}",
         ) from error
 

@@ -12,6 +12,7 @@ import torch
 
 from clemreg.cli.app import run_app
 from clemreg.errors import ConfigError, DependencyError, FormatError, GridError, VoxelSizeError
+from clemreg.io.volumes import open_volume
 from clemreg.segment.blockwise import PredictOptions
 from clemreg.segment.checkpoints import CosemModel
 from clemreg.segment.contract import BlockNetwork, as_block_network, load_script
@@ -424,9 +425,36 @@ def test_segment_takes_a_script(tmp_path):
     assert run_app([*arguments, "--overwrite", "--model", str(tmp_path / "absent.py")]) == 1
 
 
+@pytest.mark.parametrize("changed", ["em", "mask"])
+def test_a_changed_file_of_the_same_name_is_not_gone_on_with(tmp_path, changed):
+    """No output is half of one mask, or EM, and half of another."""
+    from clemreg.io.volumes import write_volume
+    from clemreg.pipeline.segment import SegmentSettings, segment_file
+
+    (tmp_path / "mine.py").write_text(SCRIPT)
+    values = np.random.default_rng(0).integers(0, 255, EM.shape).astype(np.uint8)
+    files = {name: tmp_path / f"{name}.zarr" for name in ("em", "mask")}
+    write_volume(files["em"], Volume(values, EM))
+    write_volume(files["mask"], Volume((values > 99).astype(np.uint8), EM))
+    settings = SegmentSettings(contrast=(0, 255), mask=str(files["mask"]))
+    script, out = str(tmp_path / "mine.py"), tmp_path / "o.zarr"
+
+    def stop(done, _total, _message):
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segment_file(str(files["em"]), out, model=script, settings=settings, progress=stop)
+    before = open_volume(files[changed])
+    write_volume(files[changed], Volume(255 - before.read(), EM))
+    with pytest.raises(FormatError, match=r"mask, block or option, or one of these files was chan"):
+        segment_file(str(files["em"]), out, model=script, settings=settings)
+    assert not out.exists()
+
+
 def test_a_script_takes_the_options_of_the_command_line(tmp_path, capsys):
     """Contrast, mirrored views and mask; voxel by voxel against the whole, done independently."""
-    from clemreg.io.volumes import open_volume, write_volume
+    from clemreg.io.volumes import write_volume
 
     (tmp_path / "mine.py").write_text(SCRIPT)
     values = np.random.default_rng(0).integers(0, 255, EM.shape).astype(np.uint8)
