@@ -56,7 +56,8 @@ def best(results: Sequence[Result], metric: str) -> Choice | None:
     ------
     ConfigError
         The results are of several classes, or those of a checkpoint were not measured in one way:
-        raw predictions and refined ones, several thresholds or tolerances.
+        raw predictions and refined ones, several thresholds or tolerances; or two predictions of
+        it have different scores on a crop.
     """
     chosen = [r for r in results if r.metric == metric]
     labels = {r.label for r in chosen}
@@ -67,8 +68,6 @@ def best(results: Sequence[Result], metric: str) -> Choice | None:
         if not math.isnan(result.value):
             key = (result.setup, result.iteration, result.raw_dataset)
             groups.setdefault(key, []).append(result)
-    for group in groups.values():
-        _check_alike(group)
     sign = -1 if higher_is_better(metric) else 1
     ranked = sorted(
         (sign * _mean(group), iteration, setup, raw)
@@ -77,8 +76,29 @@ def best(results: Sequence[Result], metric: str) -> Choice | None:
     if not ranked:
         return None
     value, iteration, setup, raw = ranked[0]
-    crops = tuple(sorted({r.crop for r in groups[setup, iteration, raw]}))
+    crops = tuple(sorted(crop for _, crop in _by_crop(groups[setup, iteration, raw])))
     return Choice(labels.pop(), setup, iteration, raw, metric, sign * value, crops)
+
+
+def _place(result: Result) -> tuple[str, str]:
+    """Sample and crop: crops of two samples may have one name."""
+    return result.parent_dataset_id, result.crop
+
+
+def _by_crop(results: Sequence[Result]) -> dict[tuple[str, str], float]:
+    """Score of a checkpoint by sample and crop; the same score of two files counts once."""
+    _check_alike(results)
+    scores: dict[tuple[str, str], Result] = {}
+    for r in results:
+        other = scores.setdefault(_place(r), r)
+        if r.value != other.value:
+            raise ConfigError(
+                f"{r.label} of {r.setup} at {r.iteration} has two scores on crop {r.crop}: "
+                f"{other.value:.6g} of {other.path} {other.dataset}, {r.value:.6g} of {r.path} "
+                f"{r.dataset}",
+                hint="keep the scores of one of the predictions, the others in another store",
+            )
+    return {place: r.value for place, r in scores.items()}
 
 
 def _check_alike(results: Sequence[Result]) -> None:
@@ -93,7 +113,8 @@ def _check_alike(results: Sequence[Result]) -> None:
 
 
 def _mean(results: Sequence[Result]) -> float:
-    return math.fsum(r.value for r in results) / len(results)
+    values = _by_crop(results).values()
+    return math.fsum(values) / len(values)
 
 
 def choose(results: Sequence[Result], metric: str) -> dict[tuple[str, str], Choice]:
@@ -121,12 +142,13 @@ class CropScore:
 
     Attributes
     ----------
-    crop, choice
-        The crop, and the checkpoint with the crops it was chosen on.
+    sample, crop, choice
+        The crop and its sample, and the checkpoint with the crops it was chosen on.
     value
         Its score on `crop`; NaN if it was not scored there.
     """
 
+    sample: str
     crop: str
     choice: Choice
     value: float
@@ -144,19 +166,21 @@ def crop_scores(results: Sequence[Result], metric: str, mode: Mode) -> list[Crop
     """
     chosen = [r for r in results if r.metric == metric]
     scores = []
-    for crop in sorted({r.crop for r in chosen}):
-        seen = chosen if mode == "validation" else [r for r in chosen if r.crop != crop]
+    for place in sorted({_place(r) for r in chosen}):
+        seen = chosen if mode == "validation" else [r for r in chosen if _place(r) != place]
         choice = best(seen, metric)
         if choice is not None:
-            scores.append(CropScore(crop, choice, _value_on(chosen, choice, crop)))
+            scores.append(CropScore(*place, choice, _value_on(chosen, choice, place)))
     return scores
 
 
-def _value_on(results: Iterable[Result], choice: Choice, crop: str) -> float:
-    for r in results:
-        if r.crop == crop and (r.setup, r.iteration, r.raw_dataset) == choice.configuration:
-            return r.value
-    return math.nan
+def _value_on(results: Iterable[Result], choice: Choice, place: tuple[str, str]) -> float:
+    own = [
+        r
+        for r in results
+        if _place(r) == place and (r.setup, r.iteration, r.raw_dataset) == choice.configuration
+    ]
+    return _by_crop([r for r in own if not math.isnan(r.value)]).get(place, math.nan)
 
 
 @dataclass(frozen=True)
@@ -181,8 +205,8 @@ def convergence(curves: Mapping[str, Mapping[int, float]]) -> Convergence:
 
     Checkpoints are scored every 25 000 iterations. Training has converged at the first one, from
     700 000 on, that is no better than the one before, which is worse than the one before it, by
-    every metric. It ends at 500 000 if nothing was predicted until then (every score is NaN),
-    and at 2 000 000 in any case.
+    every metric. It ends at 500 000 if nothing was predicted until then (every score is NaN, or,
+    of overlap with a truth that is not empty, 0), and at 2 000 000 in any case.
 
     Parameters
     ----------
@@ -200,7 +224,12 @@ def convergence(curves: Mapping[str, Mapping[int, float]]) -> Convergence:
             f"{', '.join(curves) or 'no metric'}: scores of the same checkpoints are needed",
             hint="score every checkpoint by every metric",
         )
-    early = [math.isnan(c[k]) for c in curves.values() for k in iterations if k <= EMPTY_BY]
+    early = [
+        _of_nothing(metric, curve[k])
+        for metric, curve in curves.items()
+        for k in iterations
+        if k <= EMPTY_BY
+    ]
     if iterations[-1] >= EMPTY_BY and early and all(early):
         return Convergence("empty", next(k for k in iterations if k >= EMPTY_BY))
     for before, last, now in zip(iterations, iterations[1:], iterations[2:], strict=False):
@@ -212,6 +241,11 @@ def convergence(curves: Mapping[str, Mapping[int, float]]) -> Convergence:
     if iterations[-1] >= LATEST:
         return Convergence("limit", LATEST)
     return Convergence("running", iterations[-1])
+
+
+def _of_nothing(metric: str, value: float) -> bool:
+    """Tell whether a score may be that of an empty prediction."""
+    return math.isnan(value) or (value == 0 and higher_is_better(metric))
 
 
 def _stalls(metric: str, before: float, last: float, now: float) -> bool:
@@ -265,7 +299,7 @@ def compare(
     Returns
     -------
     list
-        Rows with ``label`` and ``crop``, and for each arm ``setup``, ``iteration``,
+        Rows with ``label``, ``sample`` and ``crop``, and for each arm ``setup``, ``iteration``,
         ``raw_dataset``, ``metric_params``, ``value`` with ``_<arm>`` behind.
     """
     rows = []
@@ -273,21 +307,21 @@ def compare(
         mine = [r for r in results if r.label == label and r.metric == metric]
         found = {name: _arm_scores(mine, arm, metric, mode) for name, arm in arms.items()}
         shared = set.intersection(*(set(scores) for scores in found.values())) if found else set()
-        for crop in sorted(shared):
-            row: dict[str, Any] = {"label": label, "crop": crop, "metric": metric}
+        for sample, crop in sorted(shared):
+            row: dict[str, Any] = {"label": label, "sample": sample, "crop": crop, "metric": metric}
             for name in arms:
-                row |= {f"{k}_{name}": v for k, v in found[name][crop].items()}
+                row |= {f"{k}_{name}": v for k, v in found[name][sample, crop].items()}
             rows.append(row)
     return rows
 
 
 def _arm_scores(
     results: Sequence[Result], arm: Arm, metric: str, mode: Mode
-) -> dict[str, dict[str, Any]]:
+) -> dict[tuple[str, str], dict[str, Any]]:
     mine = [r for r in results if arm(r)]
     params = mine[0].metric_params if mine else "{}"
     return {
-        score.crop: {
+        (score.sample, score.crop): {
             "setup": score.choice.setup,
             "iteration": score.choice.iteration,
             "raw_dataset": score.choice.raw_dataset,

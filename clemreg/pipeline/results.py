@@ -69,7 +69,9 @@ def best_checkpoints(
     """Find the best checkpoint for each class and sample by its raw predictions, with its score.
 
     In test mode the score is the mean over crops, each scored with the checkpoint that was
-    chosen on the others; the checkpoint shown is still the one chosen on all.
+    chosen on the others; the checkpoint shown is still the one chosen on all. A sample with one
+    crop only is scored with the checkpoint chosen on the crops of the other samples, as the
+    paper's were.
 
     Parameters
     ----------
@@ -83,7 +85,11 @@ def best_checkpoints(
         mine = [r for r in results if (r.label, r.parent_dataset_id) == (label, sample)]
         row = {"label": label, "sample": sample} | _described(choice)
         if mode == "test":
-            held_out = [s.value for s in crop_scores(mine, metric, "test") if s.value == s.value]
+            of_label = [r for r in results if r.label == label]
+            tested = crop_scores(mine, metric, "test") or [
+                s for s in crop_scores(of_label, metric, "test") if s.sample == sample
+            ]
+            held_out = [s.value for s in tested if s.value == s.value]
             row["value"] = sum(held_out) / len(held_out) if held_out else None
             row["crops"] = len(held_out)
         rows.append(row)
@@ -102,20 +108,21 @@ def _described(choice: Choice) -> dict[str, Any]:
 
 
 def convergences(store: Path) -> list[dict[str, Any]]:
-    """Apply the rule for ending a training to every setup and class in the store.
+    """Apply the rule for ending a training to every setup, class and EM in the store.
 
     Where the two metrics were not scored at the same checkpoints the state is ``incomplete``.
     """
-    results = open_store(store).find(refined=False)
-    lacking = incomplete(results)
+    results = require(open_store(store).find(refined=False), "anything")
     rows = []
-    for setup, label in sorted({(r.setup, r.label) for r in require(results, "anything")}):
-        scored = curves(results, setup, label)
+    for setup, label, raw in sorted({(r.setup, r.label, r.raw_dataset) for r in results}):
+        mine = [r for r in results if (r.setup, r.label, r.raw_dataset) == (setup, label, raw)]
+        scored = curves(mine, setup, label)
         apart = set.symmetric_difference(*map(set, scored.values()))
-        missing = sorted(apart.union(lacking.get((setup, label), ())))
+        missing = sorted(apart.union(incomplete(mine).get((setup, label), ())))
         found = None if apart or not any(scored.values()) else convergence(scored)
         rows.append({
-            "setup": setup, "label": label, "state": found.state if found else "incomplete",
+            "setup": setup, "label": label, "raw_dataset": raw,
+            "state": found.state if found else "incomplete",
             "iteration": found.iteration if found else None, "incomplete": missing,
         })  # fmt: skip
     return rows

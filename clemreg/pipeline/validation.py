@@ -23,6 +23,8 @@ from clemreg.space.grid import Box, Grid
 from clemreg.volume import LazyArray, Volume
 
 SIMULATED = f"{PHASES}/0"
+# EM of 4 nm, as it is called in the paper's later and in its first tables.
+FINE_EM = (FINE_RAW, "volumes/raw")
 FINE_SETUPS = ("03", "25", "27.1", "31", "35", "45", "47")
 COARSE_SETUPS = ("04", "26.1", "28", "32", "36", "46", "48")
 COMPARISONS = ("4nm-vs-8nm", "raw-vs-refined", "all-vs-many-vs-few")
@@ -195,7 +197,7 @@ def compare_as_published(
         raise ConfigError(f"there is no comparison {kind!r}", hint=", ".join(COMPARISONS))
     arms: dict[str, dict[str, Arm]] = {
         "4nm-vs-8nm": {
-            "4nm": lambda r: _bare(r) in FINE_SETUPS and r.raw_dataset == FINE_RAW,
+            "4nm": lambda r: _bare(r) in FINE_SETUPS and r.raw_dataset in FINE_EM,
             "8nm": lambda r: _bare(r) in COARSE_SETUPS and r.raw_dataset == SIMULATED,
         },
         "raw-vs-refined": {"raw": lambda r: not r.refined, "refined": lambda r: r.refined},
@@ -212,4 +214,4 @@ def _bare(result: Result) -> str:
 def _of_group(group: str) -> Arm:
     """4 nm networks of a group that were trained on all samples."""
     names = {s.name for s in SETUPS if s.group == group and s.input_nm == 4.0 and not s.datasets}
-    return lambda r: f"setup{_bare(r)}" in names and r.raw_dataset == FINE_RAW
+    return lambda r: f"setup{_bare(r)}" in names and r.raw_dataset in FINE_EM

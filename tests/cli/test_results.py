@@ -55,6 +55,24 @@ def test_best_in_both_modes(store, tmp_path, capsys):
     assert run_app(["results", "best", str(store), "--mode", "both"]) == 2
 
 
+def test_samples_with_one_crop_each_are_tested_on_one_another(tmp_path):
+    """As in the paper, which held one crop of each of four samples out."""
+    scores = {("a", "1"): (0.6, 0.5, 0.1), ("b", "1"): (0.4, 0.7, 0.8), ("c", "7"): (0.3, 0.2, 0.9)}
+    rows = [
+        replace(BASE, parent_dataset_id=sample, crop=crop, iteration=100 * i, value=value)
+        for (sample, crop), values in scores.items()
+        for i, value in enumerate(values)
+    ]
+    ResultStore(tmp_path / "s.db").add(rows)
+    out = tmp_path / "b.json"
+    command = ["results", "best", str(tmp_path / "s.db"), "--mode", "test", "--json", str(out)]
+    assert run_app(command) == 0
+    found = {r["sample"]: r for r in json.loads(out.read_text())["rows"]}
+    # On b and c together 200 is best, and so on a and c; on a and b it is 100.
+    assert {s: r["value"] for s, r in found.items()} == {"a": 0.1, "b": 0.8, "c": 0.2}
+    assert {s: r["iteration"] for s, r in found.items()} == {"a": 0, "b": 200, "c": 200}
+
+
 def test_compare_and_converged(store, tmp_path):
     out = tmp_path / "c.csv"
     command = ["results", "compare", str(store), "all-vs-many-vs-few", "--mode", "validation"]

@@ -72,6 +72,38 @@ def test_test_mode_never_sees_the_crop_it_scores():
     assert crop_scores(table({("a", 1): {"1": 0.5}}), "dice", "test") == []
 
 
+def test_crops_of_one_name_in_two_samples_are_two():
+    results = [
+        *table({("a", 1): {"1": 0.9}, ("b", 2): {"1": 0.5}}),
+        *table({("a", 1): {"1": 0.2}, ("b", 2): {"1": 0.7}}, parent_dataset_id="other"),
+    ]
+    assert best(results, "dice").crops == ("1", "1")
+    validation = crop_scores(results, "dice", "validation")
+    assert [(s.sample, s.crop, s.value) for s in validation] == [
+        ("jrc_hela-2", "1", 0.5), ("other", "1", 0.7),
+    ]  # fmt: skip
+    test = crop_scores(results, "dice", "test")
+    assert [(s.sample, s.choice.setup, s.value) for s in test] == [
+        ("jrc_hela-2", "b", 0.5), ("other", "a", 0.2),
+    ]  # fmt: skip
+    arms = {"a": lambda r: r.setup == "a", "b": lambda r: r.setup == "b"}
+    rows = compare(results, arms, "dice", "validation")
+    assert [(r["sample"], r["value_a"], r["value_b"]) for r in rows] == [
+        ("jrc_hela-2", 0.9, 0.5), ("other", 0.2, 0.7),
+    ]  # fmt: skip
+
+
+def test_two_predictions_of_one_checkpoint_are_not_averaged():
+    results = table({("a", 1): {"1": 0.9, "2": 0.5}})
+    again = [replace(r, path="elsewhere") for r in results]
+    assert best([*results, again[0]], "dice").value == pytest.approx(0.7)  # the same score once
+    again[0] = replace(again[0], value=0.1)
+    with pytest.raises(ConfigError, match=r"two scores on crop 1: 0\.9 of p d, 0\.1 of e"):
+        best([*results, *again], "dice")
+    with pytest.raises(ConfigError, match="threshold"):
+        curves([*results, replace(results[0], threshold=140.0)], "a", "mito")
+
+
 def test_a_choice_for_each_class_and_sample():
     results = [
         *table(SCORES),
@@ -108,6 +140,11 @@ def test_training_ends_when_nothing_comes_or_at_the_limit():
     nothing = curve([math.nan] * 21, start=0)
     found = convergence({"dice": nothing, "mean_false_distance": nothing})
     assert (found.state, found.iteration) == ("empty", 500_000)
+    missed = curve([0.0] * 21, start=0)  # Dice of nothing with something
+    found = convergence({"dice": missed, "mean_false_distance": nothing})
+    assert (found.state, found.iteration) == ("empty", 500_000)
+    beside = curve([900.0] * 21, start=0)
+    assert convergence({"dice": missed, "mean_false_distance": beside}).state == "running"
     short = curve([math.nan] * 5, start=0)
     assert convergence({"dice": short, "mean_false_distance": short}).state == "running"
     rising = curve([i / 100 for i in range(81)], start=0)

@@ -87,6 +87,13 @@ def test_comparisons_of_the_paper():
     assert [(r["crop"], r["setup_4nm"], r["value_8nm"]) for r in fine] == [
         ("1", "setup25", 0.55), ("2", "setup25", 0.55),
     ]  # fmt: skip
+    older = [
+        replace(r, raw_dataset="volumes/raw") if r.raw_dataset == "volumes/raw/s0" else r
+        for r in results
+    ]
+    assert [r["value_4nm"] for r in compare_as_published(older, "4nm-vs-8nm", "dice")] == [
+        r["value_4nm"] for r in fine
+    ]
     refined = compare_as_published(results, "raw-vs-refined", "dice", "validation")
     assert refined[0]["value_refined"] == 0.8
     groups = compare_as_published(results, "all-vs-many-vs-few", "dice")[0]
