@@ -170,7 +170,7 @@ def open_cosem_crop(
     if (folder / "masks").is_dir():
         for path in sorted((folder / "masks").iterdir()):
             if "dimensions" in read_attributes(path):
-                masks[category(path.name).name] = _labels(path, sets["all"].grid)
+                masks[category(path.name).name] = _mask(path, sets["all"].grid)
     return CosemCrop(name, sets, masks, ids if ids is not None else _present(sets))
 
 
@@ -182,6 +182,27 @@ def _labels(path: Path, like: Grid | None = None) -> Labels:
             hint="label sets of one crop have the same voxels",
         )
     return labels
+
+
+def _mask(path: Path, like: Grid) -> Labels:
+    """Open a mask with the voxels of the labels, or of the EM, as the paper's training read it."""
+    mask = open_labels(path, frame="em")
+    factor = np.maximum(1, np.rint(np.divide(mask.grid.spacing_nm, like.spacing_nm))).astype(int)
+    z, y, x = (int(f) for f in factor)
+    fine = Grid(
+        like.shape,
+        tuple(np.divide(mask.grid.spacing_nm, factor)),
+        tuple(np.subtract(mask.grid.origin_nm, (factor - 1) / 2 * like.spacing_nm)),
+        like.frame,
+    )
+    covered = (np.multiply(mask.shape, factor) >= like.shape).all()
+    if factor.max() == 1 or not covered or not _alike(fine, like):
+        return _labels(path, like)
+    return Labels(_Repeated(mask.data, (z, y, x), like.shape), like, name=mask.name)
+
+
+def _alike(a: Grid, b: Grid) -> bool:
+    return np.allclose(a.spacing_nm, b.spacing_nm) and np.allclose(a.origin_nm, b.origin_nm)
 
 
 def _present(sets: Mapping[str, Labels]) -> AnnotatedIds:
@@ -318,3 +339,29 @@ class _EverySecond:
             slice(s + 2 * k.start, s + 2 * k.stop - 1) for k, s in zip(key, self.start, strict=True)
         )
         return np.asarray(self.parent[fine])[::2, ::2, ::2]
+
+
+@dataclass(frozen=True)
+class _Repeated:
+    """Each voxel of an array `factor` times along each axis, read when asked for."""
+
+    parent: LazyArray
+    factor: Shape
+    shape: Shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.parent.dtype
+
+    def __getitem__(self, key: tuple[slice, slice, slice], /) -> NDArray[Any]:
+        coarse = tuple(
+            slice(k.start // f, -(-k.stop // f)) for k, f in zip(key, self.factor, strict=True)
+        )
+        block = np.asarray(self.parent[coarse])
+        for axis, f in enumerate(self.factor):
+            block = block.repeat(f, axis)
+        inner = (
+            slice(k.start - c.start * f, k.stop - c.start * f)
+            for k, c, f in zip(key, coarse, self.factor, strict=True)
+        )
+        return np.asarray(block[tuple(inner)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -106,6 +107,30 @@ def test_truth_of_a_class(container):
     assert crop.of("LD") is Annotation.ABSENT
     with pytest.raises(DataError, match="nobody annotated golgi"):
         crop.truth("golgi")
+
+
+def test_a_mask_may_have_the_voxels_of_the_em(container, tmp_path):
+    """The paper's training read masks of single labels at 4 nm, from the corner of the crop."""
+    _, ids, *_ = container
+    crop = "volumes/groundtruth/0003/crop1"
+    where = [400.0, 200.0, 104.8]
+    raw = np.zeros((2, 2, 2), np.uint8)
+    write_n5(tmp_path, "volumes/raw/s0", raw, [4.0, 4.0, 5.24], [0, 0, 0])
+    write_n5(tmp_path, f"{crop}/labels/all", ids, [2.0, 2.0, 2.62], where)
+    mask = np.random.default_rng(5).integers(0, 2, (6, 9, 12)).astype(np.uint8)
+    write_n5(tmp_path, f"{crop}/masks/mito", mask, [4.0, 4.0, 5.24], where)
+    opened = open_cosem_crop(tmp_path, "crop1", LOOKED)
+    fine = mask.repeat(2, 0).repeat(2, 1).repeat(2, 2)[:, :, :23]
+    np.testing.assert_array_equal(opened.masks["mito"].read(), fine)
+    box = Box((3, 4, 7), (10, 17, 22))
+    np.testing.assert_array_equal(opened.masks["mito"].read(box), fine[box.slices])
+    _, known, _ = opened.truth("mito")
+    np.testing.assert_array_equal(known, ((ids > 0) & (fine > 0))[::2, ::2, ::2])
+    for shape, offset in (((5, 9, 12), where), ((6, 9, 12), [404.0, 200.0, 104.8])):
+        write_n5(tmp_path, f"{crop}/masks/er", np.ones(shape, np.uint8), [4.0, 4.0, 5.24], offset)
+        with pytest.raises(FormatError, match="er lies on"):
+            open_cosem_crop(tmp_path, "crop1", LOOKED)
+        shutil.rmtree(tmp_path / crop / "masks/er")
 
 
 def test_what_a_crop_alone_says_is_present_only(container):
