@@ -15,11 +15,13 @@ from clemreg.evaluate.masks import MaskView, foreground, mask_on
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.volumes import open_volume
 from clemreg.report.blinded import as_grey, render_pairs
-from clemreg.space.grid import Box
+from clemreg.space.grid import Box, Grid
 from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
 
 PAGE, KEY = "pairs.html", "key.json"
+# Origins may differ by so much of a voxel: some files state corners, some centres.
+_SAME_VOXEL = 0.6
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,21 @@ def _mask(found: Volume, em: Volume, options: BlindedOptions) -> MaskView:
             f"{found.name} has {found.shape} voxels, the EM {em.shape}",
             hint="give the level of the EM that the predictions were made on",
         )
+    if not _lie_together(found.grid, em.grid):
+        raise GridError(
+            f"{found.name} has voxels of {found.grid.spacing_nm} nm from {found.grid.origin_nm} nm "
+            f"on, the EM of {em.grid.spacing_nm} nm from {em.grid.origin_nm} nm on (z, y, x)",
+            hint="both must show the same place: `clemreg info` shows origin and voxel size",
+        )
     return mask_on(found, found.grid, foreground(found))
+
+
+def _lie_together(found: Grid, em: Grid) -> bool:
+    """Whether voxels of one are those of the other; files without origin (0) fit everything."""
+    shift = np.subtract(found.origin_nm, em.origin_nm) / em.spacing_nm
+    stated = any(found.origin_nm) and any(em.origin_nm)
+    same_size = np.allclose(found.spacing_nm, em.spacing_nm, rtol=1e-3)
+    return same_size and (not stated or bool((np.abs(shift) < _SAME_VOXEL).all()))
 
 
 def _shows(mask: MaskView, box: Box) -> bool:

@@ -184,3 +184,22 @@ def test_places_show_something_to_judge(tmp_path):
         assert either[4].any() or either[:, 4].any() or either[:, :, 4].any()
     plain = draw_pairs(shape, count=8, edge=9)
     assert sum((a | b)[pair.box.slices].any() for pair in plain) < 6
+
+
+@pytest.mark.parametrize(
+    ("spacing", "origin", "code"),
+    [
+        ((5.24, 4.0, 4.0), (1.0, 2.0, 5.0), 0),  # half a voxel: corner or centre
+        ((5.24, 4.0, 4.0), (0.0, 0.0, 0.0), 0),  # says nothing
+        ((5.24, 4.0, 4.0), (1.0, 2.0, 83.0), 1),
+        ((5.24, 4.0, 8.0), (1.0, 2.0, 3.0), 1),
+    ],
+)
+def test_predictions_of_another_place_are_not_judged(tmp_path, capsys, spacing, origin, code):
+    values = np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.uint8)
+    write_volume(tmp_path / "em.zarr", Volume(values, Grid(SHAPE, (5.24, 4, 4), (1, 2, 3))))
+    write_volume(tmp_path / "p.zarr", Volume(values, Grid(SHAPE, spacing, origin)))
+    files = [str(tmp_path / f"{n}.zarr") for n in ("em", "p", "p")]
+    start = ["ab", "start", *files, "--out", str(tmp_path), "--count", "2", "--edge", "9"]
+    assert run_app(start) == code
+    assert ("must show the same place" in capsys.readouterr().err) is bool(code)
