@@ -193,7 +193,8 @@ def kvstore(folder: Path) -> dict[str, str]:
             f"{folder}: N5 cannot be where a folder has a backslash in its name",
             hint="choose a folder without backslash",
         )
-    return {"driver": "file", "path": str(folder)}
+    # Without `..`, which tensorstore refuses.
+    return {"driver": "file", "path": str(folder.resolve())}
 
 
 @contextmanager

@@ -106,6 +106,17 @@ def test_every_n5_dialect_lands_in_the_same_place(tmp_path, attributes, group, o
         np.testing.assert_array_equal(volume.read(), PIXELS)
 
 
+def test_an_n5_is_found_from_beside(tmp_path, monkeypatch):
+    cosem_n5(tmp_path / "a.n5", {"resolution": [4.0, 4.0, 5.24], "offset": [0, 0, 0]}, {})
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a.n5")
+    monkeypatch.chdir(tmp_path / "here")
+    for uri in ("../a.n5", "../a.n5::s0", "../link", "./../here/../a.n5"):
+        np.testing.assert_array_equal(open_volume(uri).read(), PIXELS)
+    write_volume("../out.n5", open_volume("../a.n5"))
+    np.testing.assert_array_equal(open_volume("../out.n5").read(), PIXELS)
+
+
 def test_an_ome_zarr_in_micrometres_with_time(tmp_path):
     group = zarr.open_group(str(tmp_path / "v.zarr"), mode="w", zarr_format=2)
     array = group.create_array("0", shape=(1, 2, *GRID.shape), dtype="u1", chunks=(1, 1, 8, 8, 8))
