@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -43,6 +44,8 @@ from clemreg.space.resample import pool_mean
 from clemreg.units import parse_xyz_nm
 
 HINT = "docs/how-to/train.md lists every section with its keys"
+# Keys of an entry that name files.
+_FILES = {"em", "labels", "n5", "ids", "groundtruth"}
 
 
 class SimulatedData(Section):
@@ -217,6 +220,7 @@ def train_from_config(
             validation=_validation(config, options, crops),
             checkpoint=checkpoint,
             outlets=Outlets(writer, progress, keep, config.keep_every),
+            data=_data(config),
         )
     if writes():
         described.save(trained.network, trained.steps, out)
@@ -226,6 +230,17 @@ def train_from_config(
 def kept_networks(out: Path) -> Path:
     """Folder of the networks that a training keeps, ``<steps>.safetensors``."""
     return out.with_suffix(".kept")
+
+
+def _data(config: TrainConfig) -> dict[str, str]:
+    """Say what is learnt from, section by section; files by name, for they may be moved."""
+    sections = config.model_dump(
+        mode="json", include={"augment", "present", "simulated", "real", "cosem", "cellmap"}
+    )
+    for entry in (*sections["real"], *sections["cosem"], *sections["cellmap"]):
+        for key in _FILES & entry.keys():
+            entry[key] = Path(entry[key]).name
+    return {name: json.dumps(section, sort_keys=True) for name, section in sections.items()}
 
 
 Crops = dict[CosemData | CellMapData, tuple[TrainingCrop, ...]]

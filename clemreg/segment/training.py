@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -82,6 +82,7 @@ def train(
     validation: Examiner | None = None,
     checkpoint: Path | None = None,
     outlets: Outlets | None = None,
+    data: Mapping[str, str] | None = None,
 ) -> Trained:
     """Train from random weights, or go on from `checkpoint` if it exists.
 
@@ -93,11 +94,14 @@ def train(
     ----------
     source
         Volumes, or any source of patches.
+    data
+        What tells the source from another, by a name for each part: a checkpoint of another one is
+        not gone on with.
 
     Raises
     ------
     FormatError
-        The checkpoint belongs to other options.
+        The checkpoint belongs to other options, or to other data.
     ConfigError
         The batch cannot be shared by the processes.
     """
@@ -106,7 +110,7 @@ def train(
     if options.elastic_nm:
         sampler = Bent(sampler, options.patch(), options.elastic_nm, options.elastic_every_nm)
     with team(training_device(options.device)) as members:
-        state = _State(options, members)
+        state = _State(options, members, dict(data or {}))
         if checkpoint is not None and checkpoint.exists():
             state.load(checkpoint)
         watch = _Watch(options.steps, outlets or Outlets()) if members.rank == 0 else None
@@ -205,9 +209,9 @@ def converged(values: Sequence[Score]) -> bool:
 class _State:
     """Network, optimiser, averaged weights and step: what a checkpoint holds."""
 
-    def __init__(self, options: TrainOptions, members: Team) -> None:
+    def __init__(self, options: TrainOptions, members: Team, data: dict[str, str]) -> None:
         torch.manual_seed(options.seed)
-        self.options, self.members = options, members
+        self.options, self.members, self.data = options, members, data
         self.device = training_device(options.device)
         self.trainee = _trainee(options)
         self.freeze_at = round(options.freeze * options.steps)
@@ -325,6 +329,7 @@ class _State:
         """Write everything that the next step depends on."""
         content = {
             "options": asdict(self.options),
+            "data": self.data,
             "step": self.step,
             "trainee": self.trainee.state_dict(),
             "mean": self.mean,
@@ -352,6 +357,13 @@ class _State:
             raise FormatError(
                 f"{path} was trained with other options: {', '.join(changed)} differ",
                 hint="choose another output, or remove the checkpoint",
+            )
+        others = content.get("data", self.data)
+        changed = [k for k in self.data if self.data[k] != others.get(k)]
+        if changed:
+            raise FormatError(
+                f"{path} was trained with other data: {', '.join(changed)} differ",
+                hint="choose another output and start from that network, or remove the checkpoint",
             )
         self.trainee.load_state_dict(content["trainee"])
         self.optimiser.load_state_dict(content["optimiser"])

@@ -89,6 +89,23 @@ def test_train_makes_a_network_and_goes_on_from_its_checkpoint(config, capsys):
     assert all(torch.equal(v, again[k]) for k, v in first.network.state_dict().items())
 
 
+def test_other_data_are_not_gone_on_with(config, capsys):
+    """Moved files are; other slices held out are not: what was learnt from would be scored."""
+    path, _, _ = config
+    moved = (path.parent / "data").rename(path.parent / "moved")
+    command = ["train", str(path), "--data", f"mine={moved}"]
+    assert run_app(command) == 0
+    before = (path.parent / "ball.safetensors").read_bytes()
+    moved = moved.rename(path.parent / "data")
+    path.write_text(path.read_text().replace("held_out = [0, 10]", "held_out = [10, 20]"))
+    command[-1] = f"mine={moved}"
+    assert run_app(command) == 1
+    assert "was trained with other data: real differ" in capsys.readouterr().err
+    assert (path.parent / "ball.safetensors").read_bytes() == before
+    path.write_text(CONFIG)
+    assert run_app(command) == 0
+
+
 def test_a_wrong_configuration_is_refused(config):
     path, _, _ = config
     with pytest.raises(MissingError, match=r"no training configuration"):
