@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
@@ -96,6 +97,22 @@ def write_tensors(path: Path, network: nn.Module, header: Mapping[str, str]) -> 
         mode = partial.stat().st_mode
         save_file(tensors, partial, metadata=dict(header))
         partial.chmod(mode)  # safetensors makes a file for its owner only
+        _put_in_order(partial)
+
+
+def _put_in_order(path: Path) -> None:
+    """Sort the texts in a header, which safetensors writes in another order every time.
+
+    So the same network is the same file, to the byte.
+    """
+    with path.open("r+b") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:  # what follows stays where it is
+            stream.seek(8)
+            stream.write(text.ljust(length))
 
 
 def load_model(name: str | Path) -> Model:

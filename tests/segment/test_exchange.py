@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sys
@@ -112,6 +113,19 @@ def test_safetensors_there_and_back(own, tmp_path):
     info = network_info(kept)
     assert info["input_voxel_size_nm"] == [8.0] * 3
     assert info["output_voxel_size_nm"] == [4.0] * 3
+
+
+def test_the_same_network_is_the_same_file(own, tmp_path):
+    """Also when another process writes it: what a resumed training gives can be compared."""
+    network = open_network(own)
+    written = set()
+    for i in range(12):  # three texts have six orders
+        write_safetensors(network, tmp_path / f"{i}.safetensors")
+        written.add(hashlib.sha256((tmp_path / f"{i}.safetensors").read_bytes()).hexdigest())
+    assert len(written) == 1
+    again = open_network(tmp_path / "0.safetensors")
+    state = network.network.state_dict()
+    assert all(torch.equal(v, state[k]) for k, v in again.network.state_dict().items())
 
 
 def test_command_line(own, tmp_path, capsys):
