@@ -91,7 +91,7 @@ def _by_crop(results: Sequence[Result]) -> dict[tuple[str, str], float]:
     scores: dict[tuple[str, str], Result] = {}
     for r in results:
         other = scores.setdefault(_place(r), r)
-        if r.value != other.value:
+        if r.value != other.value and not (math.isnan(r.value) and math.isnan(other.value)):
             raise ConfigError(
                 f"{r.label} of {r.setup} at {r.iteration} has two scores on crop {r.crop}: "
                 f"{other.value:.6g} of {other.path} {other.dataset}, {r.value:.6g} of {r.path} "
@@ -330,3 +330,35 @@ def _arm_scores(
         }
         for score in crop_scores(mine, metric, mode)
     }
+
+
+def compare_same(
+    results: Sequence[Result], arms: Mapping[str, Arm], metric: str
+) -> list[dict[str, Any]]:
+    """Put arms side by side checkpoint by checkpoint: nothing is chosen.
+
+    Returns
+    -------
+    list
+        As `compare`, a row for every class, crop and checkpoint that all arms have.
+    """
+    groups: dict[tuple[Any, ...], dict[str, list[Result]]] = {}
+    for r in results:
+        key = (r.label, *_place(r), r.setup, r.iteration, r.raw_dataset)
+        for name in (n for n, arm in arms.items() if r.metric == metric and arm(r)):
+            groups.setdefault(key, {}).setdefault(name, []).append(r)
+    rows = []
+    for key in sorted(key for key, group in groups.items() if len(group) == len(arms)):
+        label, sample, crop, setup, iteration, raw_dataset = key
+        row: dict[str, Any] = {"label": label, "sample": sample, "crop": crop, "metric": metric}
+        for name in arms:
+            mine = groups[key][name]
+            row |= {
+                f"setup_{name}": setup,
+                f"iteration_{name}": iteration,
+                f"raw_dataset_{name}": raw_dataset,
+                f"metric_params_{name}": mine[0].metric_params,
+                f"value_{name}": _by_crop(mine)[sample, crop],
+            }
+        rows.append(row)
+    return rows

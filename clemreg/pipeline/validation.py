@@ -13,7 +13,7 @@ from clemreg.errors import ConfigError, GridError
 from clemreg.evaluate.masks import at_least, mask_on, nonzero
 from clemreg.evaluate.results import Result, metric_params
 from clemreg.evaluate.scores import ScoreOptions, Unannotated, score_masks
-from clemreg.evaluate.selection import Arm, Mode, compare
+from clemreg.evaluate.selection import Arm, Mode, compare, compare_same
 from clemreg.io.quantise import SURFACE
 from clemreg.segment.classes import Annotation, category
 from clemreg.segment.data import separable_resample
@@ -182,11 +182,11 @@ def compare_as_published(
     ----------
     kind
         ``4nm-vs-8nm``: like networks on 4 nm EM and on simulated 8 nm EM; ``raw-vs-refined``:
-        predictions and what was made of them; ``all-vs-many-vs-few``: 4 nm networks that learn
-        all classes together, the common ones, or a few.
+        predictions and what was made of each of them; ``all-vs-many-vs-few``: 4 nm networks that
+        learn all classes together, the common ones, or a few.
     mode
         ``test`` (leave one crop out) or ``validation``, see
-        `clemreg.evaluate.selection.crop_scores`.
+        `clemreg.evaluate.selection.crop_scores`. Between raw and refined nothing is chosen.
 
     Raises
     ------
@@ -203,8 +203,9 @@ def compare_as_published(
         "raw-vs-refined": {"raw": lambda r: not r.refined, "refined": lambda r: r.refined},
         "all-vs-many-vs-few": {group: _of_group(group) for group in ("all", "many", "few")},
     }
-    raw_only = results if kind == "raw-vs-refined" else [r for r in results if not r.refined]
-    return compare(raw_only, arms[kind], metric, mode)
+    if kind == "raw-vs-refined":
+        return compare_same(results, arms[kind], metric)
+    return compare([r for r in results if not r.refined], arms[kind], metric, mode)
 
 
 def _bare(result: Result) -> str:
