@@ -28,7 +28,7 @@ from clemreg.volume import Volume
 
 SPACING = (8.0, 8.0, 8.0)
 THREADS = 2
-LARGEST_WHOLE = 320  # voxels along an axis up to which the others are run
+LARGEST_WHOLE = 448  # voxels along an axis up to which the others are run
 
 
 def make_transform(onto: Grid) -> Chain:
