@@ -210,3 +210,24 @@ def offset_nm(text: str | None) -> tuple[float, float, float]:
     if text is None:
         return (0.0, 0.0, 0.0)
     return parse_xyz_nm(text if text.strip()[-1].isalpha() else f"{text} um")
+
+
+def named_values(what: str, pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Collect ``NAME=VALUE`` of an option that may be repeated; a name must not be.
+
+    Raises
+    ------
+    ConfigError
+        A name is given twice, of which one value would be lost.
+    """
+    from clemreg.errors import ConfigError
+
+    found: dict[str, str] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ConfigError(
+                f"{what} {name!r} is given twice: {found[name]!r} and {value!r}",
+                hint="give every one a name of its own: NAME=...",
+            )
+        found[name] = value
+    return found

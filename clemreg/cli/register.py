@@ -13,6 +13,7 @@ from clemreg.cli.console import (
     MovingSpacingOption,
     OverwriteOption,
     PsfOption,
+    named_values,
     offset_nm,
     print_verdict,
     progress_bar,
@@ -175,5 +176,5 @@ def _shifts(texts: list[str]) -> dict[str, tuple[float, float, float]]:
     for text in texts:
         if "=" not in text:
             raise ConfigError(f'--shift {text!r} is not of the form NAME="x, y, z unit"')
-    pairs = (text.split("=", 1) for text in texts)
-    return {name: parse_xyz_nm(value) for name, value in pairs}
+    pairs = ((name, value) for name, _, value in (text.partition("=") for text in texts))
+    return {name: parse_xyz_nm(value) for name, value in named_values("--shift", pairs).items()}

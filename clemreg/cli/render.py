@@ -10,6 +10,7 @@ import typer
 from clemreg.cli.console import (
     JsonOption,
     OverwriteOption,
+    named_values,
     progress_bar,
     require_free,
     result,
@@ -26,7 +27,9 @@ def add_to(parent: typer.Typer) -> None:
 def render(
     tables: Annotated[
         list[str],
-        typer.Argument(metavar="[NAME=]TABLE...", help="Localisation tables, one a channel."),
+        typer.Argument(
+            metavar="[NAME=]TABLE[@LABEL]...", help="Localisation tables, one a channel."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Output OME-Zarr.")],
     spacing: Annotated[str | None, typer.Option(help='Voxel size "x, y, z unit".')] = None,
@@ -55,14 +58,14 @@ def render(
     from clemreg.units import given_xyz_nm, parse_length_nm, parse_xyz_nm
 
     require_free(out, overwrite=overwrite)
-    named = [_named(text) for text in tables]
+    shifts = named_values("--shift", map(_named, shift or ()))
     command = RenderCommand(
-        dict(named),
+        named_values("channel", map(_named, tables)),
         out,
         given_xyz_nm(spacing),
         onto,
         parse_length_nm(pixel_size) if pixel_size else None,
-        {name: parse_xyz_nm(value) for name, value in map(_named, shift or ())},
+        {name: parse_xyz_nm(value) for name, value in shifts.items()},
         RenderOptions(max_precision, min_photons, min_neighbours, radius, blur),
     )
     with progress_bar("render") as progress:

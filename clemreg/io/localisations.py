@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,15 @@ _PIXELS = ("px", "pixel", "pixels", "pix")
 _NAMES: dict[str, tuple[str, ...]] = {
     "x": ("x", "x position"),
     "y": ("y", "y position"),
-    "z": ("z", "z position", "unwrapped z"),
-    "sx": ("uncertainty_xy", "uncertainty", "lpx", "sigma x pos full"),
-    "sy": ("uncertainty_xy", "uncertainty", "lpy", "sigma y pos full"),
-    "sz": ("uncertainty_z", "lpz", "sigma z", "unwrapped z error"),
+    "z": ("z", "unwrapped z", "z position"),
+    "sx": ("uncertainty_xy", "uncertainty", "lpx", "sigma x pos full", "sigma x pos rtnph"),
+    "sy": ("uncertainty_xy", "uncertainty", "lpy", "sigma y pos full", "sigma y pos rtnph"),
+    "sz": ("uncertainty_z", "lpz", "unwrapped z error", "sigma z"),
     "photons": ("intensity", "photons", "6 n photons"),
+    "label": ("label set",),
 }
+# interferometric z repeats every quarter micrometre: only its unwrapped form is a position
+_UNWRAPPED = ("unwrapped z", "unwrapped z error")
 HDF5 = (".hdf5", ".h5")
 _AXES = {"x": 2, "y": 1, "z": 0}
 
@@ -48,11 +51,14 @@ class Localisations:
         (N, 3) zyx: standard deviation of each position in nm.
     photons
         (N,) photons, NaN where unknown.
+    labels
+        (N,) number of the fluorophore, for tables that hold several (PeakSelector's label set).
     """
 
     points_nm: FloatArray
     precision_nm: FloatArray
     photons: FloatArray
+    labels: FloatArray | None = None
 
     def __len__(self) -> int:
         """Return how many there are."""
@@ -60,15 +66,14 @@ class Localisations:
 
     def select(self, keep: NDArray[Any]) -> Localisations:
         """Keep some, by index or mask."""
-        return Localisations(self.points_nm[keep], self.precision_nm[keep], self.photons[keep])
+        labels = None if self.labels is None else self.labels[keep]
+        return Localisations(
+            self.points_nm[keep], self.precision_nm[keep], self.photons[keep], labels
+        )
 
     def shifted(self, offset_nm: Sequence[float]) -> Localisations:
         """Move all by `offset_nm` (zyx), for example against chromatic shift."""
-        return Localisations(
-            self.points_nm + np.asarray(offset_nm, dtype=np.float64),
-            self.precision_nm,
-            self.photons,
-        )
+        return replace(self, points_nm=self.points_nm + np.asarray(offset_nm, dtype=np.float64))
 
 
 def looks_like_localisations(path: str | Path) -> bool:
@@ -88,7 +93,7 @@ def read_localisations(path: str | Path, *, pixel_nm: float | None = None) -> Lo
     - Picasso HDF5 (``locs``): x, y, lpx, lpy in camera pixels, z in nm; the pixel size stands in
       the ``.yaml`` file beside;
     - PeakSelector text: ``X Position, Y Position, Sigma X Pos Full`` and so on in camera pixels, z
-      in nm.
+      in nm: ``Unwrapped Z``, or ``Z Position`` where nothing was unwrapped.
 
     Parameters
     ----------
@@ -144,6 +149,8 @@ def _read_text(path: Path) -> tuple[dict[str, FloatArray], dict[str, str]]:
     titles = [_split(title) for title in head.fields]
     names = [name for name, _ in titles]
     peaks = "x position" in names  # PeakSelector: lateral columns are camera pixels
+    if "z position" in names and _empty(body, names):
+        names = [f"unused {name}" if name in _UNWRAPPED else name for name in names]
     columns, units = {}, {}
     for key, known in _NAMES.items():
         column = next((names.index(name) for name in known if name in names), None)
@@ -152,6 +159,15 @@ def _read_text(path: Path) -> tuple[dict[str, FloatArray], dict[str, str]]:
             default = ("px" if key in ("x", "y", "sx", "sy") else "nm") if peaks else ""
             units[key] = titles[column][1] or default
     return columns, units
+
+
+def _empty(rows: Sequence[Row], names: Sequence[str]) -> bool:
+    """Whether a table's unwrapped z is absent, or nowhere set: its columns are always written."""
+    if "unwrapped z" not in names:
+        return True
+    column = names.index("unwrapped z")
+    values = _numbers(rows, column, "unwrapped z")
+    return not np.any(np.nan_to_num(values))
 
 
 def _numbers(rows: Sequence[Row], column: int, title: str) -> FloatArray:
@@ -220,8 +236,9 @@ def _assemble(
     if "z" in columns and "sz" not in columns:
         precision[:, 0] = 2 * precision[:, 1:].mean(axis=1)  # axial is about twice the lateral
     photons = columns.get("photons", np.full(count, np.nan))
-    good = np.isfinite(points).all(axis=1) & np.isfinite(precision).all(axis=1)
-    return Localisations(points[good], precision[good], photons[good])
+    good = np.isfinite(np.concatenate([points, precision], axis=1)).all(axis=1)
+    labels = columns.get("label")
+    return Localisations(points, precision, photons, labels).select(good)
 
 
 def _factor(path: Path, unit: str, axis: str, pixel_nm: float | None) -> float:

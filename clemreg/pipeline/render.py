@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError
@@ -24,7 +25,7 @@ class RenderCommand:
     Attributes
     ----------
     tables
-        Channel name to localisation table.
+        Channel name to localisation table, or ``TABLE@LABEL`` for one fluorophore of it.
     out
         OME-Zarr to write.
     spacing_nm
@@ -54,7 +55,8 @@ def render_files(command: RenderCommand, progress: Progress | None = None) -> di
     Raises
     ------
     ConfigError
-        Neither or both of voxel size and image are given, or a shift names no channel.
+        Neither or both of voxel size and image are given, a shift names no channel, or a table
+        holds several fluorophores and none is chosen.
     """
     unknown = set(command.shifts_nm) - set(command.tables)
     if unknown:
@@ -76,8 +78,36 @@ def render_files(command: RenderCommand, progress: Progress | None = None) -> di
 
 
 def _read(command: RenderCommand, name: str) -> Localisations:
-    table = read_localisations(command.tables[name], pixel_nm=command.pixel_nm)
+    path, label = _split_label(command.tables[name])
+    table = _of_label(read_localisations(path, pixel_nm=command.pixel_nm), path, label)
     return table.shifted(command.shifts_nm.get(name, (0.0, 0.0, 0.0)))
+
+
+def _split_label(text: str) -> tuple[str, float | None]:
+    path, _, label = text.rpartition("@")
+    if not path or not label.isdigit() or Path(text).exists():
+        return text, None
+    return path, float(label)
+
+
+def _of_label(table: Localisations, path: str, label: float | None) -> Localisations:
+    """Keep one fluorophore of a table that holds several."""
+    counts = {} if table.labels is None else _counts(table.labels)
+    if label is None and len(counts) <= 1:
+        return table
+    if table.labels is None or label not in counts:
+        there = ", ".join(f"{value:g} ({count})" for value, count in counts.items()) or "none"
+        found = "several label sets" if label is None else f"no label set {label:g}"
+        raise ConfigError(
+            f"{path} holds {found}; label sets with their localisations: {there}",
+            hint=f"name the one of each channel, for example mito={path}@1 er={path}@2",
+        )
+    return table.select(table.labels == label)
+
+
+def _counts(labels: NDArray[np.float64]) -> dict[float, int]:
+    values, counts = np.unique(labels[np.isfinite(labels)], return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _grid(command: RenderCommand, kept: Mapping[str, Localisations]) -> Grid:

@@ -119,3 +119,36 @@ def test_shift_and_selection():
     three = Localisations(np.arange(9.0).reshape(3, 3), np.ones((3, 3)), np.arange(3.0))
     assert three.shifted((1, 0, -2)).points_nm[0].tolist() == [1, 1, 0]
     assert three.select(np.array([2])).photons.tolist() == [2]
+
+
+def peakselector(path, *, unwrapped=(333, 870), labels=(1, 1)):
+    """A whole export: all columns are always there, unset ones hold 0."""
+    titles = ["X Position", "Y Position", "6 N Photons", "Sigma X Pos rtNph", "Sigma Y Pos rtNph"]
+    titles += ["Sigma X Pos Full", "Sigma Y Pos Full", "Label Set", "Z Position", "Sigma Z"]
+    titles += ["Unwrapped Z", "Unwrapped Z Error"]
+    rows = [titles]
+    for n in range(2):
+        rows.append([10 + n, 20, 1200, 0.05, 0.06, 0.1, 0.15, labels[n], 80 + n, 9])
+        rows[-1] += [unwrapped[n], 20 if unwrapped[n] else 0]
+    path.write_text("\n".join("\t".join(map(str, row)) for row in rows) + "\n")
+    return path
+
+
+def test_peakselector_z_is_the_unwrapped_one(tmp_path):
+    """Z Position starts anew every quarter micrometre of depth."""
+    found = read_localisations(peakselector(tmp_path / "t.txt"), pixel_nm=133)
+    np.testing.assert_allclose(found.points_nm, [[333, 2660, 1330], [870, 2660, 1463]])
+    np.testing.assert_allclose(found.precision_nm, [[20, 19.95, 13.3]] * 2)
+
+
+def test_peakselector_without_unwrapping_has_its_plain_z(tmp_path):
+    path = peakselector(tmp_path / "t.txt", unwrapped=(0, 0))
+    found = read_localisations(path, pixel_nm=133)
+    np.testing.assert_allclose(found.points_nm[:, 0], [80, 81])
+    np.testing.assert_allclose(found.precision_nm[:, 0], 9)
+
+
+def test_peakselector_keeps_its_label_sets(tmp_path):
+    found = read_localisations(peakselector(tmp_path / "t.txt", labels=(1, 2)), pixel_nm=133)
+    assert found.labels.tolist() == [1, 2]
+    assert found.shifted((1, 2, 3)).select(np.array([False, True])).labels.tolist() == [2]

@@ -200,3 +200,33 @@ def test_command_applies_a_transform_to_tables_in_pixels(tmp_path, capsys):
         np.testing.assert_allclose(found.points_nm, move(points), atol=1e-3)
         expected = np.sqrt(move.linear**2 @ np.array([40.0, 15, 15]) ** 2)
         np.testing.assert_allclose(found.precision_nm[:, 0], expected[0], rtol=1e-6)
+
+
+def two_labels(path):
+    rows = ["X Position\tY Position\tSigma X Pos Full\tSigma Y Pos Full\tLabel Set\tUnwrapped Z"]
+    rows += [f"{10 + n}\t20\t0.1\t0.1\t{1 + n % 2}\t{40 * n}" for n in range(5)]
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def test_command_draws_each_label_set_as_a_channel(tmp_path, capsys):
+    table, figures = two_labels(tmp_path / "t.txt"), tmp_path / "r.json"
+    more = ["--spacing", "52, 52, 104 nm", "--pixel-size", "133 nm"]
+    more += ["--out", str(tmp_path / "o.zarr"), "--json", str(figures)]
+    assert run_app(["render", f"mito={table}", *more]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "several label sets; label sets with their localisations: 1 (3), 2 (2)" in said
+    assert run_app(["render", f"mito={table}@3", *more]) == 1
+    assert "no label set 3" in capsys.readouterr().err
+    assert run_app(["render", f"mito={table}@1", f"er={table}@2", *more]) == 0
+    drawn = json.loads(figures.read_text())["render"]["channels"]
+    assert (drawn["mito"]["drawn"], drawn["er"]["drawn"]) == (3, 2)
+
+
+def test_command_refuses_two_channels_of_one_name(tmp_path, capsys):
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+        write_localisations(cloud(60, number), tmp_path / str(number) / "mito.csv")
+    words = ["render", *(str(tmp_path / n / "mito.csv") for n in "12"), "--spacing", "20,20,20 nm"]
+    assert run_app([*words, "--out", str(tmp_path / "o.zarr")]) == 1
+    assert "channel 'mito' is given twice" in capsys.readouterr().err
