@@ -105,10 +105,17 @@ def register(
 
     The verdict (pass, warn or fail, with reasons) is that of `clemreg run`, but for the accuracy.
     """
+    from clemreg.errors import ConfigError
     from clemreg.pipeline.register import GuideFiles, RegisterCommand, StageChoice, register_files
     from clemreg.register.orientation import OrientationOptions
     from clemreg.units import given_xyz_nm
 
+    if held_out is not None and not scan:
+        raise ConfigError(
+            "--held-out judges a scan, and there is no --scan",
+            hint="register, then: clemreg evaluate landmarks --transform OUT/transform.json "
+            f"--landmarks {held_out}",
+        )
     require_free(*_outputs(out, bool(scan)), overwrite=overwrite)
     command = RegisterCommand(
         fixed=fixed,

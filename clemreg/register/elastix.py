@@ -168,7 +168,9 @@ def run_elastix(
     seconds = time.monotonic() - started
     if code != 0:
         raise _failure(work_dir, code, stderr)
-    files = sorted(work_dir.glob("TransformParameters.*.txt"))
+    files = sorted(
+        work_dir.glob("TransformParameters.*.txt"), key=lambda path: int(path.name.split(".")[1])
+    )
     if not files:
         raise RegistrationError(f"elastix ended without a result, see {work_dir / _LOG}")
     source, target = job.fixed.grid.frame, job.moving.grid.frame

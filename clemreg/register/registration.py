@@ -39,6 +39,8 @@ from clemreg.volume import Volume
 
 log = logging.getLogger(__name__)
 
+EARLIER = ("transform.json", "repeat-*.json", "elastix/TransformParameters.*.txt")
+"""What a result leaves in its folder, and the next one there replaces as a whole."""
 JACOBIAN_RANGE = (0.5, 2.0)
 MOST_TRIES = 3
 USUAL_SCALE = (0.7, 1.4)
@@ -139,9 +141,13 @@ class RegistrationResult:
     def save(self, folder: Path, fixed_grid: Grid) -> None:
         """Write ``transform.json``, ``orientation.json``, repeats, ``elastix/`` and the figures.
 
-        Every transform says `fixed_grid`, so that it can be evaluated without the image.
+        Every transform says `fixed_grid`, so that it can be evaluated without the image. Transforms
+        of an earlier result are removed, also those that this one has no successor for.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        for form in EARLIER:
+            for path in folder.glob(form):
+                path.unlink()
         start = self.orientation.affine
         write_transform(start, folder / "orientation.json", fixed_grid=fixed_grid)
         for number, repeat in enumerate(self.repeats):

@@ -13,6 +13,7 @@ import tifffile
 
 from clemreg.cli.app import run_app
 from clemreg.errors import ConfigError, DataError, FormatError, MissingError, VoxelSizeError
+from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline import register as register_module
 from clemreg.pipeline.register import GuideFiles, RegisterCommand, prepare_files, psf_sigma_nm
@@ -20,6 +21,7 @@ from clemreg.pipeline.voxels import suspicious_voxels
 from clemreg.register.orientation import Orientation
 from clemreg.register.registration import RegistrationResult
 from clemreg.space import Affine, Grid
+from clemreg.space.tps import ThinPlateSpline
 from clemreg.volume import Volume
 
 LM = Grid((9, 30, 34), (104.0, 60.0, 60.0), (300.0, -200.0, 70.0), "lm")
@@ -221,3 +223,32 @@ def test_a_localisation_table_is_to_be_rendered_first(folder):
     (folder / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(FormatError, match="format not known"):
         prepared(folder, "other.csv")
+
+
+def test_a_result_replaces_all_of_the_one_before(tmp_path):
+    """A thin-plate spline at the end has no elastix files: those of the result before must go."""
+    start = Affine.translation(EM.centre_nm - LM.centre_nm, "lm", "em")
+    pose = Orientation(start, 0.6, 0.1, 0.5, False, 300.0)
+    found = RegistrationResult(start, start, pose, {"final": 0.6}, {}, repeats=(start, start))
+    found.save(tmp_path, LM)
+    (tmp_path / "elastix" / "mine.txt").write_text("stays")
+    assert {path.name for path in (tmp_path / "elastix").iterdir()} == {
+        "mine.txt",
+        "TransformParameters.0.txt",
+    }
+    corners = EM.corners_nm()
+    bent = start.then(ThinPlateSpline(corners, corners + corners[::-1] * 1e-3, "em", "em"))
+    replace(found, transform=bent, repeats=(bent,)).save(tmp_path, LM)
+    assert [path.name for path in (tmp_path / "elastix").iterdir()] == ["mine.txt"]
+    assert [path.name for path in tmp_path.glob("repeat-*.json")] == ["repeat-0.json"]
+    kept = read_transform(tmp_path / "transform.json")
+    np.testing.assert_allclose(kept(LM.corners_nm()), bent(LM.corners_nm()))
+
+
+def test_held_out_landmarks_without_a_scan_are_not_passed_over(folder, tmp_path, capsys):
+    words = ["register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr")]
+    words += ["--channel", "mito", "--out", str(tmp_path / "o"), "--held-out", "marks.csv"]
+    assert run_app(words) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--held-out judges a scan" in said
+    assert "clemreg evaluate landmarks" in said
