@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from clemreg.errors import DataError
+from clemreg.errors import DataError, RegistrationError
 from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import Orientation
 from clemreg.space.fits import fit_affine, fit_rigid
@@ -20,10 +20,20 @@ from clemreg.volume import Volume
 
 LandmarkUse = Literal["start", "metric", "correction"]
 LANDMARK_USES: tuple[LandmarkUse, ...] = ("start", "metric", "correction")
+_WRONG_MARKS = (
+    "check the unit and the columns of the landmarks, and whether they were clicked in a crop "
+    "(--fixed-offset)"
+)
 _AFFINE_FROM = 10
 _NO_PEOPLE = ("auto", "truth")  # raters of published results and of simulated data
 _THIN = 0.1
 """Thickness over breadth below which landmarks are a sheet."""
+_FAR_NM = 1000.0
+"""Tissue bends by less: 350 nm on average in the published registration of a whole cell."""
+_ODD = 5.0
+"""Distance over the median distance, from which a click is probably a mistake."""
+_ODD_NM = 300.0
+_ODD_FROM = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +77,11 @@ class Guides:
                 f"{found} landmarks are too few for {', '.join(self.uses)}",
                 hint=f"give {least} or more with both sides set",
             )
+
+    @property
+    def fitted(self) -> Landmarks | None:
+        """Landmarks that are used for anything."""
+        return self._for(self.uses[0]) if self.uses else None
 
     @property
     def start(self) -> Landmarks | None:
@@ -121,6 +136,59 @@ def _thickened(
         np.concatenate([lm_nm, lm_nm + up, lm_nm - up]),
         np.concatenate([em_nm, em_nm + there, em_nm - there]),
     )
+
+
+def require_overlap(affine: Affine, lm: Grid, em: Grid) -> None:
+    """Refuse a start pose of landmarks in which nothing overlaps.
+
+    Raises
+    ------
+    RegistrationError
+        They put the EM beside the light volume.
+    """
+    places = np.stack(np.meshgrid(*(np.linspace(0, 1, 32),) * 3, indexing="ij"), -1)
+    places = lm.corners_nm()[0] + places.reshape(-1, 3) * (lm.corners_nm()[-1] - lm.corners_nm()[0])
+    if not em.contains(affine(places)).any():
+        raise RegistrationError(
+            "the landmarks put the EM beside the light volume: nothing overlaps", hint=_WRONG_MARKS
+        )
+
+
+def landmark_warnings(guides: Guides, affine: Affine, lm: Grid, em: Grid) -> list[str]:
+    """Say which fitted landmarks do not belong to these images, or not to the others.
+
+    Parameters
+    ----------
+    affine
+        Affine part of the result, LM to EM, which the images have fitted.
+    lm, em
+        Grids of the images.
+    """
+    marks = guides.fitted
+    if marks is None:
+        return []
+    outside = ~lm.contains(marks.lm_nm) | ~em.contains(marks.em_nm)
+    if 2 * outside.sum() > len(outside):
+        return [
+            f"{outside.sum()} of {len(outside)} landmarks to be fitted lie outside the light "
+            f"volume or the EM: {_WRONG_MARKS}."
+        ]
+    gap_nm = np.linalg.norm(affine(marks.lm_nm) - marks.em_nm, axis=1)
+    middle = float(np.median(gap_nm))
+    if middle > _FAR_NM:
+        return [
+            f"The images put the landmarks {middle / 1e3:.1f} um (median) from where they were "
+            f"clicked. The pose is wrong, or they are: {_WRONG_MARKS}."
+        ]
+    odd = np.flatnonzero(gap_nm > max(_ODD * middle, _ODD_NM))
+    if len(odd) == 0 or len(gap_nm) < _ODD_FROM:
+        return []
+    named = ", ".join(f"{marks.names[i]!r} ({gap_nm[i]:.0f} nm)" for i in odd)
+    return [
+        f"Landmarks that do not fit the others and the images: {named}; the median of all is "
+        f"{middle:.0f} nm. A mistaken click takes what is around it along: look at it, or leave it "
+        "out."
+    ]
 
 
 def corrected(transform: Transform, guides: Guides, em: Grid) -> Transform:

@@ -89,6 +89,11 @@ class Lattice:
         pointers = np.concatenate([[0], np.cumsum(exists.sum(axis=1))])
         return exists, np.asarray(columns[exists], np.intp), np.asarray(pointers, np.intp)
 
+    def supports(self, points_nm: FloatArray) -> NDArray[np.bool_]:
+        """Tell which points (N, 3) have all their 64 control points."""
+        index = (points_nm - self.origin_nm) / self.spacing_nm
+        return np.asarray(((index >= 1) & (index < np.asarray(self.shape) - 2)).all(axis=1))
+
     def place(self, points_nm: FloatArray) -> Placement:
         """Find the control points and weights of points (N, 3); all must have full support."""
         index = (points_nm - self.origin_nm) / self.spacing_nm

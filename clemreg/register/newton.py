@@ -257,8 +257,7 @@ class _Level:
             rng, self._channels[0], self._masks, self._affine, self._fit.samples, 0.6 * _MARGIN_NM
         )
         after = self._affine(points)
-        index = (after - self._lattice.origin_nm) / self._lattice.spacing_nm
-        kept = ((index >= 1) & (index < np.asarray(self._lattice.shape) - 2)).all(axis=1)
+        kept = self._lattice.supports(after)
         self._points, self._after = points[kept], after[kept]
         self._placed = self._lattice.place(self._after)
         contrast_nm = None if self._fit.contrast_um is None else 1e3 * self._fit.contrast_um
@@ -297,8 +296,12 @@ class _Level:
     def _pull(self, coefficients: FloatArray) -> NormalEquations:
         assert self._landmarks is not None
         after = self._affine(self._landmarks.lm_nm)
+        held = self._lattice.supports(after)  # far outside there is nothing to bend
+        if not held.any():
+            return NormalEquations.empty(self._lattice)
+        after, goal = after[held], self._landmarks.em_nm[held]
         placed = self._lattice.place(after)
-        wanted = self._landmarks.em_nm - after - placed.displace(coefficients)
+        wanted = goal - after - placed.displace(coefficients)
         return placed.pull(wanted, 1.0 / (1e3 * self._fit.landmark_um) ** 2)
 
 

@@ -26,7 +26,13 @@ from clemreg.register.engines import (
     check_stages,
     engine_for,
 )
-from clemreg.register.guides import Guides, corrected, start_from_landmarks
+from clemreg.register.guides import (
+    Guides,
+    corrected,
+    landmark_warnings,
+    require_overlap,
+    start_from_landmarks,
+)
 from clemreg.register.matching import EVERYWHERE, Channel, Masks, check_images, draw_samples
 from clemreg.register.orientation import Orientation, OrientationOptions, search_orientation
 from clemreg.register.trusted import filled, trusted_at
@@ -234,7 +240,13 @@ def register(
         tuple(repeats),
         _grid_spacing(stages),
         tuple(finder.attempts),
-        (*finder.warnings, *scale_warnings(affine), *_score_warnings(scores), *spoilt),
+        (
+            *finder.warnings,
+            *scale_warnings(affine),
+            *landmark_warnings(guides, affine, fixed.grid, moving.grid),
+            *_score_warnings(scores),
+            *spoilt,
+        ),
     )
 
 
@@ -242,7 +254,9 @@ def _start(fixed: Volume, moving: Volume, options: RegisterOptions, guides: Guid
     if guides.pose is not None:
         return guides.pose
     if guides.start is not None:
-        return start_from_landmarks(fixed, moving, guides.start)
+        pose = start_from_landmarks(fixed, moving, guides.start)
+        require_overlap(pose.affine, fixed.grid, moving.grid)
+        return pose
     search = replace(options.orientation, threads=options.threads)
     return search_orientation(fixed, moving, search, guides.masks)
 

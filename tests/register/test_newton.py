@@ -8,7 +8,13 @@ from clemreg.errors import ConfigError, DataError, RegistrationError
 from clemreg.register.elastix_keys import check_parameters
 from clemreg.register.engines import NewtonStages
 from clemreg.register.features import prepare_fixed, prepare_moving
-from clemreg.register.guides import Guides, corrected, start_from_landmarks
+from clemreg.register.guides import (
+    Guides,
+    corrected,
+    landmark_warnings,
+    require_overlap,
+    start_from_landmarks,
+)
 from clemreg.register.lattice import Lattice
 from clemreg.register.matching import Channel, Masks, Matcher, check_images, draw_samples
 from clemreg.register.newton import (
@@ -315,6 +321,74 @@ def test_landmarks_in_a_sheet_stretch_it_and_turn_the_rest(thickness_nm):
     far = np.array([[2000.0, 0.0, 0.0], [-2000.0, 3000.0, 5000.0], [0.0, -3000.0, 5000.0]])
     assert np.abs(found(far) - truth(far)).max() < 80
     assert not found.is_mirrored
+
+
+EM_OF_MARKS = Grid((40, 50, 60), (150.0, 120.0, 100.0), (-3000.0, -2000.0, 900.0), "em")
+
+
+def clicked(count=9, seed=4):
+    """Landmarks inside the EM, 30 nm off, and an affine with the light volume's grid around it."""
+    rng = np.random.default_rng(seed)
+    affine = random_affine(rng, mirror=True)
+    there = EM_OF_MARKS.to_world(rng.uniform(0.1, 0.9, (count, 3)) * np.array(EM_OF_MARKS.shape))
+    places = affine.inverse()(there)
+    low = places.min(axis=0) - 500
+    shape = tuple(int(n) for n in np.ceil((places.max(axis=0) + 500 - low) / [104, 52, 52]))
+    lm = Grid(shape, (104.0, 52.0, 52.0), tuple(low), "lm")
+    clicks = there + rng.normal(scale=20.0, size=there.shape)
+    return affine, lm, Landmarks(tuple("abcdefghi"[:count]), places, clicks)
+
+
+@pytest.mark.parametrize("use", ["start", "metric", "correction"])
+def test_a_mistaken_click_is_named(use):
+    affine, lm, marks = clicked()
+    assert landmark_warnings(Guides(landmarks=marks, uses=(use,)), affine, lm, EM_OF_MARKS) == []
+    assert landmark_warnings(Guides(landmarks=marks), affine, lm, EM_OF_MARKS) == []
+    em_nm = marks.em_nm.copy()
+    em_nm[3] += [0.0, -800.0, 0.0]
+    wrong = Guides(landmarks=Landmarks(marks.names, marks.lm_nm, em_nm), uses=(use,))
+    (found,) = landmark_warnings(wrong, affine, lm, EM_OF_MARKS)
+    assert "'d' (797 nm)" in found
+    assert found.count("'") == 2
+    few = Guides(landmarks=wrong.landmarks.take([0, 1, 2, 3]), uses=(use,))
+    assert landmark_warnings(few, affine, lm, EM_OF_MARKS) == []  # who is wrong of four?
+
+
+def test_landmarks_of_a_crop_or_of_another_unit_are_named():
+    affine, lm, marks = clicked()
+
+    def found(lm_nm, em_nm):
+        guides = Guides(landmarks=Landmarks(marks.names, lm_nm, em_nm), uses=("metric",))
+        (warning,) = landmark_warnings(guides, affine, lm, EM_OF_MARKS)
+        assert "(--fixed-offset)" in warning
+        return warning
+
+    far, off = "9 of 9 landmarks to be fitted lie outside", np.array([0.0, 990.0, 990.0])
+    assert far in found(marks.lm_nm * 1e3, marks.em_nm)
+    assert far in found(marks.lm_nm, marks.em_nm / 1e3 + 1e6)
+    assert "The images put the landmarks 1.4 um" in found(marks.lm_nm, marks.em_nm + off)
+
+
+def test_landmarks_that_put_nothing_on_the_em_are_told_from_images_that_do():
+    affine, lm, _ = clicked()
+    require_overlap(affine, lm, EM_OF_MARKS)
+    beside = affine.then(Affine.translation([0.0, 1e6, 0.0], "em", "em"))
+    with pytest.raises(RegistrationError, match="beside the light volume") as error:
+        require_overlap(beside, lm, EM_OF_MARKS)
+    assert "unit" in error.value.hint
+
+
+def test_a_landmark_far_outside_bends_nothing(slab):
+    """Where the lattice ends there are no weights: the cubic ones go on to thousands."""
+    pair, fixed, moving = slab
+    affine = best_affine(pair.truth, pair.points_nm)
+    fit = DeformableFit((3.0,) * 3, (1.0,), (0.1,), 2, 6000)
+    channels = (Channel(fixed, moving),)
+    plain = fit_deformation(channels, Masks(), affine, fit, 0)
+    far = pair.points_nm[:1] + 40_000.0
+    marks = Landmarks(("far",), far, affine(far) + 3000.0)
+    found = fit_deformation(channels, Masks(), affine, fit, 0, marks)
+    np.testing.assert_array_equal(found(pair.points_nm), plain(pair.points_nm))
 
 
 def test_the_correction_passes_through_the_mean_of_the_raters():
