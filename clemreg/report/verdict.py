@@ -33,6 +33,9 @@ LIKE_A_PERSON = 1.2
 SHIFT_SHARE = 0.7
 """Length of the mean error vector over the mean error, above which it is mostly one shift."""
 WORSE_THAN_AFFINE = 1.25
+_SIZES = (
+    "if voxel sizes may be more than 30 % off, give the right ones: the search reaches no farther."
+)
 _UNMEASURED = (
     "Accuracy was not measured: there are no held-out landmarks. "
     "Click 10 or more in a channel that the registration did not use."
@@ -111,7 +114,7 @@ def _plausibility(report: Numbers) -> Iterator[Finding]:
     yield from _round_trip(_part(report, "round_trip_nm"))
     yield from _orientation(_part(report, "orientation"))
     yield from _unsearched(_part(report, "orientation"), _part(report, "scores"))
-    yield from _affine(_part(report, "affine"))
+    yield from _affine(_part(report, "affine"), _condition(_part(report, "orientation")))
     yield from _stability(_part(report, "stability"))
 
 
@@ -127,7 +130,7 @@ def suspicions(report: Numbers) -> tuple[str, ...]:
     findings = [
         *(_jacobian(_part(report, "jacobian")) if report.get("jacobian") else ()),
         *_orientation(_part(report, "orientation")),
-        *_affine(_part(report, "affine")),
+        *_affine(_part(report, "affine"), _condition(_part(report, "orientation"))),
         *_stability(_part(report, "stability")),
     ]
     return tuple(text for status, text in findings if status != "pass")
@@ -277,9 +280,9 @@ def _orientation(orientation: Numbers) -> Iterator[Finding]:
         f"In the pose search the start pose scored {score:.2f}, "
         f"the best different one {score - margin:.2f}."
     )
-    look = "look at the overlays; if the EM may be mirrored, search with --allow-mirror."
+    look = f"look at the overlays; if the EM may be mirrored, search with --allow-mirror; {_SIZES}"
     if orientation.get("mirrored"):
-        look = "look at the overlays."
+        look = f"look at the overlays; {_SIZES}"
     if margin < LOW_MARGIN:
         yield "warn", f"{text} They are too close to be sure; {look}"
     elif score < LOW_SCORE:
@@ -288,6 +291,14 @@ def _orientation(orientation: Numbers) -> Iterator[Finding]:
         yield "pass", f"{text} The margin is small; look at the overlays."
     else:
         yield "pass", text
+
+
+def _condition(orientation: Numbers) -> str:
+    """Return what to say before a scale of a pose that is hardly better than others."""
+    margin, score = _number(orientation, "margin"), _number(orientation, "score")
+    if margin is None or score is None or (margin >= LOW_MARGIN and score >= LOW_SCORE):
+        return ""
+    return "If the pose is right: "
 
 
 def _unsearched(orientation: Numbers, scores: Numbers) -> Iterator[Finding]:
@@ -302,7 +313,8 @@ def _unsearched(orientation: Numbers, scores: Numbers) -> Iterator[Finding]:
         yield "pass", f"{text}."
 
 
-def _affine(affine: Numbers) -> Iterator[Finding]:
+def _affine(affine: Numbers, given: str) -> Iterator[Finding]:
+    """Name voxel sizes that do not fit, `given` that the pose is right."""
     scales = [float(s) for s in affine.get("singular_values") or () if s is not None]
     warnings = [str(warning) for warning in affine.get("warnings") or ()]
     named = [warning for warning in warnings if "voxel size" in warning]
@@ -312,10 +324,10 @@ def _affine(affine: Numbers) -> Iterator[Finding]:
         suspect = " ".join(named)
         if len(named) in (0, 3):  # unnamed, or all axes alike
             suspect = f"A voxel size is probably wrong.{_suspect(affine)}"
-        yield "warn", f"{text} {suspect}"
+        yield "warn", f"{text} {given}{suspect.strip()}"
         warnings = [warning for warning in warnings if warning not in named]
     for warning in warnings:
-        yield "warn", warning
+        yield "warn", f"{given}{warning}" if warning in named else warning
 
 
 def _is_usual(scale: float) -> bool:

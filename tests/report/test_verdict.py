@@ -187,6 +187,21 @@ def test_the_name_of_a_wrong_voxel_size_stands_in_the_verdict():
     assert decide_unmeasured(report).reasons[0] == NAMED
 
 
+@pytest.mark.parametrize("scale", [0.65, 0.75])
+def test_an_unsure_pose_names_a_voxel_size_only_on_condition(scale):
+    """An EM whose voxels are twice as large as their file says is matched somewhere, somehow."""
+    report = affine_part(np.diag([scale, 1.0, 1.0]))
+    report["affine"]["warnings"] = [NAMED, "The correlation fell."]
+    sure = " ".join(decide_unmeasured(report).reasons)
+    assert "If the pose is right" not in sure
+    report["orientation"] = {"score": 0.34, "margin": 0.02, "mirrored": False}
+    reasons = decide_unmeasured(report).reasons
+    assert "voxel sizes may be more than 30 % off" in reasons[0]
+    (named,) = (reason for reason in reasons if "1.53 times too small" in reason)
+    assert f"If the pose is right: {NAMED}" in named
+    assert "The correlation fell." in reasons
+
+
 @pytest.mark.parametrize(
     ("part", "status", "words"),
     [
