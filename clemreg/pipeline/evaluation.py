@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from clemreg.pipeline.halves import (
 from clemreg.pipeline.overlap import held_out_overlap, overlaps
 from clemreg.pipeline.register import imaged_part, light_channel, split_channel
 from clemreg.pipeline.registration import read_repeats, read_result, read_start
+from clemreg.register.structure import structure
 from clemreg.space.grid import Grid
 from clemreg.space.inverse import round_trip_nm
 from clemreg.space.transform import FloatArray, Transform
@@ -139,9 +141,11 @@ def _overlap(context: RunContext, transform: Transform) -> dict[str, Any]:
     poses = {"start": read_start(context), "result": transform}
     options, found = moving_options(context.config.register_), {}
     for name, path, _ in map(split_channel, context.config.proof.overlap):
+        whole = context.open_lm()
+        lm = light_channel(whole, name, context.shifts_nm())
         em = open_volume(context.input(path) or path, frame="em")
-        lm = light_channel(context.open_lm(), name, context.shifts_nm())
-        found[name] = held_out_overlap(transform, lm, em, options)
+        em, kind = structure(em, lm.name if whole.channels else None)
+        found[name] = held_out_overlap(transform, lm, em, replace(options, kind=kind))
     return {**overlaps(fixed, moving, poses), **({"held_out": found} if found else {})}
 
 

@@ -16,6 +16,7 @@ from clemreg.pipeline.voxels import hinting
 from clemreg.register.apply import covering_box, warped_volume
 from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
 from clemreg.register.registration import affine_of, correlation
+from clemreg.register.structure import structure
 from clemreg.space.grid import Triple
 from clemreg.space.transform import Affine, Transform
 from clemreg.volume import Volume
@@ -58,7 +59,8 @@ def overlap_files(command: OverlapCommand) -> dict[str, Any]:
     with hinting("--moving-spacing"):
         em = open_volume(command.moving, frame="em", spacing_nm=command.moving_spacing_nm)
     channel = light_channel(lm, command.channel or "0", {})
-    options = MovingOptions(psf_sigma_nm=psf_sigma_nm(command.psf))
+    em, kind = structure(em, channel.name if lm.channels else None)
+    options = MovingOptions(psf_sigma_nm=psf_sigma_nm(command.psf), kind=kind)
     return held_out_overlap(read_transform(command.transform), channel, em, options)
 
 
@@ -72,7 +74,7 @@ def held_out_overlap(
     transform
         LM to EM.
     lm, em
-        One light channel, and a mask, probability or prediction.
+        One light channel, and a mask, probability or prediction of the same structure.
     options
         How the EM is blurred to the light microscope; no component is dropped.
 
@@ -84,9 +86,7 @@ def held_out_overlap(
         four sides, which is what chance gives.
     """
     fixed = prepare_fixed(lm)
-    moving = prepare_moving(
-        em, lm.grid.spacing_nm, replace(options, kind="auto", min_volume_nm3=0.0)
-    )
+    moving = prepare_moving(em, lm.grid.spacing_nm, replace(options, min_volume_nm3=0.0))
     poses = {"result": transform, "affine_only": affine_of(transform)}
     found = overlaps(fixed, moving, poses)
     for name, pose in poses.items():

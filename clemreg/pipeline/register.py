@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from clemreg.register.matching import Channel, Masks
 from clemreg.register.orientation import OrientationOptions
 from clemreg.register.registration import RegisterOptions, register
 from clemreg.register.stages import ParameterMap, preset_parameters
+from clemreg.register.structure import structure
 from clemreg.register.trusted import mask_onto
 from clemreg.report.verdict import decide_unmeasured
 from clemreg.space.grid import Grid, Triple
@@ -423,16 +425,17 @@ def split_channel(text: str) -> tuple[str, str, float]:
         value = float(weight) if at else 1.0
     except ValueError:
         raise ConfigError(f"{where}: {text!r}: the weight {weight!r} is not a number") from None
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise ConfigError(f"{where}: {text!r}: the weight must be positive")
     return name, path if at else rest, value
 
 
 def _further(lm: Volume, text: str, psf: MovingOptions, shifts_nm: Mapping[str, Triple]) -> Channel:
     name, path, weight = split_channel(text)
-    options = replace(psf, kind="auto", min_volume_nm3=0.0)
-    moving = prepare_moving(_open_placed(path, "em"), lm.grid.spacing_nm, options)
-    return Channel(prepare_fixed(light_channel(lm, name, shifts_nm)), moving, weight)
+    light = light_channel(lm, name, shifts_nm)
+    em, kind = structure(_open_placed(path, "em"), light.name if lm.channels else None)
+    options = replace(psf, kind=kind, min_volume_nm3=0.0)
+    return Channel(prepare_fixed(light), prepare_moving(em, lm.grid.spacing_nm, options), weight)
 
 
 def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
@@ -440,6 +443,8 @@ def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
     if path is None:
         return None
     volume = _open_placed(path, grid.frame)
+    if len(volume.channels) > 1:
+        raise ConfigError(f"{path}: a mask has one channel, this has {list(volume.channels)}")
     if volume.channels:
         volume = volume.channel(0)
     mask = mask_onto(volume.read() != 0, volume.grid, grid)

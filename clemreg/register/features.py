@@ -22,6 +22,7 @@ from scipy import ndimage
 from clemreg.blocks.stitch import face_planes
 from clemreg.errors import ConfigError, DataError
 from clemreg.io.quantise import SURFACE
+from clemreg.register.structure import MITO, mitochondria
 from clemreg.register.trusted import mask_onto
 from clemreg.space.grid import Box, Grid, Triple
 from clemreg.space.resample import pool_mean
@@ -309,9 +310,8 @@ def _density(
     """How much membrane (or organelle) is in each voxel, 0 to 1."""
     if kind == "prediction":
         return _density_of_prediction(volume, options, beyond)
+    volume = mitochondria(volume)
     image = volume.read()
-    if volume.channels:
-        image = image[0]
     if not np.isfinite(image).all():
         raise DataError(f"{volume.name or 'EM segmentation'} holds NaN or infinity")
     if kind == "mask":
@@ -344,7 +344,7 @@ def _check_probability(image: Image, name: str) -> None:
 
 
 def _kind(volume: Volume) -> Kind:
-    if {"mito", "mito_mem"} & {*volume.channels, volume.name} and volume.dtype == np.uint8:
+    if {*MITO} & {*volume.channels, volume.name} and volume.dtype == np.uint8:
         return "prediction"
     if volume.dtype == bool or (volume.dtype.kind in "iu" and volume.dtype.itemsize > 1):
         return "mask"
@@ -397,7 +397,7 @@ def _density_of_prediction(
     if not volume.channels:
         stack = stack[None]
     by_name: dict[str, NDArray[Any]] = dict(zip(names, stack, strict=True))
-    membrane = by_name.get("mito_mem", by_name.get("mito", stack[0]))
+    membrane = mitochondria(volume).read()
     density = _ramped(membrane, options)
     if beyond is None and "ecs" in by_name:
         beyond = _largest(by_name["ecs"], SURFACE)

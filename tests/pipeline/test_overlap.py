@@ -83,6 +83,15 @@ def test_commands_measure_overlap_and_shift(er, tmp_path, capsys):
     found = json.loads((tmp_path / "o.json").read_text())["overlap"]
     assert found["result"]["correlation"] > 0.85
     assert set(found) == {"result", "affine_only", "shifted"}
+    # A prediction of several structures: the channel of that name, not its mitochondria.
+    stored = np.where(mask.read(), 200, 50).astype(np.uint8)
+    several = np.stack([stored[::-1], stored[::-1], stored])
+    written = Volume(several, EM, channels=("mito", "mito_mem", "er"))
+    write_volume(tmp_path / "prediction.zarr", written)
+    words[-1] = str(tmp_path / "prediction.zarr")
+    assert run_app([*words, "--json", str(tmp_path / "p.json")]) == 0
+    named = json.loads((tmp_path / "p.json").read_text())["overlap"]
+    assert named["result"]["correlation"] == pytest.approx(found["result"]["correlation"])
     words = ["evaluate", "shift", str(tmp_path / "lm.zarr"), "--reference", "er"]
     assert run_app([*words, "--channel", "mito"]) == 0
     text = capsys.readouterr().out

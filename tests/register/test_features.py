@@ -9,6 +9,7 @@ from scipy import ndimage
 from clemreg.errors import ConfigError, DataError
 from clemreg.register import features
 from clemreg.register.features import MovingOptions, prepare_moving
+from clemreg.register.structure import structure
 from clemreg.space import Grid
 from clemreg.volume import Volume
 
@@ -121,6 +122,45 @@ def test_the_ramp_and_the_slope_that_was_published(kind, expected):
     image = prepare_moving(Volume(stored[None], grid, channels=("mito_mem",)), (40.0,) * 3, options)
     density = image.read()[4, 4, 4::8] ** 2  # scaled so that the brightest 0.5 % are 1
     np.testing.assert_allclose(density, np.array(expected) / max(expected), atol=1e-6)
+
+
+OTHER = box(slice(2, 8), slice(4, 40), slice(34, 56))
+
+
+def test_of_several_channels_the_mitochondria_are_taken_or_none():
+    """They came first by number, not by name: a probability of ER was registered."""
+    stored = np.stack([OTHER, INSIDE]).astype(np.float32)
+    for name in ("mito", "mito_mem"):
+        assert np.array_equal(
+            membrane_left(Volume(stored, CUBIC, channels=("er", name)), kind="probability"), INSIDE
+        )
+    for kind in ("mask", "probability", "prediction"):
+        two = Volume(255 * stored.astype(np.uint8), CUBIC, channels=("er", "golgi"))
+        with pytest.raises(DataError, match=r"\['er', 'golgi'\]: none is called mito_mem or mito"):
+            membrane_left(two, kind=kind)
+    one = Volume(stored[1:], CUBIC, channels=("c0",))
+    assert np.array_equal(membrane_left(one, kind="probability"), INSIDE)
+
+
+def test_a_further_structure_is_the_channel_of_its_own_name():
+    """As `clemreg segment` writes them: mito, mito_mem, er."""
+    written = prediction_of(mito=INSIDE, mito_mem=INSIDE, er=OTHER)
+    found, kind = structure(written, "er")
+    assert kind == "prediction"
+    assert np.array_equal(membrane_left(found, kind=kind), OTHER)
+    for name in ("mito", "mito_mem", None):
+        assert structure(written, name) == (written, "auto")
+    for name in ("dna", ""):
+        with pytest.raises(DataError, match="channels \\['mito', 'mito_mem', 'er'\\]: none is"):
+            structure(written, name)
+    alone = Volume(OTHER, CUBIC)
+    assert structure(alone, "dna") == (alone, "auto")
+    floats = Volume(np.stack([OTHER, INSIDE]).astype(np.float32), CUBIC, channels=("er", "golgi"))
+    found, kind = structure(floats, "golgi")
+    assert kind == "auto"
+    assert np.array_equal(membrane_left(found, kind=kind), INSIDE)
+    with pytest.raises(DataError, match="none is called mito"):
+        structure(floats, None)
 
 
 def test_an_unknown_ramp_is_refused():
