@@ -9,6 +9,7 @@ from pathlib import Path
 from clemreg.config import RunConfig, load_run_config
 from clemreg.errors import ClemregError, DataError
 from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.register import light_channel
 from clemreg.pipeline.voxels import (
     EM_VOXEL_NM,
     LM_VOXEL_NM,
@@ -90,7 +91,7 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
 
 def _check_channel(lm: Volume, channel: str | int) -> Finding:
     try:
-        lm.channel(channel)
+        light_channel(lm, channel, {})
     except ClemregError as error:
         return Finding("error", "LM channel", error.message, error.hint)
     return Finding("ok", "LM channel", f"{channel!r} of {list(lm.channels) or 'one'}")

@@ -44,6 +44,8 @@ from clemreg.space.transform import Transform
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Volume
 
+GRID_SPACING_UM = (0.1, 100.0)
+
 
 @dataclass(frozen=True)
 class StageChoice:
@@ -123,6 +125,12 @@ class StageChoice:
     def _tuned(self) -> dict[str, Any]:
         tuned: dict[str, Any] = {}
         if self.grid_spacing_um is not None:
+            low, high = GRID_SPACING_UM
+            if not low < self.grid_spacing_um < high:
+                raise ConfigError(
+                    f"control points {self.grid_spacing_um:g} um apart make no sense",
+                    hint=f"{low:g} to {high:g} um; 1 to 3 are usual",
+                )
             tuned["grid_spacing_um"] = (self.grid_spacing_um,) * 3
         if self.bending_weight is not None:
             tuned["bending_weight"] = self.bending_weight
@@ -340,8 +348,8 @@ def light_channel(lm: Volume, name: str | int, shifts_nm: Mapping[str, Triple]) 
     MissingError
         There is no such channel.
     """
-    which = int(name) if isinstance(name, str) and name.isdigit() else name
-    channel = lm.channel(which)
+    is_number = isinstance(name, str) and name.isdigit() and name not in lm.channels
+    channel = lm.channel(int(name) if is_number else name)
     number = lm.channels.index(channel.name) if lm.channels else 0
     offset = shifts_nm.get(channel.name, shifts_nm.get(str(number)))
     return channel if offset is None else _moved(channel, offset)

@@ -37,6 +37,7 @@ Ramp = Literal["linear", "published"]
 RAMPS: tuple[Ramp, ...] = ("linear", "published")
 
 _FWHM = 2.0 * math.sqrt(2.0 * math.log(2.0))
+_FWHM_NM = (5.0, 10_000.0)
 _MOST_IDS = 64  # bytes that are all below this are ids: no probability stays below a quarter
 _SLAB = 64  # planes that are looked at together
 _HALF = 0.5
@@ -46,7 +47,20 @@ LARGEST = 10**8  # voxels that are worked on whole; larger input is averaged dow
 
 
 def sigma_from_fwhm(fwhm_nm: Sequence[float]) -> Triple:
-    """Gaussian sigma zyx of a full width at half maximum zyx, both in nm."""
+    """Gaussian sigma zyx of a full width at half maximum zyx, both in nm.
+
+    Raises
+    ------
+    ConfigError
+        A width is none that a light microscope has.
+    """
+    low, high = _FWHM_NM
+    if not all(low <= v <= high for v in fwhm_nm):
+        x_y_z = ", ".join(f"{v:g}" for v in reversed(fwhm_nm))
+        raise ConfigError(
+            f"a point spread of {x_y_z} nm (x, y, z) cannot be right",
+            hint=f"full widths of {low:g} to {high:g} nm; is the unit right?",
+        )
     z, y, x = (float(v) / _FWHM for v in fwhm_nm)
     return z, y, x
 

@@ -16,7 +16,14 @@ from clemreg.errors import ConfigError, DataError, FormatError, MissingError, Vo
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline import register as register_module
-from clemreg.pipeline.register import GuideFiles, RegisterCommand, prepare_files, psf_sigma_nm
+from clemreg.pipeline.register import (
+    GuideFiles,
+    RegisterCommand,
+    StageChoice,
+    light_channel,
+    prepare_files,
+    psf_sigma_nm,
+)
 from clemreg.pipeline.voxels import suspicious_voxels
 from clemreg.register.orientation import Orientation
 from clemreg.register.registration import RegistrationResult
@@ -103,6 +110,28 @@ def test_a_point_spread_is_a_name_or_three_widths():
     assert (z, y, x) == pytest.approx(np.array([500.0, 100.0, 200.0]) / np.sqrt(8 * np.log(2)))
     with pytest.raises(ConfigError, match="no point spread 'sted'"):
         psf_sigma_nm("sted")
+    for wrong in ("0.11, 0.11, 0.3 nm", "110, 110, 300 um"):
+        with pytest.raises(ConfigError, match="cannot be right") as error:
+            psf_sigma_nm(wrong)
+        assert "is the unit right?" in error.value.hint
+
+
+@pytest.mark.parametrize("wrong_um", [1600.0, 0.001, 0.0, -1.0, float("nan")])
+def test_a_control_grid_in_nanometres_is_refused(wrong_um):
+    """It would leave the affine alone, with the verdict pass."""
+    for engine in ("newton", "elastix"):
+        StageChoice(engine, grid_spacing_um=1.6).stages()
+        with pytest.raises(ConfigError, match="um apart make no sense"):
+            StageChoice(engine, grid_spacing_um=wrong_um).stages()
+
+
+def test_channels_may_be_called_by_numbers():
+    """Confocal channels often have the names of laser lines, and one may be called 0 or 1."""
+    image = np.stack([light(1), light(2)])
+    for names, asked, index in ((("488", "561"), "561", 1), (("1", "0"), "1", 0)):
+        found = light_channel(Volume(image, LM, channels=names), asked, {})
+        np.testing.assert_array_equal(found.read(), image[index])
+    assert light_channel(Volume(image, LM, channels=("a", "b")), "1", {}).name == "b"
 
 
 @pytest.mark.parametrize(
