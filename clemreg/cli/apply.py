@@ -12,6 +12,7 @@ from clemreg.cli.console import (
     OverwriteOption,
     progress_bar,
     result,
+    say,
     table,
     write_json,
 )
@@ -95,5 +96,7 @@ def apply(
         write_json(json, report)
         return
     with progress_bar("apply") as progress:
-        apply_file(command, progress)
+        notes = apply_file(command, progress)
+    for note in notes:
+        say(f"note: {note}")
     result(f"wrote {out}")

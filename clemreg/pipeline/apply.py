@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import ConfigError
+from clemreg.errors import ConfigError, FormatError
 from clemreg.export.replace import require_free_output
 from clemreg.io.atomic import remove
 from clemreg.io.localisations import (
@@ -20,7 +20,7 @@ from clemreg.io.localisations import (
 from clemreg.io.meshes import read_mesh, write_mesh
 from clemreg.io.points import read_points, write_points
 from clemreg.io.skeletons import read_skeleton, write_skeleton
-from clemreg.io.transforms import read_transform
+from clemreg.io.transforms import read_fixed_grid, read_transform
 from clemreg.io.volumes import open_labels, open_volume, write_tiff
 from clemreg.pipeline.voxels import hinting
 from clemreg.register.apply import ApplyOptions, apply_to_image, apply_to_points
@@ -28,10 +28,12 @@ from clemreg.register.estimate import estimate_apply
 from clemreg.register.render import apply_to_localisations
 from clemreg.register.shapes import apply_to_mesh, apply_to_skeleton
 from clemreg.space.grid import Grid, Triple
-from clemreg.space.transform import Transform
+from clemreg.space.transform import FloatArray, Transform
 from clemreg.volume import Volume
 
 Direction = Literal["lm-to-em", "em-to-lm"]
+Moved = tuple[FloatArray, FloatArray]
+"""Points (N, 3) before and after."""
 TABLES = (".csv", ".tsv", ".txt")
 MESHES = (".obj", ".ply")
 SKELETONS = (".swc", ".nml")
@@ -93,8 +95,13 @@ class ApplyCommand:
         return Path(self.subject.partition("::")[0]).suffix.lower()
 
 
-def apply_file(command: ApplyCommand, progress: Progress | None = None) -> None:
+def apply_file(command: ApplyCommand, progress: Progress | None = None) -> tuple[str, ...]:
     """Map points, vertices or nodes, or resample an image.
+
+    Returns
+    -------
+    tuple of str
+        What is suspicious about the points, in sentences.
 
     Raises
     ------
@@ -114,8 +121,27 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> None:
     used = _transform(command)
     if mapped is None:
         _apply_image(command, used, progress)
-    else:
-        mapped(used)
+        return ()
+    before, after = mapped(used)
+    return _beside(command, before if command.direction == "lm-to-em" else after)
+
+
+def _beside(command: ApplyCommand, lm_nm: FloatArray) -> tuple[str, ...]:
+    """Say so if most points lie outside the light volume that the transform was made for."""
+    try:
+        grid = read_fixed_grid(command.transform)
+    except FormatError:  # the transform itself could be read
+        return ()
+    if grid is None or not len(lm_nm):
+        return ()
+    outside = int((~grid.contains(lm_nm)).sum())
+    if 2 * outside <= len(lm_nm):
+        return ()
+    return (
+        f"{outside} of {len(lm_nm)} points of {command.subject} lie outside the light volume of "
+        "the transform, where it is a guess: check their unit (--unit) and the direction "
+        "(--inverse).",
+    )
 
 
 def estimate_file(command: ApplyCommand) -> dict[str, Any]:
@@ -141,27 +167,37 @@ def _transform(command: ApplyCommand) -> Transform:
     return forward if command.direction == "lm-to-em" else forward.inverse()
 
 
-def _mapped(command: ApplyCommand) -> Callable[[Transform], None] | None:
+def _mapped(command: ApplyCommand) -> Callable[[Transform], Moved] | None:
     """Return what maps a subject that is made of points; None for an image."""
     subject, out, unit = command.subject, command.out, command.unit
 
-    def localisations(used: Transform) -> None:
+    def localisations(used: Transform) -> Moved:
         table = read_localisations(subject, pixel_nm=command.pixel_nm)
-        write_localisations(apply_to_localisations(used, table), out)
+        moved = apply_to_localisations(used, table)
+        write_localisations(moved, out)
+        return table.points_nm, moved.points_nm
 
-    def points(used: Transform) -> None:
+    def points(used: Transform) -> Moved:
         if looks_like_localisations(subject):
-            localisations(used)
-            return
-        write_points(apply_to_points(used, read_points(subject, unit=unit)), out)
+            return localisations(used)
+        given = read_points(subject, unit=unit)
+        moved = apply_to_points(used, given)
+        write_points(moved, out)
+        return given, moved
 
-    def mesh(used: Transform) -> None:
+    def mesh(used: Transform) -> Moved:
         length = unit or "nm"
-        write_mesh(apply_to_mesh(used, read_mesh(subject, unit=length)), out, unit=length)
+        given = read_mesh(subject, unit=length)
+        moved = apply_to_mesh(used, given)
+        write_mesh(moved, out, unit=length)
+        return given.vertices_nm, moved.vertices_nm
 
-    def skeleton(used: Transform) -> None:
+    def skeleton(used: Transform) -> Moved:
         length = unit or "um"
-        write_skeleton(apply_to_skeleton(used, read_skeleton(subject, unit=length)), out)
+        given = read_skeleton(subject, unit=length)
+        moved = apply_to_skeleton(used, given)
+        write_skeleton(moved, out)
+        return given.nodes_nm, moved.nodes_nm
 
     if command.kind in HDF5 and looks_like_localisations(subject):
         return localisations

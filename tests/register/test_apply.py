@@ -326,6 +326,29 @@ def test_command_maps_meshes_skeletons_and_points_both_ways(files):
     np.testing.assert_allclose(read_points(folder / "r.csv"), points, atol=1e-3)
 
 
+def test_points_beside_the_light_volume_are_remarked(files, capsys):
+    """A mesh is taken as nm: one that is in um lies in the corner of the world."""
+    folder, transform = files
+    write_transform(transform, folder / "t.json", fixed_grid=LM)
+    mesh = tetrahedron()
+    centred = Mesh(mesh.vertices_nm - mesh.vertices_nm.mean(0) + EM.centre_nm, mesh.faces)
+    write_mesh(centred, folder / "um.ply", unit="um")
+    write_points(LM.to_world([[3.0, 4.0, 5.0]]), folder / "p.csv")
+    t = str(folder / "t.json")
+
+    def said(source, out, *more):
+        assert run_app(["apply", t, str(folder / source), "--out", str(folder / out), *more]) == 0
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "note" not in said("um.ply", "a.ply", "--inverse", "--unit", "um")
+    wrong = said("um.ply", "b.ply", "--inverse")
+    assert "note: 4 of 4 points" in wrong
+    assert "check their unit (--unit) and the direction (--inverse)" in wrong
+    assert "note" not in said("p.csv", "c.csv")
+    write_points(np.zeros((0, 3)), folder / "none.csv")
+    assert "note" not in said("none.csv", "d.csv")
+
+
 def test_command_resamples_onto_any_spacing_and_into_n5(files):
     folder, transform = files
     arguments = ["apply", str(folder / "t.json"), str(folder / "em.zarr")]
