@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import DataError
+from clemreg.errors import ConfigError, DataError
 from clemreg.export.sampled_field import BLOCK, SampledField
 from clemreg.io.atomic import atomic_path, atomic_write_json
 from clemreg.io.n5 import disk_errors, kvstore
@@ -41,6 +41,13 @@ class FieldOptions:
     max_error_nm: float | None = None
     with_inverse: bool = False
     overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_error_nm is not None and self.max_error_nm <= 0:
+            raise ConfigError(
+                f"integers cannot be off by at most {self.max_error_nm:g} nm",
+                hint="allow an error above 0, or leave it out and store floating point",
+            )
 
 
 def write_n5_field(

@@ -9,7 +9,7 @@ import pytest
 import tensorstore
 from scipy.ndimage import map_coordinates
 
-from clemreg.errors import DataError, FormatError, FrameError, StorageError
+from clemreg.errors import ConfigError, DataError, FormatError, FrameError, StorageError
 from clemreg.export.dfield import FieldOptions, write_n5_field
 from clemreg.export.sampled_field import SampledField, field_grid
 from clemreg.io.transforms import read_fixed_grid, read_transform
@@ -104,6 +104,9 @@ def test_what_16_bits_cannot_hold(tmp_path):
             tmp_path / "f.n5", SampledField(TRANSFORM, LM), FieldOptions(max_error_nm=1e-4)
         )
     assert not list(tmp_path.iterdir())
+    for error_nm in (0.0, -0.5):
+        with pytest.raises(ConfigError, match="cannot be off"):
+            FieldOptions(max_error_nm=error_nm)
 
 
 def test_the_inverse_field_leads_back(tmp_path):
