@@ -209,7 +209,7 @@ def shift(
 ) -> None:
     """Chromatic shift between two channels, as --shift of `register` and `render` takes it."""
     from clemreg.io.volumes import open_volume
-    from clemreg.pipeline.register import light_channel
+    from clemreg.pipeline.light import light_channel
     from clemreg.register.render import chromatic_shift_nm
     from clemreg.units import given_xyz_nm
 

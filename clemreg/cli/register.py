@@ -37,7 +37,8 @@ def register(
     moving: Annotated[str, typer.Option(help="EM mitochondria mask, probability or prediction.")],
     out: Annotated[Path, typer.Option(help="Folder for the transform.")],
     channel: Annotated[
-        str | None, typer.Option(help="Mitochondria channel of the light volume.")
+        str | None,
+        typer.Option(help="Mitochondria channel of the light volume; mito, or the only one."),
     ] = None,
     psf: PsfOption = "palm",
     kind: Annotated[
@@ -171,7 +172,7 @@ def _scan(
     with progress_bar("scan") as progress:
         answer = scan_files(command, axes, held_out, progress)
     for number, row in enumerate(answer["rows"]):
-        table({f"{number}: {key}": value for key, value in row.items()})
+        table({f"{number}: {key}": value for key, value in row.items() if value != ""})
     write_json(json, answer)
     result(f"table: {command.out / 'scan.csv'}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from clemreg.config import RunConfig, load_run_config
 from clemreg.errors import ClemregError, DataError
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.register import light_channel
+from clemreg.pipeline.light import light_channel
 from clemreg.pipeline.voxels import (
     EM_VOXEL_NM,
     LM_VOXEL_NM,

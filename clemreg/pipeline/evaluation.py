@@ -26,8 +26,9 @@ from clemreg.pipeline.halves import (
     read_halves,
     suggested_landmarks,
 )
+from clemreg.pipeline.light import light_channel
 from clemreg.pipeline.overlap import held_out_overlap, overlaps
-from clemreg.pipeline.register import imaged_part, light_channel, split_channel
+from clemreg.pipeline.register import imaged_part, split_channel
 from clemreg.pipeline.registration import read_repeats, read_result, read_start
 from clemreg.register.structure import structure
 from clemreg.space.grid import Grid

@@ -6,7 +6,8 @@ from clemreg.config import RegisterConfig
 from clemreg.io.atomic import atomic_path
 from clemreg.io.volumes import open_volume, write_volume
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.register import check_shifts, light_channel, open_outside, psf_sigma_nm
+from clemreg.pipeline.light import check_shifts, light_channel
+from clemreg.pipeline.register import open_outside, psf_sigma_nm
 from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
 from clemreg.volume import Volume
 

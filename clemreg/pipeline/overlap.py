@@ -11,7 +11,8 @@ import numpy as np
 from clemreg.evaluate.overlap import evaluate_overlap
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_volume
-from clemreg.pipeline.register import light_channel, psf_sigma_nm
+from clemreg.pipeline.light import chosen_channel, light_channel
+from clemreg.pipeline.register import psf_sigma_nm
 from clemreg.pipeline.voxels import hinting
 from clemreg.register.apply import covering_box, warped_volume
 from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
@@ -36,7 +37,7 @@ class OverlapCommand:
     fixed, moving
         Light volume, and EM mask, probability or prediction of the same structure.
     channel
-        Name or number in the light volume; None is the first.
+        Name or number in the light volume; None is the only one.
     psf
         As for `clemreg register`.
     fixed_spacing_nm, moving_spacing_nm
@@ -58,7 +59,7 @@ def overlap_files(command: OverlapCommand) -> dict[str, Any]:
         lm = open_volume(command.fixed, frame="lm", spacing_nm=command.fixed_spacing_nm)
     with hinting("--moving-spacing"):
         em = open_volume(command.moving, frame="em", spacing_nm=command.moving_spacing_nm)
-    channel = light_channel(lm, command.channel or "0", {})
+    channel = light_channel(lm, chosen_channel(lm, command.channel), {})
     em, kind = structure(em, channel.name if lm.channels else None)
     options = MovingOptions(psf_sigma_nm=psf_sigma_nm(command.psf), kind=kind)
     return held_out_overlap(read_transform(command.transform), channel, em, options)

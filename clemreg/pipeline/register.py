@@ -18,6 +18,7 @@ from clemreg.io.elastix_files import read_parameter_file
 from clemreg.io.localisations import HDF5, looks_like_localisations
 from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
+from clemreg.pipeline.light import check_shifts, chosen_channel, light_channel
 from clemreg.pipeline.voxels import hinting, suspicious_voxels
 from clemreg.register.elastix_keys import check_parameters
 from clemreg.register.engines import ElastixStages, NewtonStages, Stages
@@ -174,7 +175,7 @@ class RegisterCommand:
     out
         Folder for the result.
     channel
-        Mitochondria channel of the light volume; None is the first.
+        Mitochondria channel of the light volume; None is the only one, or the one called ``mito``.
     psf
         ``"palm"``, ``"sim"``, ``"confocal"``, or full widths at half maximum ``"x, y, z unit"``.
     orientation, seed, stages, guides
@@ -285,7 +286,9 @@ def prepare_files(command: RegisterCommand) -> Prepared:
         em = open_volume(command.moving, frame="em", spacing_nm=command.moving_spacing_nm)
     warnings = suspicious_voxels(em, lm)
     check_shifts(command.shifts_nm, lm)
-    fixed = prepare_fixed(light_channel(lm, command.channel or "0", command.shifts_nm))
+    fixed = prepare_fixed(
+        light_channel(lm, chosen_channel(lm, command.channel, "mito"), command.shifts_nm)
+    )
     outside = open_outside(command.ecs)
     moving = prepare_moving(em, lm.grid.spacing_nm, psf, outside)
     guides = read_guides(command.guides, lm, Channel(fixed, moving), psf, command.shifts_nm)
@@ -338,43 +341,6 @@ def psf_sigma_nm(text: str) -> Triple:
         hint = f'{", ".join(PSF_SIGMA_NM)}, or full widths such as "110, 110, 300 nm"'
         raise ConfigError(f"no point spread {text!r}", hint=hint)
     return sigma_from_fwhm(parse_xyz_nm(text))
-
-
-def light_channel(lm: Volume, name: str | int, shifts_nm: Mapping[str, Triple]) -> Volume:
-    """One channel of a light volume, moved by its chromatic shift (offset zyx).
-
-    Raises
-    ------
-    MissingError
-        There is no such channel.
-    """
-    is_number = isinstance(name, str) and name.isdigit() and name not in lm.channels
-    channel = lm.channel(int(name) if is_number else name)
-    number = lm.channels.index(channel.name) if lm.channels else 0
-    offset = shifts_nm.get(channel.name, shifts_nm.get(str(number)))
-    return channel if offset is None else _moved(channel, offset)
-
-
-def _moved(volume: Volume, offset_nm: Triple) -> Volume:
-    z, y, x = np.asarray(volume.grid.origin_nm) + np.asarray(offset_nm)
-    grid = replace(volume.grid, origin_nm=(float(z), float(y), float(x)))
-    return replace(volume, grid=grid, coarser=tuple(_moved(v, offset_nm) for v in volume.coarser))
-
-
-def check_shifts(shifts_nm: Mapping[str, Triple], lm: Volume) -> None:
-    """Refuse a shift for a channel that is not there.
-
-    Raises
-    ------
-    ConfigError
-        A name is not that of a channel.
-    """
-    names = [*lm.channels, *map(str, range(max(1, len(lm.channels))))]
-    for name in shifts_nm:
-        if name not in names:
-            raise ConfigError(
-                f"a shift is given for {name!r}, the channels are {list(lm.channels) or ['0']}"
-            )
 
 
 def read_guides(

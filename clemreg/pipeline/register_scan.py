@@ -39,6 +39,7 @@ from clemreg.register.matching import draw_samples
 from clemreg.register.orientation import Orientation
 from clemreg.register.registration import RegisterOptions, RegistrationResult, register
 from clemreg.report.scan import scan_figure
+from clemreg.report.verdict import suspicions
 from clemreg.space.grid import Triple
 from clemreg.space.landmarks import Landmarks
 from clemreg.space.transform import Affine
@@ -103,7 +104,7 @@ def scan_files(
     Raises
     ------
     ConfigError
-        A parameter is scanned twice.
+        A parameter is scanned twice, or `held_out` are the landmarks that are fitted.
     StorageError
         Another scan writes to the same folder.
     """
@@ -140,6 +141,13 @@ class _Scan:
         self._command, self._held_out = command, held_out
         self._marks = None if held_out is None else read_landmarks(held_out)
         guides = command.guides
+        if self._marks is not None and held_out is not None and guides.landmarks is not None:
+            same = held_out.resolve() == guides.landmarks.resolve()
+            if same and "fit" not in self._marks.role:
+                raise ConfigError(
+                    f"{held_out} is fitted and held out: what is fitted proves nothing",
+                    hint="give some rows the role fit, or keep two tables",
+                )
         files = [command.fixed, command.moving, guides.fixed_mask, guides.moving_mask, command.ecs]
         files += [split_channel(text)[1] for text in guides.also]
         more = (guides.landmarks, held_out, *command.stages.params)
@@ -242,6 +250,7 @@ def _measured(
         "volume_change_max": high,
         "stiffened": len(result.attempts) - 1,
         "seconds": round(time.monotonic() - began, 2),
+        "suspicions": " ".join(suspicions(result.to_json())),
     }
     return result, row
 
@@ -249,7 +258,8 @@ def _measured(
 def _write(out: Path, keys: Sequence[str], table: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(table["rows"][0]), lineterminator="\n")
+    columns = dict.fromkeys(key for row in table["rows"] for key in row)
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table["rows"])
     atomic_write_text(out / "scan.csv", text.getvalue())

@@ -231,6 +231,8 @@ def files(tmp_path_factory):
     marks = pair.points_nm[:12] + rng.normal(size=(12, 3)) * 40
     names = tuple(map(str, range(12)))
     write_landmarks(Landmarks(names, marks, truth(marks)), folder / "marks.csv")
+    roles = ("fit",) * 6 + ("held_out",) * 6
+    write_landmarks(Landmarks(names, marks, truth(marks), role=roles), folder / "parts.csv")
     return folder, pair
 
 
@@ -239,9 +241,9 @@ def test_a_scan_from_landmarks_writes_its_table_and_picture(files, tmp_path):
     folder, _ = files
     words = [
         "register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr"),
-        "--out", str(tmp_path), "--landmarks", str(folder / "marks.csv"),
+        "--out", str(tmp_path), "--landmarks", str(folder / "parts.csv"),
         "--use-landmarks", "start", "--scan", "bending_weight=1,50",
-        "--held-out", str(folder / "marks.csv"), "--json", str(tmp_path / "out.json"),
+        "--held-out", str(folder / "parts.csv"), "--json", str(tmp_path / "out.json"),
     ]  # fmt: skip
     answer = CliRunner().invoke(app, words)
     assert answer.exit_code == 0, answer.output
@@ -252,6 +254,16 @@ def test_a_scan_from_landmarks_writes_its_table_and_picture(files, tmp_path):
     assert width[1] < width[0]
     assert (tmp_path / "scan.csv").read_text().splitlines()[0].startswith("bending_weight,tre_mean")
     assert (tmp_path / "scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_scan_is_not_judged_by_what_it_fits(files, tmp_path, capsys):
+    folder, _ = files
+    words = scan_words(folder, tmp_path)
+    words += ["--landmarks", str(folder / ".." / folder.name / "marks.csv")]
+    assert run_app(words) == 1
+    assert "is fitted and held out: what is fitted proves nothing" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def scan_words(folder, out):
@@ -270,7 +282,7 @@ def test_a_stopped_scan_goes_on_from_the_same_pose(files, tmp_path, monkeypatch)
 
     def search(_fixed, _moving, _options, _masks):
         searched.append(1)
-        return Orientation(pair.truth, 0.6, 0.1 + 0.2, 0.3, False, 300.0)
+        return Orientation(pair.truth, 0.6, 0.5, 0.1, False, 300.0)
 
     def counted(fixed, moving, options, *, guides):
         done.append(options.stages.deformation.bending_weight)
@@ -288,6 +300,7 @@ def test_a_stopped_scan_goes_on_from_the_same_pose(files, tmp_path, monkeypatch)
     assert len(searched) == 2  # once a folder
     assert done == [1.0, 50.0, 1.0, 50.0, 50.0]
     rows = [json.loads((out / "scan.json").read_text())["rows"] for out in (whole, stopped)]
+    assert all("They are too close to be sure" in row["suspicions"] for row in rows[0])
     points = pair.points_nm[:50]
     for row, other in zip(*rows, strict=True):
         assert {**row, "seconds": 0} == {**other, "seconds": 0}

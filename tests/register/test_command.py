@@ -16,15 +16,17 @@ from clemreg.errors import ConfigError, DataError, FormatError, MissingError, Vo
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline import register as register_module
+from clemreg.pipeline.light import light_channel
+from clemreg.pipeline.overlap import OverlapCommand, overlap_files
 from clemreg.pipeline.register import (
     GuideFiles,
     RegisterCommand,
     StageChoice,
-    light_channel,
     prepare_files,
     psf_sigma_nm,
 )
 from clemreg.pipeline.voxels import suspicious_voxels
+from clemreg.register.features import prepare_fixed
 from clemreg.register.orientation import Orientation
 from clemreg.register.registration import RegistrationResult
 from clemreg.space import Affine, Grid
@@ -90,6 +92,21 @@ def test_a_channel_of_a_volume_without_channels_is_refused(folder):
         prepared(folder, "one.zarr", channel="er")
 
 
+def test_of_several_light_channels_one_is_named_mito_or_asked_for(folder):
+    """The first one was taken before, whatever it showed."""
+    lm = Volume(np.stack([light(1), light(2)]), LM, channels=("er", "mito"))
+    write_volume(folder / "er_first.zarr", lm)
+    found = prepared(folder, "er_first.zarr").fixed
+    np.testing.assert_array_equal(found.read(), prepare_fixed(lm.channel("mito")).read())
+    write_volume(folder / "lines.zarr", replace(lm, channels=("488", "561")))
+    with pytest.raises(ConfigError, match="has channels 488, 561: which one") as error:
+        prepared(folder, "lines.zarr")
+    assert "--channel" in error.value.hint
+    assert prepared(folder, "lines.zarr", channel="561").fixed.name == "561"
+    with pytest.raises(ConfigError, match="which one"):
+        overlap_files(OverlapCommand("t.json", str(folder / "lm.zarr"), str(folder / "em.zarr")))
+
+
 def test_voxel_sizes_are_given_where_the_files_have_none(folder, capsys):
     sizes = {"fixed_spacing_nm": (104.0, 60.0, 60.0), "moving_spacing_nm": (32.0, 28.0, 28.0)}
     ready = prepared(folder, "lm.tif", "em.tif", **sizes)
@@ -129,8 +146,9 @@ def test_channels_may_be_called_by_numbers():
     """Confocal channels often have the names of laser lines, and one may be called 0 or 1."""
     image = np.stack([light(1), light(2)])
     for names, asked, index in ((("488", "561"), "561", 1), (("1", "0"), "1", 0)):
-        found = light_channel(Volume(image, LM, channels=names), asked, {})
-        np.testing.assert_array_equal(found.read(), image[index])
+        for name in (asked, int(asked)):  # as a configuration may have it
+            found = light_channel(Volume(image, LM, channels=names), name, {})
+            np.testing.assert_array_equal(found.read(), image[index])
     assert light_channel(Volume(image, LM, channels=("a", "b")), "1", {}).name == "b"
 
 

@@ -1,0 +1,70 @@
+"""Which channel of a light volume is meant, and its chromatic shift."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from clemreg.errors import ConfigError
+from clemreg.space.grid import Triple
+from clemreg.volume import Volume
+
+
+def chosen_channel(lm: Volume, name: str | None, usual: str | None = None) -> str:
+    """Return the channel that was named, or the only one, or the one of the `usual` name.
+
+    Raises
+    ------
+    ConfigError
+        None was named, and there are several.
+    """
+    if name is not None:
+        return name
+    if len(lm.channels) <= 1:
+        return "0"
+    if usual is None or usual not in lm.channels:
+        raise ConfigError(
+            f"{lm.name or 'the light volume'} has channels {', '.join(lm.channels)}: which one?",
+            hint="name it: --channel NAME",
+        )
+    return usual
+
+
+def light_channel(lm: Volume, name: str | int, shifts_nm: Mapping[str, Triple]) -> Volume:
+    """One channel of a light volume, moved by its chromatic shift (offset zyx).
+
+    Raises
+    ------
+    MissingError
+        There is no such channel.
+    """
+    text = str(name)
+    by_number = text not in lm.channels and text.isdigit()
+    channel = lm.channel(int(text) if by_number else text)
+    number = lm.channels.index(channel.name) if lm.channels else 0
+    offset = shifts_nm.get(channel.name, shifts_nm.get(str(number)))
+    return channel if offset is None else _moved(channel, offset)
+
+
+def _moved(volume: Volume, offset_nm: Triple) -> Volume:
+    z, y, x = np.asarray(volume.grid.origin_nm) + np.asarray(offset_nm)
+    grid = replace(volume.grid, origin_nm=(float(z), float(y), float(x)))
+    return replace(volume, grid=grid, coarser=tuple(_moved(v, offset_nm) for v in volume.coarser))
+
+
+def check_shifts(shifts_nm: Mapping[str, Triple], lm: Volume) -> None:
+    """Refuse a shift for a channel that is not there.
+
+    Raises
+    ------
+    ConfigError
+        A name is not that of a channel.
+    """
+    names = [*lm.channels, *map(str, range(max(1, len(lm.channels))))]
+    for name in shifts_nm:
+        if name not in names:
+            raise ConfigError(
+                f"a shift is given for {name!r}, the channels are {list(lm.channels) or ['0']}"
+            )
