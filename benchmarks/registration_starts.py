@@ -5,7 +5,8 @@
 
 ``--kind mixed``: every third start is a thin tilted slab under a field larger than it, the rest are
 blocks; 40 to 100 % of the EM lies in the field. ``low-overlap``: 10 to 40 % of it does.
-``large-em``: the field lies in the EM and is a third to a half as wide. ``scale``: the scale is 20
+``large-em``: the field lies in the EM and is a third to a half as wide. ``small-em``: all of the
+EM lies in the field and covers 10 to 40 % of it. ``scale``: the scale is 20
 to 30 % off. Each kind has its own seeds. Finished starts are kept in the JSON file, so that the
 same command goes on where it was stopped. A start is right if half of the places in both volumes
 are within 300 nm of the truth after the affine (the B-spline takes it from there), and the
@@ -42,7 +43,13 @@ RIGHT_NM = 300.0
 LM_UM = (5.0, 9.5, 9.5)
 EM_UM = 6.0
 LOW_OVERLAP = 0.4  # of the EM in the field
-FIRST_SEED = {"mixed": 0, "low-overlap": 20_000, "large-em": 30_000, "scale": 40_000}
+FIRST_SEED = {
+    "mixed": 0,
+    "low-overlap": 20_000,
+    "large-em": 30_000,
+    "scale": 40_000,
+    "small-em": 50_000,
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,9 @@ def draw_start(seed: int, family: str = "mixed") -> Start:
         return replace(start, overlap=float(rng.uniform(0.1, 0.4)))
     if family == "large-em":
         return replace(start, overlap=1.0, field_um=float(rng.uniform(3.0, 4.5)), em_um=9.0)
+    if family == "small-em":
+        width = EM_UM / start.scale / np.sqrt(rng.uniform(0.1, 0.4))
+        return replace(start, overlap=1.0, field_um=float(width))
     if family == "scale":
         off = float(rng.uniform(1.2, 1.3))
         return replace(start, scale=off if rng.integers(2) else 1 / off)
@@ -145,6 +155,8 @@ def simulate(start: Start) -> tuple[TubePair, Volume]:
 def simulated_um(start: Start) -> tuple[float, float, float]:
     """Return the light volume zyx in um before it is cut: a small overlap needs a long one."""
     z, y, x = LM_UM
+    if start.field_um > x:
+        return z, start.field_um, start.field_um
     return (z, y, x) if start.overlap >= LOW_OVERLAP else (z, y, 2 * x)
 
 
