@@ -9,12 +9,15 @@ from pathlib import Path
 from clemreg.config import RunConfig, load_run_config
 from clemreg.errors import ClemregError, DataError
 from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.features import open_prediction
 from clemreg.pipeline.light import light_channel
 from clemreg.pipeline.voxels import (
     EM_VOXEL_NM,
     LM_VOXEL_NM,
+    SEGMENTATION_VOXEL_NM,
     Finding,
     check_fields,
+    check_prediction,
     check_roles,
     check_voxels,
 )
@@ -74,7 +77,10 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
 
     context = RunContext(config, base, lambda _title: nullcontext(lambda _d, _t, _m: None))
     volumes: dict[str, Volume] = {}
-    for name, opener in (("EM", context.open_em), ("LM", context.open_lm)):
+    openers = {"EM": context.open_em, "LM": context.open_lm}
+    if config.em.prediction is not None:
+        openers["EM prediction"] = lambda: open_prediction(context)
+    for name, opener in openers.items():
         try:
             volumes[name] = opener()
         except ClemregError as error:
@@ -84,7 +90,10 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
     if "LM" in volumes:
         yield check_voxels("LM", volumes["LM"], LM_VOXEL_NM)
         yield _check_channel(volumes["LM"], config.lm.channel)
-    if len(volumes) == 2:
+    if {"EM", "EM prediction"} <= set(volumes):
+        yield check_voxels("EM prediction", volumes["EM prediction"], SEGMENTATION_VOXEL_NM)
+        yield check_prediction(volumes["EM"], volumes["EM prediction"])
+    if {"EM", "LM"} <= set(volumes):
         yield check_fields(volumes["EM"], volumes["LM"])
         yield check_roles(volumes["EM"], volumes["LM"])
 

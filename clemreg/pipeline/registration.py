@@ -13,7 +13,7 @@ from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.features import moving_options, open_prediction, open_prepared
 from clemreg.pipeline.halves import find_halves, write_halves
 from clemreg.pipeline.register import StageChoice, read_guides
-from clemreg.pipeline.voxels import suspicious_voxels
+from clemreg.pipeline.voxels import check_prediction, sentences, suspicious_voxels
 from clemreg.register.apply import apply_to_image, covering_box
 from clemreg.register.guides import Guides
 from clemreg.register.matching import Channel
@@ -60,7 +60,11 @@ def register_run(context: RunContext) -> None:
             work_dir=folder / "elastix-runs",
             progress=progress,
         )
-        unusual = suspicious_voxels(open_prediction(context), context.open_lm())
+        prediction = open_prediction(context)
+        unusual = (
+            *suspicious_voxels(prediction, context.open_lm()),
+            *sentences([check_prediction(context.open_em(), prediction)]),
+        )
         result = replace(result, warnings=(*unusual, *result.warnings))
         result.save(folder, fixed.grid)
         splits = context.config.register_.halves

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clemreg.errors import VoxelSizeError
 from clemreg.units import format_length
@@ -22,6 +23,7 @@ ANISOTROPY = (0.5, 20.0)
 SQUARE = 1.05
 # Tissue shrinks by a few per cent and the fields may differ; more than this is a unit error.
 FIELD_RATIO = (1 / 20, 20.0)
+_BEYOND_VOXELS = 2.0  # a coarse prediction may be padded to whole voxels
 _OVERRIDE = "override voxel_size in the configuration, or with --fixed-spacing, --moving-spacing"
 
 
@@ -73,6 +75,11 @@ def suspicious_voxels(em: Volume, lm: Volume) -> tuple[str, ...]:
     for finding in findings:
         if finding.status == "error":
             raise VoxelSizeError(f"{finding.subject}: {finding.text}", hint=finding.hint)
+    return sentences(findings)
+
+
+def sentences(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """Say each warning in a sentence."""
     unusual = [f for f in findings if f.status == "warning"]
     return tuple(f"{f.subject}: {f.text}; {f.hint}".rstrip(".") + _stop(f.hint) for f in unusual)
 
@@ -139,6 +146,36 @@ def check_roles(em: Volume, lm: Volume) -> Finding:
             "warning", "EM and LM", found, "were the two volumes given in each other's place?"
         )
     return Finding("ok", "EM and LM", "the EM has the finer voxels")
+
+
+def check_prediction(em: Volume, prediction: Volume) -> Finding:
+    """Compare the place of a prediction from elsewhere with that of the EM it was made from.
+
+    It is registered, and the EM is then moved with it: one that has lost its origin moves the EM to
+    a wrong place though everything looks right.
+    """
+    name, spacing = "EM prediction", np.asarray(prediction.grid.spacing_nm)
+    (em_low, em_high), (low, high) = (_edges_nm(v) for v in (em, prediction))
+    beyond = np.maximum(em_low - low, high - em_high)
+    text = f"{_place(prediction)}, EM {_place(em)}"
+    hint = "its voxel size and origin place it: save it with those of the EM"
+    if (np.minimum(em_high, high) <= np.maximum(em_low, low)).any():
+        return Finding("error", name, f"{text}: they do not overlap", hint)
+    if (beyond > _BEYOND_VOXELS * spacing).any():
+        far = format_length(float(beyond.max()))
+        return Finding("warning", name, f"{text}: it reaches {far} beyond the EM", hint)
+    return Finding("ok", name, "it lies in the EM")
+
+
+def _edges_nm(volume: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    grid = volume.grid
+    low = np.asarray(grid.origin_nm) - np.asarray(grid.spacing_nm) / 2
+    return low, low + grid.extent_nm
+
+
+def _place(volume: Volume) -> str:
+    low, _ = _edges_nm(volume)
+    return f"{_size(volume)} from " + ", ".join(format_length(v) for v in low[::-1])
 
 
 def _stop(sentence: str) -> str:
