@@ -51,6 +51,13 @@ UseJacobianPreconditioning FiniteDifferenceDerivative CalculateNumericalDerivati
 FixedImageFileNameExtension DistancePreservationRigidityPenalty TangentPlane
 NumericSamplesPerIteration KNearestNeighbours Alpha AvoidDivisionBy ErrorBound TreeType BucketSize
 SplittingRule ShrinkingRule TreeSearchType SquaredSearchRadius UseCorrespondingPoints
+CenterOfGravityUsesLowerThreshold LowerThresholdForCenterGravity
+NumberOfSamplesForCenteredTransformInitialization ComputePyramidImagesPerResolution
+ITKTransformOutputFileNameExtension MaximumStepLengthRatio MaxBandCovSize NumberOfPerturbations
+NumberOfSamplesForNoiseCompensationFactor NumberOfSamplesForPrecondition NumberOfSubTransforms
+StackOrigin StackSpacing StepSizeStrategy UseCovarianceMatrixAdaptation UseDecayingSigma
+PopulationSize PositionToleranceMax PositionToleranceMin RecombinationWeightsPreset UpdateBDPeriod
+FullSearchSpace ShowMetricValues ShowProgressPercentage WriteOptimizationSurfaceEachResolution
 """
 _INDEXED = ("Metric", "ImageSampler", "Interpolator")
 _SUFFIXES = ("Weight", "Use", "RelativeWeight")
@@ -63,8 +70,13 @@ def check_parameters(parameters: Mapping[str, Sequence[str]]) -> None:
     Raises
     ------
     ConfigError
-        A key is unknown; the hint names the nearest known one.
+        A key is unknown; the hint names the nearest known one. Or they are what elastix wrote.
     """
+    if "TransformParameters" in parameters:
+        raise ConfigError(
+            "this is a transform that elastix has found, not the parameters to find one",
+            hint="give the file that elastix was given by -p",
+        )
     for key in parameters:
         if key in KNOWN_KEYS or _is_indexed(key):
             continue

@@ -11,6 +11,7 @@ from clemreg.errors import ConfigError, DataError, FrameError, RegistrationError
 from clemreg.io.volumes import open_volume
 from clemreg.register.apply import apply_to_image, covering_box, warp_block
 from clemreg.register.elastix import ElastixJob, run_elastix
+from clemreg.register.elastix_keys import check_parameters
 from clemreg.register.engines import Task
 from clemreg.register.features import MovingOptions, prepare_fixed, prepare_moving
 from clemreg.register.matching import Channel, Masks
@@ -237,6 +238,12 @@ def test_misspelt_keys_are_refused_before_anything_runs(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_transform_is_told_from_parameters_and_rare_keys_are_known():
+    check_parameters({"ComputePyramidImagesPerResolution": ("true",), "StackOrigin": ("0",)})
+    with pytest.raises(ConfigError, match="a transform that elastix has found"):
+        check_parameters({"Transform": ("AffineTransform",), "TransformParameters": ("1", "0")})
+
+
 def test_elastix_own_reason_reaches_the_user(tmp_path):
     far = Affine.translation([0.0, 9e6, 0.0], "lm", "em")
     with pytest.raises(RegistrationError) as error:
