@@ -38,7 +38,7 @@ def register(
     out: Annotated[Path, typer.Option(help="Folder for the transform.")],
     channel: Annotated[
         str | None,
-        typer.Option(help="Mitochondria channel of the light volume; mito, or the only one."),
+        typer.Option(help="Mitochondria channel of the light volume; else by its name."),
     ] = None,
     psf: PsfOption = "palm",
     kind: Annotated[

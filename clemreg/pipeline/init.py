@@ -12,11 +12,10 @@ import tomli_w
 from clemreg.errors import ClemregError, StorageError, VoxelSizeError
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.volumes import open_volume
+from clemreg.pipeline.light import light_channel, mito_channel
 from clemreg.pipeline.voxels import EM_VOXEL_NM, LM_VOXEL_NM, Finding, check_fields, check_voxels
 from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
-
-MITO_NAMES = ("mito", "tom20", "tomm20", "halo", "jf525", "mitotracker", "cox8")
 
 
 @dataclass(frozen=True)
@@ -83,14 +82,13 @@ def _refuse_errors(findings: list[Finding]) -> None:
 
 def _mito_channel(lm: Volume, wanted: str | None) -> tuple[str | int, str]:
     if wanted is not None:
-        which: str | int = int(wanted) if wanted.isdigit() else wanted
-        lm.channel(which)
-        return which, ""
+        light_channel(lm, wanted, {})
+        return (wanted if wanted in lm.channels or not wanted.isdigit() else int(wanted)), ""
     if not lm.channels:
         return 0, ""
-    for name in lm.channels:
-        if any(key in name.lower() for key in MITO_NAMES):
-            return name, f"mitochondria channel: {name!r}, by its name"
+    name = mito_channel(lm)
+    if name is not None:
+        return name, f"mitochondria channel: {name!r}, by its name"
     raise ClemregError(
         f"which channel of the LM shows mitochondria? It has {list(lm.channels)}",
         hint="add --channel NAME",

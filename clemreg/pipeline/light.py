@@ -8,12 +8,18 @@ from dataclasses import replace
 import numpy as np
 
 from clemreg.errors import ConfigError
+from clemreg.register.structure import shows_mitochondria
 from clemreg.space.grid import Triple
 from clemreg.volume import Volume
 
 
+def mito_channel(lm: Volume) -> str | None:
+    """Return the first channel whose name says that it shows mitochondria, or None."""
+    return next((name for name in lm.channels if shows_mitochondria(name)), None)
+
+
 def chosen_channel(lm: Volume, name: str | None, usual: str | None = None) -> str:
-    """Return the channel that was named, or the only one, or the one of the `usual` name.
+    """Return the channel that was named, or the only one, or the `usual` one.
 
     Raises
     ------
@@ -24,7 +30,7 @@ def chosen_channel(lm: Volume, name: str | None, usual: str | None = None) -> st
         return name
     if len(lm.channels) <= 1:
         return "0"
-    if usual is None or usual not in lm.channels:
+    if usual is None:
         raise ConfigError(
             f"{lm.name or 'the light volume'} has channels {', '.join(lm.channels)}: which one?",
             hint="name it: --channel NAME",

@@ -18,7 +18,7 @@ from clemreg.io.elastix_files import read_parameter_file
 from clemreg.io.localisations import HDF5, looks_like_localisations
 from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
-from clemreg.pipeline.light import check_shifts, chosen_channel, light_channel
+from clemreg.pipeline.light import check_shifts, chosen_channel, light_channel, mito_channel
 from clemreg.pipeline.voxels import hinting, suspicious_voxels
 from clemreg.register.elastix_keys import check_parameters
 from clemreg.register.engines import ElastixStages, NewtonStages, Stages
@@ -175,7 +175,8 @@ class RegisterCommand:
     out
         Folder for the result.
     channel
-        Mitochondria channel of the light volume; None is the only one, or the one called ``mito``.
+        Mitochondria channel of the light volume; None is the only one, or the one that its name
+        gives away.
     psf
         ``"palm"``, ``"sim"``, ``"confocal"``, or full widths at half maximum ``"x, y, z unit"``.
     orientation, seed, stages, guides
@@ -287,7 +288,7 @@ def prepare_files(command: RegisterCommand) -> Prepared:
     warnings = suspicious_voxels(em, lm)
     check_shifts(command.shifts_nm, lm)
     fixed = prepare_fixed(
-        light_channel(lm, chosen_channel(lm, command.channel, "mito"), command.shifts_nm)
+        light_channel(lm, chosen_channel(lm, command.channel, mito_channel(lm)), command.shifts_nm)
     )
     outside = open_outside(command.ecs)
     moving = prepare_moving(em, lm.grid.spacing_nm, psf, outside)

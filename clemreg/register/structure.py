@@ -11,6 +11,12 @@ from clemreg.volume import Volume
 
 MITO = ("mito_mem", "mito")
 """Names of mitochondria, the better first: the light microscope shows their membrane."""
+_LIGHT_WORDS = ("mito", "tom20", "tomm20", "halo", "jf525", "cox8")
+
+
+def shows_mitochondria(channel: str) -> bool:
+    """Tell by its name whether a light channel shows mitochondria."""
+    return any(word in channel.lower() for word in _LIGHT_WORDS)
 
 
 def mitochondria(em: Volume) -> Volume:
@@ -37,7 +43,7 @@ def structure(em: Volume, name: str | None) -> tuple[Volume, Literal["auto", "pr
     em
         Mask, probability or prediction. Of a single structure, that is taken.
     name
-        Of the light channel; mitochondria if it is theirs, or None.
+        Of the light channel; mitochondria if it is theirs (`shows_mitochondria`), or None.
 
     Raises
     ------
@@ -45,7 +51,8 @@ def structure(em: Volume, name: str | None) -> tuple[Volume, Literal["auto", "pr
         It has several structures, and none of that name.
     """
     has_mito = not {*MITO}.isdisjoint(em.channels)
-    if len(em.channels) <= 1 or (has_mito and (name is None or name in MITO)):
+    of_mito = name is None or name in MITO or (name not in em.channels and shows_mitochondria(name))
+    if len(em.channels) <= 1 or (has_mito and of_mito):
         return em, "auto"
     if name is None or name not in em.channels:
         raise _ambiguous(em, repr(name) if name else " or ".join(MITO))

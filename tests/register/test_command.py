@@ -94,10 +94,11 @@ def test_a_channel_of_a_volume_without_channels_is_refused(folder):
 
 def test_of_several_light_channels_one_is_named_mito_or_asked_for(folder):
     """The first one was taken before, whatever it showed."""
-    lm = Volume(np.stack([light(1), light(2)]), LM, channels=("er", "mito"))
-    write_volume(folder / "er_first.zarr", lm)
-    found = prepared(folder, "er_first.zarr").fixed
-    np.testing.assert_array_equal(found.read(), prepare_fixed(lm.channel("mito")).read())
+    for name in ("mito", "Halo-TOMM20"):
+        lm = Volume(np.stack([light(1), light(2)]), LM, channels=("er", name))
+        write_volume(folder / f"er_{name}.zarr", lm)
+        found = prepared(folder, f"er_{name}.zarr").fixed
+        np.testing.assert_array_equal(found.read(), prepare_fixed(lm.channel(name)).read())
     write_volume(folder / "lines.zarr", replace(lm, channels=("488", "561")))
     with pytest.raises(ConfigError, match="has channels 488, 561: which one") as error:
         prepared(folder, "lines.zarr")

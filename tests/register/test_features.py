@@ -148,7 +148,7 @@ def test_a_further_structure_is_the_channel_of_its_own_name():
     found, kind = structure(written, "er")
     assert kind == "prediction"
     assert np.array_equal(membrane_left(found, kind=kind), OTHER)
-    for name in ("mito", "mito_mem", None):
+    for name in ("mito", "mito_mem", "TOMM20", None):
         assert structure(written, name) == (written, "auto")
     for name in ("dna", ""):
         with pytest.raises(DataError, match="channels \\['mito', 'mito_mem', 'er'\\]: none is"):
