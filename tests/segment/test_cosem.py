@@ -282,7 +282,7 @@ def test_executable_content_is_refused_unread(tmp_path, save):
         ({"model": {}}, "no state dict"),
         ({"model": {"prediction_head.weight": 3.0}}, "is not a weight"),
         ([1, 2], "no state dict"),
-        ({"model": {"fc.weight": torch.zeros(2, 2)}}, r"for 4 nm EM, but setup04"),
+        ({"model": {"fc.weight": torch.zeros(2, 2)}}, "foreign weights fc.weight"),
     ],
 )
 def test_what_is_no_checkpoint_is_refused(tmp_path, content, text):

@@ -137,7 +137,7 @@ def test_command_line(own, tmp_path, capsys):
     assert run_app(["model", "export", str(own), "--out", str(tmp_path / "x.h5")]) == 1
     assert "endings: .safetensors, .ts, .onnx" in capsys.readouterr().err
     (tmp_path / "setup04").mkdir()
-    torch.save({"model": {"a": torch.zeros(1)}}, tmp_path / "setup04" / "625000")
+    torch.save({"model": {"backbone.a": torch.zeros(1)}}, tmp_path / "setup04" / "625000")
     bad = [
         "model",
         "import",
