@@ -176,7 +176,7 @@ def _named(transform: Mapping[str, Any]) -> tuple[Triple, Triple]:
 
 def can_name(folder: Path) -> bool:
     """Tell whether tensorstore can name a folder: on no system does it bear backslashes."""
-    return os.sep == "\\" or "\\" not in str(folder)
+    return os.sep == "\\" or "\\" not in str(folder.resolve())
 
 
 def kvstore(folder: Path) -> dict[str, str]:

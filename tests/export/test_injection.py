@@ -393,6 +393,19 @@ def test_no_n5_goes_where_a_backslash_would_lead(tmp_path, name):
         open_volume(folder / "v.n5")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is a separator")
+def test_below_a_backslash_a_relative_name_leads_nowhere_else(tmp_path, monkeypatch):
+    """OME-Zarr can be there, N5 cannot; the name alone does not show where it is."""
+    here = tmp_path / "in\\side"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    write_volume("v.zarr", Volume(PIXELS, GRID))
+    np.testing.assert_array_equal(open_volume("v.zarr").read(), PIXELS)
+    with pytest.raises(StorageError, match="backslash"):
+        write_volume("v.n5", Volume(PIXELS, GRID), format="n5")
+    assert [path.name for path in tmp_path.iterdir()] == ["in\\side"]
+
+
 def test_names_as_long_as_a_file_system_has_them(tmp_path):
     """A file is written under 255 bytes; a set, of which one name would be longer, not at all."""
     longest = "é" * 125
