@@ -21,7 +21,7 @@ from clemreg.io.cache import cached
 from clemreg.io.volumes import WriteOptions, create_volume, open_labels, open_volume
 from clemreg.io.writer import Format
 from clemreg.register.positions import TOLERANCE_VOXELS, Planes, Positions
-from clemreg.register.sampling import sampler_for
+from clemreg.register.sampling import linear, nearest
 from clemreg.space.grid import Box, Grid, Shape
 from clemreg.space.transform import FloatArray, Transform
 from clemreg.volume import Labels, Volume
@@ -101,19 +101,20 @@ def _halves(box: Box, axis: int) -> tuple[Box, Box]:
 
 def _fill(result: NDArray[Any], planes: Planes, image: Volume, source: Box) -> None:
     """Sample the voxels of `source`, which are all that is needed, at planes of indices."""
-    sample = sampler_for(image)
     part = image.read(source)
     # What is compiled takes numbers as this machine has them, no floats of 16 bits, no booleans.
     odd = part.dtype.kind == "b" or part.dtype.name == "float16"
     kind = np.dtype(np.float32) if odd else part.dtype.newbyteorder("=")
     channels = np.ascontiguousarray(part if image.channels else part[None], kind)
-    values = np.empty(result.shape[2:], kind)
+    labels = isinstance(image, Labels)
+    values = np.empty(result.shape[2:], kind if labels else np.float64)
+    sample, rounded = (nearest, False) if labels else (linear, kind.kind in "iu")
     first, shape = np.array(source.start), np.array(image.shape)
     for z in range(len(planes)):
         index = planes[z]
         for c, pixels in enumerate(channels):
             sample(pixels, first, index, shape, values)
-            result[c, z] = values
+            result[c, z] = np.rint(values, out=values) if rounded else values
 
 
 @dataclass(frozen=True)

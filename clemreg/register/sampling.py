@@ -7,25 +7,14 @@ wait for each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.register.compiled import compiled
-from clemreg.volume import Labels, Volume
 
 Array = NDArray[Any]
-Sampler = Callable[[Array, Array, Array, Array, Array], None]
-"""`linear_floats`, `linear_integers` or `nearest`."""
-
-
-def sampler_for(image: Volume) -> Sampler:
-    """Nearest for labels, else linear."""
-    if isinstance(image, Labels):
-        return nearest
-    return linear_integers if image.dtype.kind in "iu" else linear_floats
 
 
 @compiled
@@ -60,7 +49,7 @@ def _between(pixels: Array, z: float, y: float, x: float) -> float:
 
 
 @compiled
-def linear_floats(pixels: Array, first: Array, index: Array, shape: Array, out: Array) -> None:
+def linear(pixels: Array, first: Array, index: Array, shape: Array, out: Array) -> None:
     """Interpolate linearly; 0 more than half a voxel outside the image.
 
     Parameters
@@ -68,13 +57,13 @@ def linear_floats(pixels: Array, first: Array, index: Array, shape: Array, out: 
     pixels
         A part of the image (z, y, x), with all voxels that are needed.
     first
-        (3,) index of its first voxel.
+        (3,) index of its first voxel, zyx.
     index
-        (3, y, x) fractional indices in the image.
+        (3, y, x) fractional indices in the image, zyx.
     shape
-        (3,) of the image.
+        (3,) of the image, zyx.
     out
-        (y, x), of the type of `pixels`; what it holds is replaced.
+        (y, x), float64; what it holds is replaced.
     """
     # Out of the loop: for all that the compiler knows, `out` may lie upon these arrays.
     z0, y0, x0 = float(first[0]), float(first[1]), float(first[2])
@@ -83,24 +72,7 @@ def linear_floats(pixels: Array, first: Array, index: Array, shape: Array, out: 
         for column in range(out.shape[1]):
             z, y, x = index[0, row, column], index[1, row, column], index[2, row, column]
             if _is_inside(z, z1) and _is_inside(y, y1) and _is_inside(x, x1):
-                value = _between(pixels, z - z0, y - y0, x - x0)
-                out[row, column] = value
-            else:
-                out[row, column] = 0
-
-
-@compiled
-def linear_integers(pixels: Array, first: Array, index: Array, shape: Array, out: Array) -> None:
-    """As `linear_floats`, and round to the nearest whole number."""
-    # Out of the loop: for all that the compiler knows, `out` may lie upon these arrays.
-    z0, y0, x0 = float(first[0]), float(first[1]), float(first[2])
-    z1, y1, x1 = shape[0] - 1.0, shape[1] - 1.0, shape[2] - 1.0
-    for row in range(out.shape[0]):
-        for column in range(out.shape[1]):
-            z, y, x = index[0, row, column], index[1, row, column], index[2, row, column]
-            if _is_inside(z, z1) and _is_inside(y, y1) and _is_inside(x, x1):
-                value = _between(pixels, z - z0, y - y0, x - x0)
-                out[row, column] = np.rint(value)
+                out[row, column] = _between(pixels, z - z0, y - y0, x - x0)
             else:
                 out[row, column] = 0
 
@@ -113,7 +85,7 @@ def _nearest_voxel(c: float, n: int) -> int:
 
 @compiled
 def nearest(pixels: Array, first: Array, index: Array, shape: Array, out: Array) -> None:
-    """As `linear_floats`, but take the nearest voxel: for ids."""
+    """As `linear`, but take the nearest voxel, for ids; `out` has the type of `pixels`."""
     # Out of the loop: for all that the compiler knows, `out` may lie upon these arrays.
     z0, y0, x0 = float(first[0]), float(first[1]), float(first[2])
     z1, y1, x1 = shape[0] - 1.0, shape[1] - 1.0, shape[2] - 1.0
