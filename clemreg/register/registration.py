@@ -220,16 +220,19 @@ def register(
             repeats.append(corrected(again, guides, moving.grid))
         clock.lap("stability")
     affine = affine_of(transform)
-    scores = {
-        "start": correlation(fixed, moving, pose.affine, guides.masks),
-        "affine": correlation(fixed, moving, affine, guides.masks),
-        "final": correlation(fixed, moving, transform, guides.masks),
-    }
-    spoilt = []
+    poses = {"start": pose.affine, "affine": affine, "final": transform}
+    scores = {k: correlation(fixed, moving, p, guides.masks) for k, p in poses.items()}
+    spoilt: tuple[str, ...] = ()
     if transform is not plain:
-        spoilt = _correction_warnings(
-            correlation(fixed, moving, plain, guides.masks), scores["final"]
-        )
+        before = correlation(fixed, moving, plain, guides.masks)
+        spoilt = tuple(_correction_warnings(before, scores["final"]))
+    warnings = (
+        *finder.warnings,
+        *scale_warnings(affine),
+        *landmark_warnings(guides, affine, fixed.grid, moving.grid),
+        *_score_warnings(scores),
+        *spoilt,
+    )
     tell("done")
     return RegistrationResult(
         transform,
@@ -240,13 +243,7 @@ def register(
         tuple(repeats),
         _grid_spacing(stages),
         tuple(finder.attempts),
-        (
-            *finder.warnings,
-            *scale_warnings(affine),
-            *landmark_warnings(guides, affine, fixed.grid, moving.grid),
-            *_score_warnings(scores),
-            *spoilt,
-        ),
+        warnings,
     )
 
 
