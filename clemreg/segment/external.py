@@ -132,7 +132,7 @@ def _reader(volume: Volume, network: BlockNetwork) -> Reader:
     level = min(volume.levels, key=lambda v: misfit(v.grid, network.input_nm))
     off = misfit(level.grid, network.input_nm)
     if off > TOLERATED_RATIO:
-        return reader_for(volume, network.input_nm, TOLERATED_RATIO)
+        return reader_for(volume, network.input_nm, 1.0)  # exactly, as it was trained
     if off > _SAME_RATIO:
         log.warning(
             "EM voxels of %s nm (z, y, x) are taken as the network's %s nm",

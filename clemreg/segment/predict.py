@@ -59,7 +59,7 @@ def predict(
     ----------
     volume
         EM (z, y, x). If its voxels differ from the model's by more than a quarter, it is
-        resampled to the model's, with a note in the log.
+        resampled to the nearest that do not, with a note in the log.
     out
         OME-Zarr to write: uint8 (class, z, y, x), ``v = clip(round(128 x + 127), 0, 255)``. While
         unfinished it lies beside, with a ledger, and is gone on with.

@@ -62,6 +62,24 @@ def misfit(grid: Grid, wanted_nm: Triple) -> float:
     return float(np.maximum(ratio, 1 / ratio).max())
 
 
+def nearest_spacing(found_nm: Triple, wanted_nm: Triple, tolerated: float) -> Triple:
+    """Voxel size zyx nearest to that of an EM which a network can take, of the network's shape.
+
+    Fine EM keeps what the network can see of it, and coarse EM is not drawn out for nothing.
+
+    Parameters
+    ----------
+    found_nm, wanted_nm
+        Voxel sizes of the EM, and that which the network was made for.
+    tolerated
+        Ratio up to which voxels may be larger or smaller than `wanted_nm`.
+    """
+    wanted = np.asarray(wanted_nm, dtype=float)
+    ratio = float(np.exp(np.mean(np.log(found_nm) - np.log(wanted))))
+    z, y, x = (wanted * np.clip(ratio, 1 / tolerated, tolerated)).tolist()
+    return z, y, x
+
+
 def nearest_level(volume: Volume, wanted_nm: Triple) -> Volume:
     """Coarsest level of a pyramid that is not coarser than wanted."""
     most = np.asarray(wanted_nm) * _COARSER
@@ -79,14 +97,16 @@ def reader_for(volume: Volume, wanted_nm: Triple, tolerated: float) -> Reader:
     wanted_nm
         Voxel size of the network, zyx.
     tolerated
-        Voxels that differ by this ratio along an axis, or less, are taken as they are.
+        Voxels that differ by this ratio along an axis, or less, are taken as they are; others are
+        resampled to `nearest_spacing`.
 
     Raises
     ------
     VoxelSizeError
         The EM is too coarse.
     """
-    level = nearest_level(volume, wanted_nm)
+    taken = nearest_spacing(volume.grid.spacing_nm, wanted_nm, tolerated)
+    level = nearest_level(volume, taken)
     found = level.grid.spacing_nm
     if np.prod(np.asarray(found) / np.asarray(wanted_nm)) > MOST_UPSAMPLING:
         raise VoxelSizeError(
@@ -103,6 +123,9 @@ def reader_for(volume: Volume, wanted_nm: Triple, tolerated: float) -> Reader:
     if misfit(level.grid, wanted_nm) <= tolerated:
         return Reader(level, level.grid)
     log.warning(
-        "EM voxels of %s nm (z, y, x) are resampled to the network's %s nm", found, wanted_nm
+        "EM voxels of %s nm (z, y, x) are resampled to %s nm for a network made for %s nm",
+        found,
+        tuple(round(s, 3) for s in taken),
+        wanted_nm,
     )
-    return Reader(level, level.grid.with_spacing(wanted_nm))
+    return Reader(level, level.grid.with_spacing(taken))

@@ -379,7 +379,7 @@ def test_other_voxels_are_resampled_for_a_script_too(tmp_path, caplog):
         Volume(values, grid), load_script(tmp_path / "mine.py"), tmp_path / "o.zarr",
         options=options,
     )  # fmt: skip
-    assert "resampled to the network's (8.0, 8.0, 8.0) nm" in caplog.text
+    assert "resampled to (8.0, 8.0, 8.0) nm" in caplog.text
     assert out.grid.spacing_nm == (8.0, 8.0, 8.0)
     inner = (slice(2, -2),) * 3
     expected = 128 * (((out.grid.points_nm() @ slope + start) / 100) - 1)[inner] + 127

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 from clemreg.cli.app import run_app  # noqa: E402
 from clemreg.errors import ConfigError, DataError, FormatError, MissingError, VoxelSizeError  # noqa: E402
 from clemreg.io.quantise import quantise  # noqa: E402
-from clemreg.io.volumes import open_volume, write_volume  # noqa: E402
+from clemreg.io.volumes import WriteOptions, open_volume, write_volume  # noqa: E402
 from clemreg.segment.data import contrast_limits, normalise  # noqa: E402
 from clemreg.segment.models import (  # noqa: E402
     FORMAT,
@@ -33,6 +33,7 @@ from clemreg.segment.models import (  # noqa: E402
 )
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.predict import PredictOptions, predict  # noqa: E402
+from clemreg.segment.reading import reader_for  # noqa: E402
 from clemreg.space import Grid  # noqa: E402
 from clemreg.volume import Volume  # noqa: E402
 
@@ -318,14 +319,48 @@ def test_other_voxel_sizes_are_resampled_in_place(tmp_path, caplog):
     pixels[:, :, 34:] = 200
     volume = Volume(pixels, fine)
     found = predict(volume, model, tmp_path / "p.zarr", options=PredictOptions(precise=True))
-    assert "resampled" in caplog.text
-    assert found.grid.spacing_nm == SPACING
+    assert "resampled to (12.8, 12.8, 12.8) nm" in caplog.text
+    np.testing.assert_allclose(found.grid.spacing_nm, 12.8)
     edge = np.asarray(fine.origin_nm) - 4
-    np.testing.assert_allclose(np.asarray(found.grid.origin_nm) - 8, edge)
+    np.testing.assert_allclose(np.asarray(found.grid.origin_nm) - 6.4, edge)
     rows = found.read()[0, 15, 16].astype(float)
     change = np.abs(np.diff(rows[6:-6])).argmax() + 6
     edge_nm = fine.origin_nm[2] + 33.5 * 8
-    assert abs(found.grid.to_world([0, 0, change + 0.5])[2] - edge_nm) < 3 * 16
+    assert abs(found.grid.to_world([0, 0, change + 0.5])[2] - edge_nm) < 3 * 12.8
+
+
+@pytest.mark.parametrize(
+    ("found", "taken"),
+    [
+        ((5.24, 4.0, 4.0), (12.8, 6.4, 6.4)),
+        ((19.0, 9.5, 7.0), (19.0, 9.5, 7.0)),
+        ((40.0, 7.0, 7.0), None),
+        ((40.0, 24.0, 16.0), (20.0, 10.0, 10.0)),
+    ],
+)
+def test_the_voxel_size_nearest_to_that_of_the_em_is_taken(found, taken):
+    """For a network of 16 x 8 x 8 nm that a quarter more or less does not harm."""
+    grid = Grid((11, 17, 23), found, (300.0, -200.0, 70.0), "em")
+    reader = reader_for(Volume(np.zeros(grid.shape, np.uint8), grid), (16.0, 8.0, 8.0), 1.25)
+    if taken is None:  # flat voxels of the same volume as 24.5 x 12.2 x 12.2 nm
+        taken = tuple(np.cbrt(40 * 7 * 7 / (16 * 8 * 8)) * np.array([16, 8, 8]))
+    np.testing.assert_allclose(reader.grid.spacing_nm, taken)
+    np.testing.assert_allclose(
+        reader.grid.to_world([-0.5] * 3), grid.to_world([-0.5] * 3), atol=1e-9
+    )
+
+
+def test_a_pyramid_gives_what_its_finest_level_would(tmp_path):
+    """5 nm EM goes to 6.4 nm, also where a level of 10 nm lies nearer to the network's 8 nm."""
+    rng = np.random.default_rng(5)
+    grid = Grid((22, 34, 46), (5.0, 5.0, 5.0), (300.0, -200.0, 70.0), "em")
+    pixels = rng.integers(0, 255, grid.shape, np.uint8)
+    write_volume(tmp_path / "em.zarr", Volume(pixels, grid), options=WriteOptions(levels=2))
+    volume = open_volume(tmp_path / "em.zarr", frame="em")
+    assert [v.grid.spacing_nm[0] for v in volume.levels] == [5.0, 10.0]
+    reader = reader_for(volume, (8.0, 8.0, 8.0), 1.25)
+    assert reader.volume.grid.spacing_nm == (5.0, 5.0, 5.0)
+    np.testing.assert_allclose(reader.grid.spacing_nm, 6.4)
 
 
 def test_resampled_blocks_give_the_whole_to_the_bit(tmp_path, em, model):
