@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +35,7 @@ from clemreg.segment.models import Model
 from clemreg.segment.network import NetworkOptions
 from clemreg.segment.parallel import bfloat16_is_fast, training_device
 from clemreg.segment.reading import reader_for
-from clemreg.space.grid import Box, Shape
+from clemreg.space.grid import Box, Shape, Triple
 from clemreg.volume import Volume
 
 # A voxel size within this ratio of the network's is taken as it is: training covers it.
@@ -84,7 +86,7 @@ def predict(
         )
     reader = reader_for(volume, model.card.spacing_nm, TOLERATED_RATIO)
     limits = options.limits or find_limits(volume)
-    network = _Runner(model, options)
+    network = _Runner(_for_voxels(model, reader.grid.spacing_nm), options)
     where = Where(options.mask, reader.grid)
     shape = _block_shape(reader.grid.shape, model, options)
     job = f"{model.identity} {volume.name} {reader.grid} {shape} {limits} {options.job}"
@@ -139,6 +141,22 @@ def automatic_block(shape: Shape, network: NetworkOptions) -> Shape:
 
     fitting = ((z, y, x) for z, y, x in itertools.product(*sizes) if held((z, y, x)) <= most)
     return min(fitting, key=cost, default=(step, step, step))
+
+
+def _for_voxels(model: Model, taken_nm: Triple) -> Model:
+    """Let distances that the network knows in its own voxels be those in nm.
+
+    It was trained on EM stretched by up to `TOLERATED_RATIO`, with the distances stretched alike.
+    """
+    ratio = float(np.exp(np.mean(np.log(taken_nm) - np.log(model.card.spacing_nm))))
+    if ratio == 1:
+        return model
+    network = copy.deepcopy(model.network)
+    with torch.no_grad():  # tanh(d / 50 nm) comes after the head
+        for values in (network.head.weight, network.head.bias):
+            if values is not None:
+                values.mul_(ratio)
+    return replace(model, network=network)
 
 
 def _block_shape(shape: Shape, model: Model, options: PredictOptions) -> Shape:

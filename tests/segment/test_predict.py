@@ -363,6 +363,25 @@ def test_a_pyramid_gives_what_its_finest_level_would(tmp_path):
     np.testing.assert_allclose(reader.grid.spacing_nm, 6.4)
 
 
+def test_distances_are_in_nm_whatever_the_voxels(tmp_path):
+    """A network that counts voxels: the distance to a plane is read off the grey values."""
+    network = UNet(NetworkOptions(classes=("mito",), widths=(2,), down=(1,), up=()))
+    with torch.no_grad():
+        for values in network.parameters():
+            values.zero_()
+        conv = network.convolutions[0]
+        conv.weight[0, 0, 1, 1, 1], conv.weight[1, 0, 1, 1, 1] = 1, -1
+        # Grey values change by 1/20 a voxel, so the logit is the distance in voxels of 16 nm / 50.
+        network.head.weight[0, :, 0, 0, 0] = torch.tensor([1.0, -1.0]) * 20 * 16 / 50
+    model = Model(ModelCard("ruler", SPACING), network.eval())
+    for nm in (13.0, 16.0, 19.9):
+        grid = Grid((11, 17, 23), (nm,) * 3, (300.0, -200.0, 70.0), "em")
+        voxels = np.broadcast_to(np.arange(23) - 11.0, grid.shape).astype(np.float32)
+        options = PredictOptions(limits=(-20.0, 20.0), precise=True)
+        out = predict(Volume(voxels, grid), model, tmp_path / f"{nm}.zarr", options=options)
+        np.testing.assert_array_equal(out.read()[0], quantise(np.tanh(voxels * nm / 50)))
+
+
 def test_resampled_blocks_give_the_whole_to_the_bit(tmp_path, em, model):
     """Beyond the EM, too, where resampled voxels are all the same from the second on."""
     spacing = tuple(s * k for s, k in zip(model.card.spacing_nm, (1.7, 0.6, 0.7), strict=True))
