@@ -133,6 +133,13 @@ def random_training_block(
     em, phantom
         uint8 grey values (z, y, x), and what they show.
     """
+    phantom = random_piece(rng, Grid(shape, spacing_nm, frame="em"))
+    look = EmAppearance.random(rng)
+    return render_em(rng, phantom.labels, phantom.grid, look), phantom
+
+
+def random_piece(rng: np.random.Generator, grid: Grid) -> Phantom:
+    """Make a random piece of tissue or of a cell, with organelles of random number and size."""
     options = PhantomOptions(
         tissue="neuropil" if rng.random() < 0.6 else "cell",
         mito_spacing_nm=rng.uniform(800, 1400),
@@ -140,9 +147,7 @@ def random_training_block(
         er_spacing_nm=rng.uniform(500, 1100),
         flatness=rng.uniform(0, 0.8),
     )
-    grid = Grid(shape, spacing_nm, frame="em")
-    phantom = draw_phantom(rng, grid, options)
-    return render_em(rng, phantom.labels, grid, EmAppearance.random(rng)), phantom
+    return draw_phantom(rng, grid, options)
 
 
 def _class_greys(
