@@ -76,12 +76,14 @@ def train(
 ) -> None:
     """Train a network; a second start goes on from the last checkpoint."""
     from clemreg.pipeline.train import train_from_config
+    from clemreg.segment.parallel import writes
 
     with progress_bar("train") as progress:
         path = train_from_config(
             config, tuple(data or ()), journal=journal, overwrite=overwrite, progress=progress
         )
-    result(f"wrote {path}")
+    if writes():  # of the processes of torchrun only one does
+        result(f"wrote {path}")
 
 
 @models.command("list")

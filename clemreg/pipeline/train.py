@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -220,7 +221,7 @@ def train_from_config(
             validation=_validation(config, options, crops),
             checkpoint=checkpoint,
             outlets=Outlets(writer, progress, keep, config.keep_every),
-            data=_data(config),
+            data=_data(config) | {"voxels": _digest(volumes)},
         )
     if writes():
         described.save(trained.network, trained.steps, out)
@@ -241,6 +242,16 @@ def _data(config: TrainConfig) -> dict[str, str]:
         for key in _FILES & entry.keys():
             entry[key] = Path(entry[key]).name
     return {name: json.dumps(section, sort_keys=True) for name, section in sections.items()}
+
+
+def _digest(volumes: Sequence[TrainingVolume]) -> str:
+    """Tell the voxels that are learnt from from others, wherever their files lie."""
+    known = hashlib.sha256()
+    for volume in volumes:
+        for array in (volume.em, *volume.distances_nm.values()):
+            known.update(f"{array.shape} {array.dtype}".encode())
+            known.update(np.ascontiguousarray(array).data)
+    return known.hexdigest()[:16]
 
 
 Crops = dict[CosemData | CellMapData, tuple[TrainingCrop, ...]]

@@ -100,10 +100,31 @@ def test_other_data_are_not_gone_on_with(config, capsys):
     path.write_text(path.read_text().replace("held_out = [0, 10]", "held_out = [10, 20]"))
     command[-1] = f"mine={moved}"
     assert run_app(command) == 1
-    assert "was trained with other data: real differ" in capsys.readouterr().err
+    assert "was trained with other data: real, voxels differ" in capsys.readouterr().err
     assert (path.parent / "ball.safetensors").read_bytes() == before
     path.write_text(CONFIG)
     assert run_app(command) == 0
+
+
+@pytest.mark.parametrize("name", ["em.tif", "mito.tif"])
+def test_files_that_were_changed_are_not_gone_on_with(config, capsys, name):
+    path, em, labels = config
+    command = ["train", str(path), "--data", f"mine={path.parent / 'data'}"]
+    assert run_app(command) == 0
+    values = {"em.tif": em, "mito.tif": labels}[name].copy()
+    values[20, 11, 12] ^= 1
+    tifffile.imwrite(path.parent / "data" / name, values)
+    assert run_app(command) == 1
+    assert "was trained with other data: voxels differ" in capsys.readouterr().err
+
+
+def test_of_several_processes_one_says_what_was_written(config, capsys, monkeypatch):
+    path, _, _ = config
+    command = ["train", str(path), "--data", f"mine={path.parent / 'data'}"]
+    monkeypatch.setenv("RANK", "1")
+    assert run_app(command) == 0
+    assert "wrote" not in capsys.readouterr().out
+    assert not (path.parent / "ball.safetensors").exists()
 
 
 def test_a_wrong_configuration_is_refused(config):
