@@ -90,7 +90,8 @@ def start_comparison(
         if progress is not None:
             progress(done + 1, len(pairs), "places")
     Key(predictions[0], predictions[1], pairs).write(out / KEY)
-    atomic_write_text(out / PAGE, render_pairs("Which prediction is better?", shown))
+    page = render_pairs("Which prediction is better?", shown, volume.grid.spacing_nm)
+    atomic_write_text(out / PAGE, page)
     return out / PAGE
 
 

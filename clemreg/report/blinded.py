@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clemreg.evaluate.blinded import Pair
 from clemreg.report.html import fill
+from clemreg.space.grid import Triple
 
 GREEN = (70, 255, 90, 255)
 Bytes = NDArray[np.uint8]
@@ -20,7 +21,7 @@ BoolArray = NDArray[np.bool_]
 Shown = tuple[Pair, Bytes, BoolArray, BoolArray]
 
 
-def render_pairs(title: str, shown: Sequence[Shown]) -> str:
+def render_pairs(title: str, shown: Sequence[Shown], spacing_nm: Triple) -> str:
     """Return the page; what is on which side is not in it.
 
     Parameters
@@ -28,32 +29,46 @@ def render_pairs(title: str, shown: Sequence[Shown]) -> str:
     shown
         For each place: the pair, the EM as grey levels, and the masks of predictions a and b,
         each (z, y, x) of its box.
+    spacing_nm
+        Voxel size zyx; flat voxels are drawn as such.
     """
     pairs = []
     identity = hashlib.sha256()
     for pair, em, mask_a, mask_b in shown:
         left, right = (mask_a, mask_b) if pair.left == "a" else (mask_b, mask_a)
-        pictures = {
-            "em": montage(em), "left": outlines(left), "right": outlines(right),
-        }  # fmt: skip
+        pictures = {"em": montage(em, spacing_nm)}
+        pictures |= {"left": outlines(left, spacing_nm), "right": outlines(right, spacing_nm)}
         identity.update(b"".join(p.tobytes() for p in pictures.values()))
         uris = {name: data_uri(picture) for name, picture in pictures.items()}
         pairs.append({"number": pair.number} | uris)
     return fill("blinded.html", title=title, pairs=pairs, identity=identity.hexdigest()[:16])
 
 
-def montage(volume: NDArray[Any]) -> NDArray[Any]:
+def montage(volume: NDArray[Any], spacing_nm: Triple) -> NDArray[Any]:
     """Three planes through the middle (xy, xz, yz), one below the other."""
-    return _below_each_other([np.take(volume, n // 2, i) for i, n in enumerate(volume.shape)])
+    return _below_each_other(_planes(volume, spacing_nm))
 
 
-def outlines(mask: BoolArray) -> Bytes:
+def outlines(mask: BoolArray, spacing_nm: Triple) -> Bytes:
     """Outline of a mask in the same three planes: green, and transparent elsewhere; RGBA."""
-    planes = [np.take(mask, n // 2, i) for i, n in enumerate(mask.shape)]
-    edges = _below_each_other([_outline(plane) for plane in planes])
+    edges = _below_each_other([_outline(plane) for plane in _planes(mask, spacing_nm)])
     rgba = np.zeros((*edges.shape, 4), dtype=np.uint8)
     rgba[edges] = GREEN
     return rgba
+
+
+def _planes(volume: NDArray[Any], spacing_nm: Triple) -> list[NDArray[Any]]:
+    """Planes with square pixels as large as the voxel's shortest edge."""
+    pixel = min(spacing_nm)
+    seen = [
+        ((np.arange(max(1, round(n * s / pixel))) + 0.5) * pixel / s).astype(int).clip(0, n - 1)
+        for n, s in zip(volume.shape, spacing_nm, strict=True)
+    ]
+    middle = [volume.take(n // 2, axis) for axis, n in enumerate(volume.shape)]
+    return [
+        plane[np.ix_(*(rows for other, rows in enumerate(seen) if other != axis))]
+        for axis, plane in enumerate(middle)
+    ]
 
 
 def _below_each_other(planes: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -27,6 +27,7 @@ from clemreg.space.grid import Box, Grid
 from clemreg.volume import Volume
 
 SHAPE = (11, 17, 23)
+CUBES = (4.0, 4.0, 4.0)
 
 
 def test_places_lie_inside_and_sides_are_balanced():
@@ -113,20 +114,35 @@ def test_the_page_shows_each_on_its_side_and_names_none():
     b[:, :, 6:8] = True
     box = Box((0, 0, 0), em.shape)
     shown = [(Pair(1, box, "a"), em, a, b), (Pair(2, box, "b"), em, a, b)]
-    html = render_pairs("Which <one>?", shown)
+    html = render_pairs("Which <one>?", shown, CUBES)
     assert "Which &lt;one&gt;?" in html
     left, right = pictures(html, "left prediction"), pictures(html, "right prediction")
     np.testing.assert_array_equal(left[0], right[1])
     np.testing.assert_array_equal(left[1], right[0])
-    np.testing.assert_array_equal(left[0], outlines(a))
-    np.testing.assert_array_equal(pictures(html, "EM")[0], montage(em))
-    np.testing.assert_array_equal(montage(em)[:7], em[2])  # xy, then xz, then yz
-    np.testing.assert_array_equal(montage(em)[9:14], em[:, 3])
-    np.testing.assert_array_equal(montage(em)[16:21, 1:8], em[:, :, 4])
-    edge = outlines(a)[:7, :, 3] > 0
+    np.testing.assert_array_equal(left[0], outlines(a, CUBES))
+    np.testing.assert_array_equal(pictures(html, "EM")[0], montage(em, CUBES))
+    np.testing.assert_array_equal(montage(em, CUBES)[:7], em[2])  # xy, then xz, then yz
+    np.testing.assert_array_equal(montage(em, CUBES)[9:14], em[:, 3])
+    np.testing.assert_array_equal(montage(em, CUBES)[16:21, 1:8], em[:, :, 4])
+    edge = outlines(a, CUBES)[:7, :, 3] > 0
     assert edge[2, 2:6].all()
     assert edge[3].tolist() == [False, False, True, False, False, True, False, False, False]
-    assert (outlines(a)[..., 1][outlines(a)[..., 3] > 0] == 255).all()
+    assert (outlines(a, CUBES)[..., 1][outlines(a, CUBES)[..., 3] > 0] == 255).all()
+
+
+def test_flat_voxels_are_drawn_flat():
+    """z of 12 nm over 4 and 6 nm: three rows of pixels each, and 3 pixels for 2 voxels of y."""
+    em = np.arange(5 * 8 * 10, dtype=np.uint8).reshape(5, 8, 10)
+    drawn = montage(em, (12.0, 6.0, 4.0))
+    assert drawn.shape == (12 + 15 + 15 + 6, 12)
+    y = [0, 1, 1, 2, 3, 3, 4, 5, 5, 6, 7, 7]
+    np.testing.assert_array_equal(drawn[:12, 1:11], em[2][y])
+    np.testing.assert_array_equal(drawn[14:29, 1:11], np.repeat(em[:, 4], 3, axis=0))
+    np.testing.assert_array_equal(drawn[31:46], np.repeat(em[:, :, 5], 3, axis=0)[:, y])
+    mask = np.zeros(em.shape, bool)
+    mask[1:4, 2:6, 3:7] = True
+    assert outlines(mask, (12.0, 6.0, 4.0))[14:29, :, 3].any(axis=1).sum() == 9
+    assert (outlines(mask, (12.0, 6.0, 4.0))[14:29, 6, 3] > 0).sum() == 2  # lines stay thin
 
 
 def test_from_files_to_the_p_value(tmp_path):
@@ -150,7 +166,9 @@ def test_from_files_to_the_p_value(tmp_path):
     first = key.pairs[0]
     block = {n: v[first.box.slices] for n, v in values.items()}
     mask = block["a"] >= 127 if first.left == "a" else block["b"] != 0
-    np.testing.assert_array_equal(pictures(html, "left prediction")[0], outlines(mask))
+    np.testing.assert_array_equal(
+        pictures(html, "left prediction")[0], outlines(mask, grid.spacing_nm)
+    )
     assert pictures(html, "EM")[0].max() > 250
     chosen = ["left" if p.left == "b" else "right" for p in key.pairs]
     lines = [f"{p.number},{c}" for p, c in zip(key.pairs, chosen, strict=True)]
