@@ -29,5 +29,5 @@ clemreg.attempt {
     if (replace) words += "--overwrite"
     clemreg.run("Applying the transform", words)
     result = out
-    if (open && !clemreg.headless && out.name.toLowerCase() =~ /\.tiff?$/) IJ.openImage(out.path).show()
+    if (open && !clemreg.headless && out.name =~ /(?i)\.tiff?$/) IJ.openImage(out.path).show()
 }

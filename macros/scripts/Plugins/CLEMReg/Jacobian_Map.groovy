@@ -23,7 +23,7 @@ clemreg.attempt {
     report = clemreg.run("Jacobian determinant", ["evaluate", "jacobian", "--transform", transform, "--grid-of", clemreg.volume(lm), "--map", out] +
         (replace ? ["--overwrite"] : [])).join("\n")
     map = out
-    if (open && !clemreg.headless && out.name.toLowerCase() =~ /\.tiff?$/) {
+    if (open && !clemreg.headless && out.name =~ /(?i)\.tiff?$/) {
         def image = IJ.openImage(out.path)
         image.setDisplayRange(0.5, 1.5)
         image.show()

@@ -11,7 +11,7 @@ clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
 
 /** The .xml of a run folder, or of the folder of a file such as report.html, or the file itself. */
 def datasetOf(File place) {
-    if (place.isFile() && place.name.toLowerCase().endsWith(".xml")) return place
+    if (place.isFile() && place.name =~ /(?i)\.xml$/) return place
     def folder = place.isFile() ? place.absoluteFile.parentFile : place
     ["export/bdv.xml", "run/export/bdv.xml", "bdv.xml"].collect { new File(folder, it) }.find { it.isFile() }
 }
