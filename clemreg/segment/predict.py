@@ -34,7 +34,7 @@ from clemreg.segment.inference import Ends, FastUNet, joined, mirrored
 from clemreg.segment.models import Model
 from clemreg.segment.network import NetworkOptions
 from clemreg.segment.parallel import bfloat16_is_fast, training_device
-from clemreg.segment.reading import reader_for
+from clemreg.segment.reading import reader_for, size_ratio
 from clemreg.space.grid import Box, Shape, Triple
 from clemreg.volume import Volume
 
@@ -148,7 +148,7 @@ def _for_voxels(model: Model, taken_nm: Triple) -> Model:
 
     It was trained on EM stretched by up to `TOLERATED_RATIO`, with the distances stretched alike.
     """
-    ratio = float(np.exp(np.mean(np.log(taken_nm) - np.log(model.card.spacing_nm))))
+    ratio = size_ratio(taken_nm, model.card.spacing_nm)
     if ratio == 1:
         return model
     network = copy.deepcopy(model.network)

@@ -62,6 +62,11 @@ def misfit(grid: Grid, wanted_nm: Triple) -> float:
     return float(np.maximum(ratio, 1 / ratio).max())
 
 
+def size_ratio(found_nm: Triple, wanted_nm: Triple) -> float:
+    """How much larger voxels are, along an edge: the geometric mean over the axes."""
+    return float(np.exp(np.mean(np.log(found_nm) - np.log(wanted_nm))))
+
+
 def nearest_spacing(found_nm: Triple, wanted_nm: Triple, tolerated: float) -> Triple:
     """Voxel size zyx nearest to that of an EM which a network can take, of the network's shape.
 
@@ -74,9 +79,8 @@ def nearest_spacing(found_nm: Triple, wanted_nm: Triple, tolerated: float) -> Tr
     tolerated
         Ratio up to which voxels may be larger or smaller than `wanted_nm`.
     """
-    wanted = np.asarray(wanted_nm, dtype=float)
-    ratio = float(np.exp(np.mean(np.log(found_nm) - np.log(wanted))))
-    z, y, x = (wanted * np.clip(ratio, 1 / tolerated, tolerated)).tolist()
+    ratio = np.clip(size_ratio(found_nm, wanted_nm), 1 / tolerated, tolerated)
+    z, y, x = (np.asarray(wanted_nm) * ratio).tolist()
     return z, y, x
 
 
