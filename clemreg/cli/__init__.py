@@ -15,6 +15,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments
         Command-line arguments; default: those of the process.
     """
+    from clemreg.cli.interrupt import listen
+
+    listen()
     from clemreg.cli.app import EXIT_INTERRUPTED, run_app
 
     code = run_app(list(sys.argv[1:] if arguments is None else arguments))

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
+from clemreg.cli.interrupt import stop_if_interrupted
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -86,9 +88,15 @@ def progress_bar(title: str) -> Iterator[Progress]:
     """Show progress with rate and time left on stderr.
 
     On a terminal this is a live bar. Elsewhere (a log, or Fiji) it is a line where the count starts
-    anew, and else at most one every two seconds: ``PROGRESS done/total message``.
+    anew, and else at most one every two seconds: ``PROGRESS done/total message``. A Ctrl-C that
+    went unheard stops the work here.
     """
-    with _live_bar(title) if _is_live() else _plain_lines(title) as report:
+    with _live_bar(title) if _is_live() else _plain_lines(title) as show:
+
+        def report(done: int, total: int, message: str) -> None:
+            stop_if_interrupted()
+            show(done, total, message)
+
         yield report
 
 

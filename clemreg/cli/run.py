@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from clemreg.cli.console import JsonOption, Progress, print_verdict, progress_bar, result, say
+from clemreg.cli.interrupt import stop_if_interrupted
 
 
 def add_to(parent: typer.Typer) -> None:
@@ -108,4 +109,5 @@ def _display() -> Callable[[str], AbstractContextManager[Progress]]:
 
 
 def _announce(step: str, state: str) -> None:
+    stop_if_interrupted()
     say(f"{step}: {state}")
