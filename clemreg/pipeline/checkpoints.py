@@ -28,6 +28,7 @@ from clemreg.segment.exchange import open_network
 from clemreg.segment.external import predict_with
 from clemreg.segment.models import Model
 from clemreg.segment.predict import predict
+from clemreg.segment.reading import misfit
 from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import LazyArray, Volume
 
@@ -192,18 +193,13 @@ def predict_around(network: Network, crop: TrainingCrop, out: Path) -> Volume:
     else:
         unet = network.network
         input_nm, halo, step = network.card.spacing_nm[0], unet.halo, unet.step
-    em = min(crop.em, key=lambda v: _misfit(v.grid, input_nm))
+    em = min(crop.em, key=lambda v: misfit(v.grid.spacing_nm, input_nm))
     part = _part(em, _around(em.grid, crop.annotations.grid, (halo + step) * input_nm, step))
     options = PredictOptions(limits=crop.limits)
     if isinstance(network, Model):
         return predict(part, network, out, options=options)
     most = min(COSEM_BLOCK, max(part.shape) * network.network.options.scale)
     return predict_with(part, as_block_network(network, most=most), out, options=options)
-
-
-def _misfit(grid: Grid, wanted_nm: float) -> float:
-    ratio = np.asarray(grid.spacing_nm) / wanted_nm
-    return float(np.maximum(ratio, 1 / ratio).max())
 
 
 def _around(em: Grid, labels: Grid, margin_nm: float, step: int) -> Box:

@@ -22,6 +22,7 @@ from clemreg.segment.blockwise import read_extended
 from clemreg.segment.cellmap import CellMapCrop
 from clemreg.segment.classes import Annotation, category
 from clemreg.segment.groundtruth import AnnotatedCrop, CosemCrop
+from clemreg.segment.reading import misfit
 from clemreg.segment.sampling import BoolArray, FloatArray, Patch, PatchShape
 from clemreg.segment.sdt import context_voxels, crop_targets, label_target, unknown_target
 from clemreg.space.grid import Box, Grid, Shape
@@ -324,7 +325,7 @@ def _stride(crop: TrainingCrop, shape: PatchShape) -> Shape:
     """Label voxels in a voxel of the targets, zyx."""
     labels = np.asarray(crop.annotations.grid.spacing_nm)
     stride = np.maximum(1, np.rint(shape.output_nm / labels))
-    if _misfit(stride * labels, shape.output_nm) > TOLERATED_RATIO:
+    if misfit(stride * labels, shape.output_nm) > TOLERATED_RATIO:
         raise VoxelSizeError(
             f"{crop.name}: labels of {tuple(labels.tolist())} nm (z, y, x) are too coarse for "
             f"targets of {shape.output_nm:g} nm"
@@ -336,7 +337,7 @@ def _stride(crop: TrainingCrop, shape: PatchShape) -> Shape:
 def _fitting(crop: TrainingCrop, shape: PatchShape) -> tuple[Volume, ...]:
     """EM with the voxels that the network sees."""
     fit = tuple(
-        em for em in crop.em if _misfit(em.grid.spacing_nm, shape.input_nm) <= TOLERATED_RATIO
+        em for em in crop.em if misfit(em.grid.spacing_nm, shape.input_nm) <= TOLERATED_RATIO
     )
     if not fit:
         raise VoxelSizeError(
@@ -345,11 +346,6 @@ def _fitting(crop: TrainingCrop, shape: PatchShape) -> tuple[Volume, ...]:
             hint='choose the EM of a COSEM sample: em = "fine", "averaged" or "phases"',
         )
     return fit
-
-
-def _misfit(spacing_nm: Sequence[float] | NDArray[np.float64], wanted_nm: float) -> float:
-    ratio = np.asarray(spacing_nm) / wanted_nm
-    return float(np.maximum(ratio, 1 / ratio).max())
 
 
 def _context(labels: Grid, stride: Shape) -> Shape:

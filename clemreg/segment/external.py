@@ -129,8 +129,8 @@ def output_grid(grid: Grid, network: BlockNetwork) -> Grid:
 
 def _reader(volume: Volume, network: BlockNetwork) -> Reader:
     """Read the level whose voxels are nearest as they are, or resample."""
-    level = min(volume.levels, key=lambda v: misfit(v.grid, network.input_nm))
-    off = misfit(level.grid, network.input_nm)
+    level = min(volume.levels, key=lambda v: misfit(v.grid.spacing_nm, network.input_nm))
+    off = misfit(level.grid.spacing_nm, network.input_nm)
     if off > TOLERATED_RATIO:
         return reader_for(volume, network.input_nm, 1.0)  # exactly, as it was trained
     if off > _SAME_RATIO:

@@ -34,12 +34,10 @@ from clemreg.segment.inference import Ends, FastUNet, joined, mirrored
 from clemreg.segment.models import Model
 from clemreg.segment.network import NetworkOptions
 from clemreg.segment.parallel import bfloat16_is_fast, training_device
-from clemreg.segment.reading import reader_for, size_ratio
+from clemreg.segment.reading import TOLERATED_RATIO, reader_for, size_ratio
 from clemreg.space.grid import Box, Shape, Triple
 from clemreg.volume import Volume
 
-# A voxel size within this ratio of the network's is taken as it is: training covers it.
-TOLERATED_RATIO = 1.25
 # Values of the finest features of one block, 4 bytes each; a few such arrays live at a time.
 MOST_FEATURES = 7e7
 COLOURS = ("FF00FF", "00FF00", "00FFFF")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from clemreg.volume import Volume
 
 log = logging.getLogger(__name__)
 
+# A voxel size within this ratio of a compact network's is taken as it is: training covers it.
+TOLERATED_RATIO = 1.25
 # Finer than this in volume and the resampled EM would be mostly invention.
 MOST_UPSAMPLING = 30.0
 # A level of a pyramid may be coarser than wanted by this ratio along an axis.
@@ -56,9 +59,9 @@ class Reader:
         return separable_resample(part, shifted, widths)
 
 
-def misfit(grid: Grid, wanted_nm: Triple) -> float:
+def misfit(found_nm: Sequence[float] | NDArray[np.float64], wanted_nm: Triple | float) -> float:
     """Largest ratio of voxel sizes along an axis, from 1 on."""
-    ratio = np.asarray(grid.spacing_nm) / np.asarray(wanted_nm)
+    ratio = np.asarray(found_nm) / np.asarray(wanted_nm)
     return float(np.maximum(ratio, 1 / ratio).max())
 
 
@@ -82,6 +85,15 @@ def nearest_spacing(found_nm: Triple, wanted_nm: Triple, tolerated: float) -> Tr
     ratio = np.clip(size_ratio(found_nm, wanted_nm), 1 / tolerated, tolerated)
     z, y, x = (np.asarray(wanted_nm) * ratio).tolist()
     return z, y, x
+
+
+def taken_spacing(
+    found_nm: Triple, wanted_nm: Triple, tolerated: float = TOLERATED_RATIO
+) -> Triple:
+    """Voxel size at which EM is predicted: its own if the network takes it, or the nearest."""
+    if misfit(found_nm, wanted_nm) <= tolerated:
+        return found_nm
+    return nearest_spacing(found_nm, wanted_nm, tolerated)
 
 
 def nearest_level(volume: Volume, wanted_nm: Triple) -> Volume:
@@ -124,7 +136,7 @@ def reader_for(volume: Volume, wanted_nm: Triple, tolerated: float) -> Reader:
             volume.grid.spacing_nm,
             found,
         )
-    if misfit(level.grid, wanted_nm) <= tolerated:
+    if misfit(found, wanted_nm) <= tolerated:
         return Reader(level, level.grid)
     log.warning(
         "EM voxels of %s nm (z, y, x) are resampled to %s nm for a network made for %s nm",

@@ -20,8 +20,11 @@ from clemreg.segment.data import (
     separable_resample,
 )
 from clemreg.segment.network import UNet
+from clemreg.segment.reading import Reader, taken_spacing
 from clemreg.segment.sampling import Patch, PatchShape, Sampler
 from clemreg.segment.targets import ORGANELLES, class_targets
+from clemreg.space.grid import Box, Grid, Triple
+from clemreg.volume import Volume
 
 # Input around each tile, in voxels: enough to be far from the zeros beyond the edge.
 MARGIN = 32
@@ -64,14 +67,23 @@ class Examiner(Protocol):
 
 
 class Validation:
-    """Held-out volumes at the network's voxel size, and what is true in them."""
+    """Held-out volumes at the voxel sizes at which they are predicted, and what is true in them.
+
+    Parameters
+    ----------
+    spacing_nm
+        Voxel size of the network. Volumes are resampled as `clemreg segment` does it: to the
+        nearest voxels that the network takes, if their own are not.
+    """
 
     def __init__(
         self, volumes: Sequence[TrainingVolume], spacing_nm: float, classes: Sequence[str]
     ) -> None:
-        self.spacing_nm = spacing_nm
         self.classes = tuple(classes)
-        self.cases: Sequence[Case] = [_case(v, spacing_nm, self.classes) for v in volumes]
+        self.spacings = [taken_spacing(v.spacing_nm, (spacing_nm,) * 3) for v in volumes]
+        self.cases: Sequence[Case] = [
+            _case(v, taken, self.classes) for v, taken in zip(volumes, self.spacings, strict=True)
+        ]
 
     def examine(self, network: Network) -> tuple[dict[str, Score], NDArray[np.uint8]]:
         """Score every annotated class over all volumes together, and picture the first volume.
@@ -89,12 +101,12 @@ class Validation:
         result = {}
         for i, name in enumerate(self.classes):
             parts = [
-                (f[i] & k[i], t[i] & k[i])
-                for f, (_, t, k) in zip(found, self.cases, strict=True)
+                (f[i] & k[i], t[i] & k[i], spacing)
+                for f, (_, t, k), spacing in zip(found, self.cases, self.spacings, strict=True)
                 if k[i].any()
             ]
             if parts:
-                result[name] = _score(parts, self.spacing_nm)
+                result[name] = _score(parts)
         return result
 
 
@@ -127,12 +139,12 @@ class PatchValidation:
         scores = {}
         for i, name in enumerate(self.classes):
             parts = [
-                ((f[i] >= 0) & k[i], (t[i] >= 0) & k[i])
+                ((f[i] >= 0) & k[i], (t[i] >= 0) & k[i], (self.shape.output_nm,) * 3)
                 for f, (_, t, k) in zip(found, self.cases, strict=True)
                 if k[i].any()
             ]
             if parts:
-                scores[name] = _score(parts, self.shape.output_nm)
+                scores[name] = _score(parts)
         return scores, self._example(found[0])
 
     def _predict(self, network: Network, em: FloatVolume) -> FloatVolume:
@@ -157,16 +169,18 @@ class PatchValidation:
 
 
 Case = tuple[FloatVolume, NDArray[np.bool_], NDArray[np.bool_]]
+"""Normalised EM (z, y, x) with `MARGIN` around; truth and where it is known (class, z, y, x)."""
 
 
-def _case(volume: TrainingVolume, spacing_nm: float, classes: Sequence[str]) -> Case:
-    """Normalised EM (z, y, x), truth and where it is known (class, z, y, x)."""
-    widths = spacing_nm / np.asarray(volume.spacing_nm)
-    shape = np.maximum(1, np.asarray(volume.em.shape) / widths).astype(int)
-    axes = [(np.arange(n) + 0.5) * w - 0.5 for n, w in zip(shape, widths, strict=True)]
-    em = normalise(
-        separable_resample(volume.em.astype(np.float32), axes, widths), contrast_limits(volume.em)
-    )
+def _case(volume: TrainingVolume, spacing_nm: Triple, classes: Sequence[str]) -> Case:
+    own = Grid(volume.em.shape, volume.spacing_nm)
+    shape = own.with_spacing(spacing_nm).shape
+    reader = Reader(Volume(volume.em, own), own.with_spacing(spacing_nm))
+    em = normalise(reader.read(Box((0, 0, 0), shape).grow(MARGIN)), contrast_limits(volume.em))
+    axes = [
+        np.minimum((np.arange(n) + 0.5) * (s / f) - 0.5, most - 1)
+        for n, s, f, most in zip(shape, spacing_nm, own.spacing_nm, own.shape, strict=True)
+    ]
     distances = np.zeros((len(ORGANELLES), *shape), np.float32)
     known = np.zeros(distances.shape, bool)
     for i, organelle in enumerate(ORGANELLES):
@@ -183,30 +197,32 @@ def _on_device_of(network: Network, em: FloatVolume) -> torch.Tensor:
 
 
 def _predict(network: Network, em: FloatVolume) -> FloatVolume:
-    """Logits (class, z, y, x), tile by tile in y and x; the outermost voxels go on beyond."""
+    """Logits (class, z, y, x) of EM with `MARGIN` around, tile by tile in y and x."""
     if not isinstance(network, UNet):
         raise ConfigError(
             "a COSEM network is scored on crops, not on volumes",
             hint="give crops with held_out, and no held_out slices of volumes",
         )
-    result = np.zeros((len(network.options.classes), *em.shape), np.float32)
-    up = [-(n + 2 * MARGIN) % network.step for n in em.shape]
-    padded = np.pad(em, [(MARGIN, MARGIN + u) for u in up], mode="edge")
+    depth, *across = (n - 2 * MARGIN for n in em.shape)
+    result = np.zeros((len(network.options.classes), depth, *across), np.float32)
+    up = [-n % network.step for n in em.shape]
+    padded = np.pad(em, [(0, u) for u in up], mode="edge")
     with torch.inference_mode():
-        for y, x in _tiles(em.shape[1:]):
+        for y, x in _tiles(across):
             part = padded[:, y.start : y.stop + 2 * MARGIN, x.start : x.stop + 2 * MARGIN]
             more = [-n % network.step for n in part.shape]
             part = np.pad(part, [(0, m) for m in more], mode="edge")
             logits = network.padded_logits(_on_device_of(network, part))[0].cpu().numpy()
             inner = logits[:, MARGIN:, MARGIN:, MARGIN:]
-            result[:, :, y, x] = inner[:, : em.shape[0], : y.stop - y.start, : x.stop - x.start]
+            result[:, :, y, x] = inner[:, :depth, : y.stop - y.start, : x.stop - x.start]
     return result
 
 
 def _example(case: Case, logits: FloatVolume) -> NDArray[np.uint8]:
     em, truth, _ = case
-    z = len(em) // 2
-    panels = [em[z] / 2 + 0.5, truth[0, z], np.tanh(logits[0, z]) / 2 + 0.5]
+    z = truth.shape[1] // 2
+    grey_em = em[z + MARGIN, MARGIN:-MARGIN, MARGIN:-MARGIN]
+    panels = [grey_em / 2 + 0.5, truth[0, z], np.tanh(logits[0, z]) / 2 + 0.5]
     grey = np.clip(np.concatenate(panels, axis=1), 0, 1) * 255
     return np.asarray(grey, dtype=np.uint8)
 
@@ -217,15 +233,14 @@ def _tiles(shape: Sequence[int]) -> Iterator[tuple[slice, slice]]:
             yield slice(y, min(y + TILE, shape[0])), slice(x, min(x + TILE, shape[1]))
 
 
-def _score(
-    parts: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_]]], spacing_nm: float
-) -> Score:
-    both = sum(int((p & t).sum()) for p, t in parts)
-    either = sum(int((p | t).sum()) for p, t in parts)
-    total = sum(int(p.sum()) + int(t.sum()) for p, t in parts)
+def _score(parts: Sequence[tuple[NDArray[np.bool_], NDArray[np.bool_], Triple]]) -> Score:
+    """Compare predictions and truths (z, y, x), each with its voxel size, together."""
+    both = sum(int((p & t).sum()) for p, t, _ in parts)
+    either = sum(int((p | t).sum()) for p, t, _ in parts)
+    total = sum(int(p.sum()) + int(t.sum()) for p, t, _ in parts)
     false = [
-        np.concatenate([_distances(p, t, spacing_nm) for p, t in parts]),
-        np.concatenate([_distances(t, p, spacing_nm) for p, t in parts]),
+        np.concatenate([_distances(p, t, spacing) for p, t, spacing in parts]),
+        np.concatenate([_distances(t, p, spacing) for p, t, spacing in parts]),
     ]
     empty = not all(len(d) for d in false)
     return Score(
@@ -236,12 +251,12 @@ def _score(
 
 
 def _distances(
-    of: NDArray[np.bool_], to: NDArray[np.bool_], spacing_nm: float
+    of: NDArray[np.bool_], to: NDArray[np.bool_], spacing_nm: Triple
 ) -> NDArray[np.float32]:
     """Distance of each voxel of one mask to the other, cut at 200 nm."""
     import edt
 
     if not to.any():
         return np.full(int(of.sum()), LONGEST_NM, np.float32)
-    distance = edt.edt(np.ascontiguousarray(~to), anisotropy=(spacing_nm,) * 3, parallel=1)
+    distance = edt.edt(np.ascontiguousarray(~to), anisotropy=spacing_nm, parallel=1)
     return np.asarray(np.minimum(distance[of], LONGEST_NM), dtype=np.float32)
