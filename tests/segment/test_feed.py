@@ -81,3 +81,14 @@ def test_simulated_volumes_do_not_depend_on_who_draws_them():
         np.testing.assert_array_equal(a.em, b.em)
         for organelle in ("mito", "er"):
             np.testing.assert_array_equal(a.distances_nm[organelle], b.distances_nm[organelle])
+
+
+def test_simulated_mitochondria_are_outlined_inside_their_membrane_if_people_do_so():
+    """Half a membrane deeper, in nm whatever the voxels are; the EM and the ER stay as they are."""
+    common = {"blocks": 1, "shape": (24, 40, 32), "spacing_nm": (9.0, 11.0)}
+    (outer,) = simulated_volumes(SimulatedData(**common))
+    (inset,) = simulated_volumes(SimulatedData(**common, inset_nm=9.5))
+    np.testing.assert_array_equal(inset.em, outer.em)
+    moved = outer.distances_nm["mito"] - inset.distances_nm["mito"]
+    np.testing.assert_allclose(moved, 9.5, rtol=1e-4)
+    np.testing.assert_array_equal(inset.distances_nm["er"], outer.distances_nm["er"])
