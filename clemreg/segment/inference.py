@@ -119,15 +119,13 @@ class _Convolution(nn.Module):
     """A valid convolution, in the layout in which processors and GPUs are fastest."""
 
     weight: torch.Tensor
-    bias: torch.Tensor
+    bias: torch.Tensor | None  # none: on a GPU, adding even zeros takes a pass over the features
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
-        if bias is None:
-            bias = weight.new_zeros(len(weight))
         layout = torch.channels_last_3d
         self.register_buffer("weight", weight.detach().contiguous(memory_format=layout))
-        self.register_buffer("bias", bias.detach().clone())
+        self.register_buffer("bias", None if bias is None else bias.detach().clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.device.type == "cpu" and _onednn_in_float32():
