@@ -25,7 +25,7 @@ from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
 from clemreg.segment.augment import AugmentOptions
 from clemreg.segment.checkpoints import CosemModel
 from clemreg.segment.cosem import CosemUNet
-from clemreg.segment.crops import CropOptions, CropPatches, TrainingCrop, usable_crops
+from clemreg.segment.crops import CropOptions, CropPatches, TrainingCrop, digest, usable_crops
 from clemreg.segment.data import TrainingVolume
 from clemreg.segment.exchange import write_safetensors
 from clemreg.segment.journal import Journal
@@ -226,7 +226,7 @@ def train_from_config(
             validation=_validation(config, options, crops),
             checkpoint=checkpoint,
             outlets=Outlets(writer, progress, keep, config.keep_every),
-            data=_data(config) | {"voxels": _digest(volumes)},
+            data=_data(config) | {"voxels": _digest(volumes), "crops": digest(learnt)},
         )
     if writes():
         described.save(trained.network, trained.steps, out)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +21,7 @@ from clemreg.segment.augment import (
 )
 from clemreg.segment.blockwise import read_extended
 from clemreg.segment.cellmap import CellMapCrop
-from clemreg.segment.classes import Annotation, category
+from clemreg.segment.classes import CATEGORIES, Annotation, category
 from clemreg.segment.groundtruth import AnnotatedCrop, CosemCrop
 from clemreg.segment.reading import misfit
 from clemreg.segment.sampling import BoolArray, FloatArray, Patch, PatchShape
@@ -36,6 +37,7 @@ LEAST_ANNOTATED = 0.75
 _TRIES = 200
 _MOST_EMPTY = 20
 _MASK = "mask "
+_SLAB = 32
 
 
 class Annotations(Protocol):
@@ -310,6 +312,33 @@ class CropPatches:
             return patch
         turned = turn(rng, *patch)
         return turned[0], turned[1], turned[2]
+
+
+def digest(crops: Iterable[TrainingCrop]) -> str:
+    """Tell crops from others: what is annotated, and the EM that it lies in, voxel by voxel."""
+    known = hashlib.sha256()
+    for crop in crops:
+        labels = crop.annotations.grid
+        told = [crop.annotations.of(category.name).name for category in CATEGORIES]
+        known.update(f"{crop.name} {crop.limits} {labels} {told}".encode())
+        for box in _slabs(Box((0, 0, 0), labels.shape)):
+            for name, array in crop.annotations.read(box).items():
+                known.update(f"{name} {array.dtype}".encode() + np.ascontiguousarray(array).data)
+        for em in crop.em:
+            index = em.grid.to_index(labels.corners_nm())
+            low, high = np.floor(index.min(axis=0)), np.ceil(index.max(axis=0)) + 1
+            within = Box(tuple(low.astype(int)), tuple(high.astype(int))).clip(em.grid.shape)
+            known.update(f"{em.grid} {em.dtype}".encode())
+            for box in _slabs(within):
+                known.update(np.ascontiguousarray(em.read(box)).data)
+    return known.hexdigest()[:16]
+
+
+def _slabs(box: Box) -> Iterator[Box]:
+    """Parts of a box that fit into memory, along z."""
+    (low, y, x), (high, *ends) = box.start, box.stop
+    for z in range(low, high, _SLAB):
+        yield Box((z, y, x), (min(z + _SLAB, high), ends[0], ends[1]))
 
 
 def usable_crops(crops: Sequence[TrainingCrop], classes: Sequence[str]) -> list[TrainingCrop]:

@@ -7,7 +7,7 @@ import tifffile
 torch = pytest.importorskip("torch")
 
 from clemreg.cli.app import run_app  # noqa: E402
-from clemreg.errors import ConfigError, GridError, MissingError  # noqa: E402
+from clemreg.errors import ConfigError, FormatError, GridError, MissingError  # noqa: E402
 from clemreg.pipeline.train import (  # noqa: E402
     held_out_volumes,
     load_train_config,
@@ -224,7 +224,9 @@ def test_crops_of_the_paper_teach_and_score(cosem_sample, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     path = tmp_path / "crops.toml"
-    path.write_text(CROPS.replace("IDS", str(cosem_sample.parent / "ids.json")))
+    ids = tmp_path / "ids.json"
+    ids.write_text((cosem_sample.parent / "ids.json").read_text())
+    path.write_text(CROPS.replace("IDS", str(ids)))
     command = ["train", str(path), "--data", f"jrc_ball={cosem_sample.parent}"]
     assert run_app([*command, "--journal", str(tmp_path / "runs")]) == 0
     model = load_model(tmp_path / "crops.safetensors")
@@ -233,6 +235,10 @@ def test_crops_of_the_paper_teach_and_score(cosem_sample, tmp_path):
     events = EventAccumulator(str(tmp_path / "runs")).Reload()
     assert [e.step for e in events.Scalars("mito/dice")] == [1, 2]
     assert len(events.Images("EM, truth, prediction")) == 2
+    assert run_app(command) == 0  # nothing is left to do
+    ids.write_text(ids.read_text().replace("[14, 15]", "[14]"))
+    with pytest.raises(FormatError, match="trained with other data: crops differ"):
+        train_from_config(path, (f"jrc_ball={cosem_sample.parent}",))
     path.write_text(path.read_text().replace("crop8", "crop9"))
     with pytest.raises(ConfigError, match="held_out names crop9") as error:
         train_from_config(path, (f"jrc_ball={cosem_sample.parent}",))

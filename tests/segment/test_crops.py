@@ -13,6 +13,7 @@ from clemreg.segment.crops import (
     CropOptions,
     CropPatches,
     TrainingCrop,
+    digest,
 )
 from clemreg.segment.groundtruth import CosemCrop, subsample
 from clemreg.segment.sampling import Bent, Mixture, PatchShape
@@ -245,3 +246,25 @@ def test_a_mixture_draws_by_weight():
     assert drawn.count("b") / 400 == pytest.approx(0.75, abs=0.06)
     with pytest.raises(ConfigError, match="nothing to train on"):
         Mixture([], [])
+
+
+def test_crops_are_told_from_others_by_every_voxel_that_is_learnt_from(em):
+    """A label or a grey value in the middle of a slab, at an end, and what was looked for."""
+    grid = fine_grid()
+    same = digest([cosem_crop(em)])
+    assert digest([cosem_crop(Volume(em.read().copy(), EM))]) == same
+    labels = np.where(ball(grid) > 0, 4, 35).astype(np.uint64)
+    others = [digest([cosem_crop(em, ids=AnnotatedIds(frozenset({3, 4, 35}), frozenset({5})))])]
+    for place in ((0, 0, 0), (40, 31, 17), (51, 79, 89)):
+        changed = labels.copy()
+        changed[place] = 3
+        crop = CosemCrop(
+            "crop9", {"all": Labels(changed, grid)}, {}, cosem_crop(em).annotations.crop.ids
+        )
+        others.append(digest([TrainingCrop("s/crop9", (em,), (20, 220), CosemAnnotations(crop))]))
+    for place in ((7, 10, 11), (20, 30, 33), (32, 49, 55)):  # the crop's corners, and its middle
+        grey = em.read().copy()
+        grey[place] += 1
+        others.append(digest([cosem_crop(Volume(grey, EM))]))
+    others.append(digest([cosem_crop(em)] * 2))
+    assert len({same, *others}) == len(others) + 1
