@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -49,6 +50,8 @@ def require_name(path: Path) -> None:
 
 
 _LONGEST_NAME = 255
+# How long files may still be added to a folder that is being removed.
+_PATIENCE_S = 5.0
 
 
 def _length(name: str) -> int:
@@ -246,9 +249,23 @@ def put_in_place(partial: Path, path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file or folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        _remove_folder(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _remove_folder(path: Path) -> None:
+    """Try again where a library's own threads, whose work has failed, still add files."""
+    end = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
+        else:
+            return
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

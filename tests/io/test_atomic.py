@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from clemreg.io.atomic import atomic_path, remove
+
+
+@pytest.fixture
+def busy(tmp_path):
+    """A folder to which four threads add files while it is there, half a second at most."""
+    folder = tmp_path / "a.n5"
+    (folder / "s0").mkdir(parents=True)
+    for i in range(300):  # so that emptying it takes a moment
+        (folder / "s0" / f"{i}").touch()
+    end = time.monotonic() + 0.5
+
+    def add(thread):
+        for i in range(10**6):
+            if time.monotonic() > end:
+                return
+            try:
+                (folder / "s0" / f"{thread}-{i}").touch()
+            except OSError:
+                return
+
+    threads = [threading.Thread(target=add, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    yield folder
+    for thread in threads:
+        thread.join()
+
+
+def test_a_folder_is_removed_while_threads_still_write_to_it(busy):
+    """As those of a library do for a moment after one of them has met a full disk."""
+    time.sleep(0.05)
+    remove(busy)
+    assert not busy.exists()
+
+
+def test_what_cannot_be_removed_is_told_at_once(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("shutil.rmtree", refuse)
+    begin = time.monotonic()
+    with pytest.raises(PermissionError):
+        remove(tmp_path / "a")
+    assert time.monotonic() - begin < 1
+
+
+def test_a_failed_folder_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="broken"), atomic_path(tmp_path / "a.zarr") as partial:
+        partial.mkdir()
+        (partial / "chunk").touch()
+        raise ValueError("broken")
+    assert list(tmp_path.iterdir()) == []
