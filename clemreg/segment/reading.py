@@ -87,13 +87,11 @@ def nearest_spacing(found_nm: Triple, wanted_nm: Triple, tolerated: float) -> Tr
     return z, y, x
 
 
-def taken_spacing(
-    found_nm: Triple, wanted_nm: Triple, tolerated: float = TOLERATED_RATIO
-) -> Triple:
-    """Voxel size at which EM is predicted: its own if the network takes it, or the nearest."""
-    if misfit(found_nm, wanted_nm) <= tolerated:
+def taken_spacing(found_nm: Triple, wanted_nm: Triple) -> Triple:
+    """Voxel size zyx at which EM is predicted: its own if the network takes it, or the nearest."""
+    if misfit(found_nm, wanted_nm) <= TOLERATED_RATIO:
         return found_nm
-    return nearest_spacing(found_nm, wanted_nm, tolerated)
+    return nearest_spacing(found_nm, wanted_nm, TOLERATED_RATIO)
 
 
 def nearest_level(volume: Volume, wanted_nm: Triple) -> Volume:

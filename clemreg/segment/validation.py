@@ -80,9 +80,10 @@ class Validation:
         self, volumes: Sequence[TrainingVolume], spacing_nm: float, classes: Sequence[str]
     ) -> None:
         self.classes = tuple(classes)
-        self.spacings = [taken_spacing(v.spacing_nm, (spacing_nm,) * 3) for v in volumes]
+        self.spacings_nm = [taken_spacing(v.spacing_nm, (spacing_nm,) * 3) for v in volumes]
         self.cases: Sequence[Case] = [
-            _case(v, taken, self.classes) for v, taken in zip(volumes, self.spacings, strict=True)
+            _case(v, taken, self.classes)
+            for v, taken in zip(volumes, self.spacings_nm, strict=True)
         ]
 
     def examine(self, network: Network) -> tuple[dict[str, Score], NDArray[np.uint8]]:
@@ -102,7 +103,7 @@ class Validation:
         for i, name in enumerate(self.classes):
             parts = [
                 (f[i] & k[i], t[i] & k[i], spacing)
-                for f, (_, t, k), spacing in zip(found, self.cases, self.spacings, strict=True)
+                for f, (_, t, k), spacing in zip(found, self.cases, self.spacings_nm, strict=True)
                 if k[i].any()
             ]
             if parts:
@@ -173,6 +174,7 @@ Case = tuple[FloatVolume, NDArray[np.bool_], NDArray[np.bool_]]
 
 
 def _case(volume: TrainingVolume, spacing_nm: Triple, classes: Sequence[str]) -> Case:
+    """Read a volume on voxels of `spacing_nm` (zyx); the edges of both grids coincide."""
     own = Grid(volume.em.shape, volume.spacing_nm)
     shape = own.with_spacing(spacing_nm).shape
     reader = Reader(Volume(volume.em, own), own.with_spacing(spacing_nm))

@@ -255,6 +255,8 @@ def test_validation_scores_what_the_network_finds():
     assert scores["mito"].mean_false_distance_nm < 1
     assert example.shape == (60, 180)  # as it is predicted: at 12.8 nm, a fifth finer than made for
     assert example.dtype == np.uint8
+    grey, truth, found = (example[:, i : i + 60] > 127 for i in (0, 60, 120))
+    assert min((grey == truth).mean(), (found == truth).mean()) > 0.98  # one above another
     with torch.no_grad():
         network.head.bias.fill_(-9)  # nothing found
     score = validation.examine(network)[0]["mito"]
@@ -320,7 +322,9 @@ def test_training_learns_a_ball_and_resumes_alike(tmp_path):
         train([volume], other, checkpoint=tmp_path / "b.ckpt")
 
 
-@pytest.mark.parametrize("spacing", [SPACING, (5.24, 4.0, 9.0), (16.0, 30.0, 24.0)])
+@pytest.mark.parametrize(
+    "spacing", [SPACING, (14.0, 16.0, 19.0), (5.24, 4.0, 9.0), (16.0, 30.0, 24.0)]
+)
 def test_held_out_volumes_are_scored_as_they_are_predicted(tmp_path, spacing):
     """Up to the border: what `predict` writes is the tanh of what validation thresholds."""
     from clemreg.segment.models import Model, ModelCard
