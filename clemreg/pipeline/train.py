@@ -67,7 +67,9 @@ class SimulatedData(Section):
 class RealData(Section):
     """A labelled volume; slices in `held_out` (first, end) are never trained on.
 
-    It is averaged over `pool` voxels along each axis when it is loaded.
+    Only `rows` along y and `columns` along x (first, end) are annotated; (0, 0): all. The volume is
+    taken to end there, so that nothing is learnt where outlines are cut off or missing. It is
+    averaged over `pool` voxels along each axis when it is loaded.
     """
 
     name: str
@@ -75,6 +77,8 @@ class RealData(Section):
     labels: str = ""
     voxel_size: str
     held_out: tuple[int, int] = (0, 0)
+    rows: tuple[int, int] = (0, 0)
+    columns: tuple[int, int] = (0, 0)
     pool: int = 1
     weight: float = 0.5
 
@@ -375,7 +379,8 @@ def _slices(entry: RealData, first: int, end: int, weight: float) -> TrainingVol
             f"{entry.labels} has {labels.shape} voxels, {entry.em} {em.shape} (z, y, x)",
             hint="EM and labels of [[real]] lie on the same voxels",
         )
-    box = Box((first, 0, 0), (end, *em.shape[1:]))
+    rows, columns = _annotated(entry, em.shape)
+    box = Box((first, rows[0], columns[0]), (end, rows[1], columns[1]))
     distance = signed_distance_nm(labels.read(box) != 0, spacing)
     factor = (entry.pool,) * 3
     z, y, x = (s * entry.pool for s in spacing)
@@ -386,3 +391,19 @@ def _slices(entry: RealData, first: int, end: int, weight: float) -> TrainingVol
         weight,
         entry.name,
     )
+
+
+def _annotated(entry: RealData, shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns (first, end) of a volume of that shape (z, y, x) to learn from."""
+    chosen = []
+    for name, n, part in zip(
+        ("rows", "columns"), shape[1:], (entry.rows, entry.columns), strict=True
+    ):
+        first, end = part if any(part) else (0, n)
+        if not 0 <= first < end <= n:
+            raise ConfigError(
+                f"{name} = [{first}, {end}] of {entry.em}: there are {n} {name}",
+                hint=f"the first and the end, 0 <= first < end <= {n}; leave it away for all",
+            )
+        chosen.append((first, end))
+    return chosen[0], chosen[1]

@@ -17,6 +17,9 @@ FloatVolume = NDArray[np.float32]
 CLIP = 1.5
 """Grey values beyond black (-1) and white (1) are told apart up to here."""
 
+_BOUNDED = (0.5, 0.3, 0.2)
+"""How often a part of a volume ends across one axis, two or three: faces, edges, corners."""
+
 
 @dataclass(frozen=True, eq=False)
 class TrainingVolume:
@@ -73,8 +76,9 @@ class PatchOptions:
     halo
         Extra input voxels on each side.
     slabs
-        Share of patches of which only a slab across one axis is seen, as if the volume ended at
-        its faces. Thin volumes are all border.
+        Share of patches of which only a part is seen, as if the volume ended at its faces: a slab
+        across one axis, or what lies between two or three pairs of faces. Thin volumes are all
+        border, and at an edge or a corner of a volume little is left to see.
     """
 
     spacing_nm: float
@@ -156,10 +160,12 @@ class PatchSampler:
         low: NDArray[np.float64],
         scale: NDArray[np.float64],
     ) -> NDArray[np.intp]:
-        """First and last voxel (2, zyx) that are seen; at times only those of a slab."""
+        """First and last voxel (2, zyx) that are seen; at times only those of a part."""
         ends = np.stack([np.zeros(3, np.intp), np.asarray(volume.em.shape) - 1])
+        bounded = 0
         if self.options.slabs and rng.random() < self.options.slabs:
-            axis = rng.integers(3)
+            bounded = rng.choice(3, p=_BOUNDED) + 1
+        for axis in rng.permutation(3)[:bounded]:
             span = self.options.output * scale[axis]
             thickness = span * rng.uniform(0.2, 1.0)
             first = low[axis] + rng.uniform(0, span - thickness)

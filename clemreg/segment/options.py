@@ -44,7 +44,7 @@ class TrainOptions:
     scale
         Range of random magnification.
     slabs
-        Share of patches of which only a slab is seen, as if the volume ended at its faces.
+        Share of patches of which only a part is seen, as if the volume ended at its faces.
     average
         Decay of the moving average of the weights.
     seed

@@ -72,6 +72,30 @@ def test_held_out_slices_are_never_trained_on(config):
     assert set(simulated.distances_nm) == {"mito", "er"}
 
 
+def test_rows_and_columns_without_outlines_are_not_there(config):
+    """As if the volume ended there: a mask cut off at its faces teaches no surface."""
+    path, em, labels = config
+    path.write_text(CONFIG.replace("[simulated]", "rows = [7, 24]\ncolumns = [9, 27]\n[simulated]"))
+    loaded = load_train_config(path, (f"mine={path.parent / 'data'}",))
+    real, _ = training_volumes(loaded)
+    (held_out,) = held_out_volumes(loaded.real[0])
+    for volume, part in ((real, np.s_[10:, 7:, 9:27]), (held_out, np.s_[:10, 7:, 9:27])):
+        np.testing.assert_array_equal(volume.em, em[part])
+        np.testing.assert_array_equal(volume.distances_nm["mito"] > 0, labels[part] > 0)
+    # The label goes on beyond row 7 and column 9 by one: no surface there, the next one is far.
+    assert real.distances_nm["mito"][5, 0, 0] > 40
+
+
+@pytest.mark.parametrize("line", ["rows = [0, 25]", "columns = [20, 8]", "rows = [-1, 9]"])
+def test_rows_that_are_not_there_are_refused(config, line):
+    path, _, _ = config
+    path.write_text(CONFIG.replace("[simulated]", f"{line}\n[simulated]"))
+    name = line.split()[0]
+    n = {"rows": 24, "columns": 28}[name]
+    with pytest.raises(ConfigError, match=rf"{name} = .* of .*em.tif: there are {n} {name}"):
+        list(training_volumes(load_train_config(path, (f"mine={path.parent / 'data'}",))))
+
+
 def test_train_makes_a_network_and_goes_on_from_its_checkpoint(config, capsys):
     pytest.importorskip("tensorboard")
     path, _, _ = config
