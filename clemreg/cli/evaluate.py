@@ -232,6 +232,7 @@ def _where(
 ) -> tuple[Any, Any]:
     """Return the LM grid to evaluate on, and a boolean mask on it or None."""
     from clemreg.errors import ClemregError, ConfigError
+    from clemreg.evaluate.masks import nonzero, same_voxels
     from clemreg.io.transforms import read_fixed_grid
     from clemreg.io.volumes import open_volume
     from clemreg.units import given_xyz_nm
@@ -257,4 +258,6 @@ def _where(
         volume = open_volume(mask, frame="lm", spacing_nm=grid.spacing_nm)
         if volume.shape != grid.shape:
             raise
-    return volume.grid, volume.read() != 0
+    if grid is not None and same_voxels(volume.grid, grid) and not any(volume.grid.origin_nm):
+        return grid, nonzero(volume.read())  # of a file that has no origin, such as ImageJ's
+    return volume.grid, nonzero(volume.read())

@@ -61,8 +61,8 @@ def at_least(threshold: float) -> Test:
 
 
 def nonzero(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Test for values that are not 0."""
-    return np.asarray(values != 0)
+    """Test for values that are not 0; NaN is nothing."""
+    return np.asarray((values != 0) & (values == values))
 
 
 def one_of(ids: Collection[int]) -> Test:
@@ -138,6 +138,11 @@ def sampled(volume: Volume, grid: Grid) -> MaskView:
     return mask_on(volume, grid, lambda values: values)
 
 
+def same_voxels(a: Grid, b: Grid) -> bool:
+    """Tell whether two grids differ in their origin at most."""
+    return a.shape == b.shape and np.allclose(a.spacing_nm, b.spacing_nm, rtol=1e-3)
+
+
 def common_grid(prediction: Volume, truth: Volume) -> Grid:
     """Voxels of the prediction that the truth covers; the truth's voxels may be finer.
 
@@ -150,8 +155,7 @@ def common_grid(prediction: Volume, truth: Volume) -> Grid:
         They do not overlap, or the prediction leaves out part of the truth.
     """
     p, t = prediction.grid, truth.grid
-    same_size = p.shape == t.shape and np.allclose(p.spacing_nm, t.spacing_nm, rtol=1e-3)
-    if same_size and (not any(p.origin_nm) or not any(t.origin_nm)):
+    if same_voxels(p, t) and (not any(p.origin_nm) or not any(t.origin_nm)):
         return p
     step = np.maximum(1, np.rint(np.asarray(p.spacing_nm) / np.asarray(t.spacing_nm))).astype(int)
     start = np.rint(p.to_index(t.origin_nm)).astype(int)

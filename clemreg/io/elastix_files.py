@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
@@ -198,11 +198,15 @@ def _follow(path: Path) -> list[ParameterFile]:
         seen.add(resolved)
         file = read_parameter_file(current)
         files.append(file)
-        current = _initial_path(file)
+        current = _initial_path(file, seen)
     return files
 
 
-def _initial_path(file: ParameterFile) -> Path | None:
+def _initial_path(file: ParameterFile, seen: Collection[Path]) -> Path | None:
+    """Find the file that is named, those already in the chain only where they are named exactly.
+
+    elastix stores the name as it was given: from the folder in which it ran.
+    """
     name = file.initial
     if name is None:
         return None
@@ -215,9 +219,13 @@ def _initial_path(file: ParameterFile) -> Path | None:
     stated = file.path.parent / name
     if stated.is_file():
         return stated
+    around = [*file.path.absolute().parent.parents, Path.cwd()]
+    for found in (folder / name for folder in around):
+        if found.is_file() and found.resolve() not in seen:
+            return found
     beside = file.path.parent / PureWindowsPath(name).name
-    if beside.is_file():
-        log.info("%s names %s, which is not there; using %s", file.path, name, beside)
+    if beside.is_file() and beside.resolve() not in seen:
+        log.warning("%s names %s, which is not there; %s is taken", file.path, name, beside)
         return beside
     raise MissingError(
         f"{file.path} names the initial transform {name!r}, which is not there",

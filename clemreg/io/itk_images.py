@@ -45,27 +45,38 @@ def open_source(path: Path, inner: str = "") -> Source:
     if reader.GetDimension() != 3:
         require_spatial("yx", reader.GetSize()[::-1], str(path))
     direction = np.array(reader.GetDirection()).reshape(3, 3)
-    # ITK flips x and y of NIfTI into its own frame; that is a relabelling, not a rotation.
-    if not np.allclose(np.abs(direction), np.eye(3), atol=1e-6):
+    # ITK flips x and y of NIfTI into its own frame; that is a relabelling, not a rotation. Of one
+    # axis alone it would be a mirror.
+    signs = np.diag(direction)
+    upright = np.allclose(np.abs(direction), np.eye(3), atol=1e-6)
+    if upright and not (signs[0] == signs[1] and signs[2] > 0):
+        flipped = ", ".join(axis for axis, sign in zip("xyz", signs, strict=True) if sign < 0)
+        raise FormatError(
+            f"{path} has voxels stored backwards along {flipped}: read as they lie they would be "
+            "mirrored",
+            hint="store it forwards, for example with SimpleITK.DICOMOrient(image, 'LPS')",
+        )
+    if not upright:
         raise FormatError(
             f"{path} has a rotated direction matrix",
             hint="resample it to an upright grid, for example with SimpleITK.Resample",
         )
     unit = _unit(path, reader)
-    spacing, origin = _geometry(reader, direction, unit)
+    spacing, origin, voxels = _geometry(reader, signs, unit)
     reads = _Region(str(path), tuple(reader.GetSize()[::-1]), reader.GetPixelID())
-    level = Level(AxesView(reads, axes, str(path)), spacing, origin)
+    level = Level(AxesView(reads, axes, str(path)), spacing, origin, voxels)
     return Source(path.suffix.lstrip(".").upper(), (level,), (), unit)
 
 
-def _geometry(reader: Any, direction: Any, unit: str) -> tuple[Triple | None, Triple]:
+def _geometry(reader: Any, signs: Any, unit: str) -> tuple[Triple | None, Triple, Triple]:
+    """Voxel size if there is a unit; origin in nm, or in voxels if there is none; zyx."""
+    z, y, x = (float(v) for v in reader.GetSpacing()[::-1])
+    oz, oy, ox = (float(v) * s for v, s in zip(reader.GetOrigin()[::-1], signs[::-1], strict=True))
+    nowhere = (0.0, 0.0, 0.0)
     if not unit:
-        return None, (0.0, 0.0, 0.0)
-    factor = nm_per(unit)
-    x, y, z = (float(v) * factor for v in reader.GetSpacing())
-    signs = np.diag(direction)
-    ox, oy, oz = (float(v) * factor * s for v, s in zip(reader.GetOrigin(), signs, strict=True))
-    return (z, y, x), (oz, oy, ox)
+        return None, nowhere, (oz / z, oy / y, ox / x)
+    f = nm_per(unit)
+    return (z * f, y * f, x * f), (oz * f, oy * f, ox * f), nowhere
 
 
 def _unit(path: Path, reader: Any) -> str:

@@ -24,11 +24,23 @@ class Level:
         Voxel size zyx, or None where the file does not say.
     origin_nm
         Centre of voxel (0, 0, 0), zyx.
+    origin_voxels
+        The same in voxels, where the file has an origin and a voxel size but no unit.
     """
 
     data: LazyArray
     spacing_nm: tuple[float, float, float] | None
     origin_nm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    origin_voxels: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def scaled_origin_nm(self, spacing_nm: tuple[float, float, float]) -> tuple[float, ...]:
+        """Return the origin if the voxels have another size: the same number of voxels away."""
+        if self.spacing_nm is None:
+            voxels = self.origin_voxels
+        else:
+            pairs = zip(self.origin_nm, self.spacing_nm, strict=True)
+            voxels = tuple(o / s for o, s in pairs)  # type: ignore[assignment]
+        return tuple(v * s for v, s in zip(voxels, spacing_nm, strict=True))
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.errors import DataError, FormatError
+from clemreg.errors import DataError, FormatError, VoxelSizeError
 from clemreg.io.atomic import atomic_path
 from clemreg.io.names import one_line
 from clemreg.io.ome_tiff import is_ome_tiff, write_ome_tiff
@@ -86,14 +86,13 @@ def _series_source(tiff: Any, path: Path) -> Source:
 
 
 def _axes(axes: str, shape: tuple[int, ...]) -> str:
-    """Lower-case axis letters; a plain stack of pages is z."""
+    """Lower-case axis letters; a plain stack of pages is z, the samples of a colour are c."""
     letters = [a for a, n in zip(axes, shape, strict=True) if a != "S" or n > 1]
     text = "".join(letters).lower()
-    if "z" not in text:
-        for page_axis in ("i", "q", "t"):
-            if page_axis in text:
-                return text.replace(page_axis, "z", 1)
-    return text.replace("s", "c") if "c" not in text else text
+    if "c" not in text:
+        text = text.replace("s", "c")
+    pages = next((a for a in "iqt" if a in text), None) if "z" not in text else None
+    return text.replace(pages, "z", 1) if pages else text
 
 
 def _format_name(tiff: Any) -> str:
@@ -142,11 +141,15 @@ class _Planes:
     def __getitem__(self, key: tuple[Any, ...], /) -> Any:
         if self._mapped is not None:
             return np.asarray(self._mapped[key])
-        lead = self.shape[:-2]
-        pages = np.arange(int(np.prod(lead, dtype=int))).reshape(lead)[key[:-2]]
-        first = self._series.pages
-        images = [first[int(i)].asarray().reshape(self.shape[-2:])[key[-2:]] for i in pages.flat]
-        return np.stack(images).reshape(*pages.shape, *images[0].shape)
+        pages = self._series.pages
+        n = len(self.shape) - self._page_axes(pages[0].size)
+        numbers = np.arange(math.prod(self.shape[:n])).reshape(self.shape[:n])[key[:n]]
+        images = [pages[int(i)].asarray().reshape(self.shape[n:])[key[n:]] for i in numbers.flat]
+        return np.stack(images).reshape(*numbers.shape, *images[0].shape)
+
+    def _page_axes(self, size: int) -> int:
+        """Last axes that one page holds: y and x, and the colours of RGB."""
+        return next(k for k in (2, 3) if math.prod(self.shape[-k:]) == size)
 
 
 def _voxel_size(tiff: Any) -> tuple[Triple | None, str]:
@@ -158,11 +161,19 @@ def _voxel_size(tiff: Any) -> tuple[Triple | None, str]:
     x, y = (_pixel_size(page, name) for name in ("XResolution", "YResolution"))
     if tiff.is_imagej and unit and unit not in {"pixel", "pixels"} and x and y:
         z = float(description.get("spacing", 0.0) or 0.0)
-        if z <= 0:
+        factor = _factor(unit)
+        if z <= 0 or not factor:
             return None, unit
-        factor = nm_per(unit)
         return (abs(z) * factor, y * factor, x * factor), unit
     return None, unit
+
+
+def _factor(unit: str) -> float:
+    """Nanometres in a unit; 0 for pixels, and words that are no length."""
+    try:
+        return nm_per(unit)
+    except VoxelSizeError:
+        return 0.0
 
 
 def _plain_unit(text: str) -> str:
@@ -204,8 +215,8 @@ def _ome_voxel_size(xml: str) -> tuple[Triple | None, str]:
             sizes[axis] = float(text)
     if set(sizes) != set("XYZ"):
         return None, units["X"]
-    z, y, x = (sizes[a] * nm_per(units[a]) for a in "ZYX")
-    return (z, y, x), units["X"]
+    z, y, x = (sizes[a] * _factor(units[a]) for a in "ZYX")
+    return ((z, y, x) if z and y and x else None), units["X"]
 
 
 def _channel_names(tiff: Any, count: int) -> tuple[str, ...]:

@@ -84,7 +84,8 @@ def open_volume(
         Path of an OME-Zarr, N5, TIFF, HDF5, NRRD, MetaImage, NIfTI or MRC; what is inside a
         container follows as part of the path (zarr, N5) or after ``::``.
     spacing_nm
-        Voxel size zyx that overrides the file's.
+        Voxel size zyx that overrides the file's. The file's origin stays as many voxels away: if
+        the unit was wrong, it was wrong for both.
     frame
         Name of the world frame.
     channel
@@ -231,5 +232,6 @@ def _rescaled(
     else:
         factor = [max(1, round(n / m)) for n, m in zip(full, shape, strict=True)]
     z, y, x = (s * f for s, f in zip(finest, factor, strict=True))
-    oz, oy, ox = ((f - 1) / 2 * s for s, f in zip(finest, factor, strict=True))
+    begin = first.scaled_origin_nm(finest)
+    oz, oy, ox = (o + (f - 1) / 2 * s for o, f, s in zip(begin, factor, finest, strict=True))
     return (z, y, x), (oz, oy, ox)

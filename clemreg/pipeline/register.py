@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, FormatError, VoxelSizeError
 from clemreg.evaluate.jacobian import evaluate_jacobian
+from clemreg.evaluate.masks import nonzero
 from clemreg.io.elastix_files import read_parameter_file
 from clemreg.io.localisations import HDF5, looks_like_localisations
 from clemreg.io.points import read_landmarks
@@ -422,7 +423,7 @@ def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
         raise ConfigError(f"{path}: a mask has one channel, this has {list(volume.channels)}")
     if volume.channels:
         volume = volume.channel(0)
-    mask = mask_onto(volume.read() != 0, volume.grid, grid)
+    mask = mask_onto(nonzero(volume.read()), volume.grid, grid)
     if not mask.any():
         raise ConfigError(
             f"{path}: the mask is empty where the image is", hint="check its voxel size and origin"

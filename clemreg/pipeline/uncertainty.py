@@ -76,9 +76,10 @@ def predict_error(
     rater = command.rater if command.rater is not None else command.landmarks.rater[0]
     noise = _noise(command, rater)
     mine = np.array([name == rater for name in command.landmarks.rater])
+    mine &= np.asarray(command.landmarks.active)
     points = command.landmarks.em_nm[mine & np.isfinite(command.landmarks.em_nm).all(axis=1)]
     if not len(points):
-        raise DataError(f"there are no landmarks of rater {rater!r}")
+        raise DataError(f"there are no active landmarks of rater {rater!r}")
     known = LandmarkUncertainty(points, noise, command.model)
     found = error_map(lambda lm: known.error_nm(command.transform(lm)), grid, mask)
     values = found.read()[np.isfinite(found.read())]

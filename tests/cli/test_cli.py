@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 from typer.testing import CliRunner
 
 from clemreg.cli.app import app, run_app
@@ -69,6 +71,28 @@ def test_jacobian_and_compare_write_their_json(files):
     assert run_app(["evaluate", "compare", t, t, "--grid-of", lm, "--json", out]) == 0
     assert json.loads((folder / "j.json").read_text())["compare"]["max_nm"] == 0
     assert run_app(["evaluate", "jacobian", "--transform", t, "--remove-affine", "--mask", lm]) == 0
+
+
+def test_a_mask_without_origin_or_size_lies_on_the_grid_of_the_transform(files):
+    """ImageJ's TIFFs know no origin; NaN outside is not inside."""
+    folder, transform = files
+    start = affine_of(transform)
+    pose = Orientation(start, 0.6, 0.1, 0.5, False, 300.0)
+    RegistrationResult(transform, start, pose, {}, {}).save(folder / "r", LM)
+    assert any(LM.origin_nm)
+    inside = np.full(LM.shape, np.nan, np.float32)
+    inside[3:8, 4:10, 5:] = 1
+    write_volume(folder / "mask.zarr", Volume(inside, LM))
+    write_volume(folder / "far.zarr", Volume(inside, replace(LM, origin_nm=(0.0, 0.0, 0.0))))
+    tifffile.imwrite(folder / "mask.tif", inside)
+    figures = []
+    for name in ("mask.zarr", "far.zarr", "mask.tif"):
+        words = ["--transform", str(folder / "r/transform.json"), "--mask", str(folder / name)]
+        assert run_app(["evaluate", "jacobian", *words, "--json", str(folder / "j.json")]) == 0
+        figures.append(json.loads((folder / "j.json").read_text())["jacobian"]["with_affine"])
+    voxels = LM.points_nm()[inside == 1]
+    assert figures[0]["mean"] == pytest.approx(transform.determinant(voxels).mean(), rel=1e-6)
+    assert figures[0] == figures[1] == figures[2]
 
 
 def test_a_transform_without_grid_asks_for_one(files, capsys):

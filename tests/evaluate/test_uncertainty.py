@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,6 +214,12 @@ def test_command_maps_the_error_and_suggests_places(tmp_path, capsys):
     assert run_app([*arguments, *raters]) == 0
     estimated = json.loads(figures.read_text())["uncertainty"]["noise_nm"]
     np.testing.assert_allclose(estimated, rater_noise_nm(table, "AW", "JB"), rtol=1e-3)
+    half = replace(table, active=tuple(i % 2 == 0 for i in range(len(table))))
+    write_landmarks(half, tmp_path / "half.csv")
+    arguments[arguments.index("--landmarks") + 1] = str(tmp_path / "half.csv")
+    assert run_app([*arguments, "--noise", "35, 20, 80 nm", "--rater", "AW", *more[:2]]) == 0
+    mine = np.array([r == "AW" for r in table.rater]) & np.array(half.active)
+    assert json.loads(figures.read_text())["uncertainty"]["n"] == mine.sum() < len(table) / 2
     assert run_app(arguments) == 1
     assert "how far off a landmark is" in capsys.readouterr().err
     assert run_app([*arguments, "--noise", "1, 1, 1 nm", "--model", "spline"]) == 1

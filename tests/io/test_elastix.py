@@ -116,6 +116,36 @@ def test_moved_results_find_the_initial_transform_beside(tmp_path, name):
     np.testing.assert_allclose(found([[0.0, 0.0, 0.0]]), [[6000, -4000, 2000]])
 
 
+@pytest.mark.parametrize("run2", ["TransformParameters.0.txt", "TransformParameters.1.txt"])
+def test_names_from_where_elastix_ran_are_found_before_others_beside(tmp_path, run2):
+    """`elastix -out run2 -t0 run1/TransformParameters.0.txt`: the name is that of the command."""
+    named = "run1/TransformParameters.0.txt"
+    for folder in ("run1", "run2"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / named).write_text(elastix_text("TranslationTransform", SHIFT))
+    unrelated = elastix_text("TranslationTransform", (1, 1, 1))
+    (tmp_path / "run2" / "TransformParameters.0.txt").write_text(unrelated)
+    last = elastix_text("TranslationTransform", SHIFT, initial=named)
+    (tmp_path / "run2" / run2).write_text(last)
+    found = read_transform(tmp_path / "run2" / run2)
+    np.testing.assert_allclose(found([[0.0, 0.0, 0.0]]), [[6000, -4000, 2000]])
+
+
+def test_an_initial_transform_taken_from_beside_is_told(tmp_path, caplog):
+    (tmp_path / "first.txt").write_text(elastix_text("TranslationTransform", SHIFT))
+    last = elastix_text("TranslationTransform", SHIFT, initial="/nowhere/first.txt")
+    (tmp_path / "second.txt").write_text(last)
+    read_transform(tmp_path / "second.txt")
+    assert "names /nowhere/first.txt, which is not there" in caplog.text
+
+
+def test_a_file_that_names_its_own_name_elsewhere_is_not_its_own_start(tmp_path):
+    path = tmp_path / "t.txt"
+    path.write_text(elastix_text("TranslationTransform", SHIFT, initial="/nowhere/t.txt"))
+    with pytest.raises(MissingError, match=r"names the initial transform '/nowhere/t.txt'"):
+        read_transform(path)
+
+
 def test_three_link_chain(tmp_path):
     names = ["NoInitialTransform", "a.txt", "b.txt"]
     for name, initial in zip(["a.txt", "b.txt", "c.txt"], names, strict=True):

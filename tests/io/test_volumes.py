@@ -236,6 +236,50 @@ def test_nrrd_needs_a_unit_and_reads_regions(tmp_path):
     np.testing.assert_array_equal(volume.read(Box((1, 2, 3), (4, 5, 6))), PIXELS[1:4, 2:5, 3:6])
 
 
+def test_a_given_voxel_size_leaves_the_origin_as_many_voxels_away(tmp_path):
+    """The file's own size changes nothing; a wrong unit was wrong for the origin, too."""
+    grid = replace(GRID, origin_nm=(800.0, -1200.0, 2400.0))
+    coarse = PIXELS[:10, :16, :22].reshape(5, 2, 8, 2, 11, 2).mean(axis=(1, 3, 5))
+    volume = Volume(PIXELS, grid)
+    pyramid = replace(
+        volume,
+        coarser=(
+            Volume(
+                coarse.astype(PIXELS.dtype),
+                Grid((5, 8, 11), (10.48, 8, 8), (802.62, -1198.0, 2402.0)),
+            ),
+        ),
+    )
+    write_volume(tmp_path / "v.zarr", pyramid)
+    plain = open_volume(tmp_path / "v.zarr")
+    same = open_volume(tmp_path / "v.zarr", spacing_nm=grid.spacing_nm)
+    for a, b in zip(plain.levels, same.levels, strict=True):
+        np.testing.assert_allclose(b.grid.origin_nm, a.grid.origin_nm, atol=1e-9)
+    thousand = open_volume(tmp_path / "v.zarr", spacing_nm=(5240.0, 4000.0, 4000.0))
+    np.testing.assert_allclose(thousand.grid.origin_nm, (8e5, -12e5, 24e5))
+
+
+@pytest.mark.parametrize("name", ["v.nrrd", "v.mha"])
+def test_an_origin_without_unit_is_taken_with_the_voxel_size(tmp_path, name):
+    image = sitk_image()
+    image.SetOrigin((0.04, -0.012, 0.0524))  # 10, -3 and 10 voxels along x, y, z
+    sitk.WriteImage(image, str(tmp_path / name))
+    volume = open_volume(tmp_path / name, spacing_nm=GRID.spacing_nm)
+    np.testing.assert_allclose(volume.grid.origin_nm, (52.4, -12.0, 40.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_nifti_stored_backwards_along_an_axis_would_be_mirrored(tmp_path, axis):
+    image = sitk.Flip(sitk_image(), [axis == k for k in range(3)])
+    sitk.WriteImage(image, str(tmp_path / "v.nii"))
+    with pytest.raises(FormatError, match=r"stored backwards along [xyz].*mirrored") as error:
+        open_volume(tmp_path / "v.nii")
+    assert "DICOMOrient" in error.value.hint
+    forwards = sitk.DICOMOrient(sitk.ReadImage(str(tmp_path / "v.nii")), "LPS")
+    sitk.WriteImage(forwards, str(tmp_path / "w.nii"))
+    np.testing.assert_array_equal(open_volume(tmp_path / "w.nii").read(), PIXELS)
+
+
 def test_nifti_is_in_millimetres(tmp_path):
     image = sitk_image()
     image.SetSpacing((4e-6, 4e-6, 5.24e-6))
@@ -273,6 +317,40 @@ def test_a_missing_voxel_size_is_an_error_with_the_fix(tmp_path):
         open_volume(tmp_path / "v.tif")
     assert open_volume(tmp_path / "v.tif", spacing_nm=(5.24, 4, 4)).grid.spacing_nm == (5.24, 4, 4)
     assert "voxel size" in describe(tmp_path / "v.tif").notes[0]
+
+
+@pytest.mark.parametrize("unit", ["furlong", "pixel", "px"])
+def test_a_unit_that_is_no_length_is_no_voxel_size(tmp_path, unit):
+    """As far as ImageJ and OME say no more than pixels, the user may say the size."""
+    resolution = {"resolution": (1 / 7.0, 1 / 7.0)}
+    tifffile.imwrite(
+        tmp_path / "v.tif",
+        PIXELS,
+        imagej=True,
+        metadata={"axes": "ZYX", "spacing": 9, "unit": unit},
+        **resolution,
+    )
+    sizes = {f"PhysicalSize{a}": 1.0 for a in "XYZ"} | {f"PhysicalSize{a}Unit": unit for a in "XYZ"}
+    tifffile.imwrite(tmp_path / "v.ome.tif", PIXELS, ome=True, metadata={"axes": "ZYX"} | sizes)
+    for name in ("v.tif", "v.ome.tif"):
+        with pytest.raises(VoxelSizeError, match="does not say its voxel size"):
+            open_volume(tmp_path / name)
+        volume = open_volume(tmp_path / name, spacing_nm=GRID.spacing_nm)
+        np.testing.assert_array_equal(volume.read(), PIXELS)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_colours_of_a_tiff_are_channels(tmp_path, compression, planar):
+    colours = np.stack([PIXELS, PIXELS // 2, 255 - PIXELS])
+    stored = np.moveaxis(colours, 0, -1 if planar == "contig" else 1)
+    tifffile.imwrite(
+        tmp_path / "v.tif", stored, photometric="rgb", planarconfig=planar, compression=compression
+    )
+    volume = open_volume(tmp_path / "v.tif", spacing_nm=GRID.spacing_nm)
+    np.testing.assert_array_equal(volume.read(), colours)
+    box = Box((1, 2, 3), (4, 5, 6))
+    np.testing.assert_array_equal(volume.read(box), colours[:, 1:4, 2:5, 3:6])
 
 
 @pytest.mark.parametrize("keep", [0.01, 0.3, 0.5])
