@@ -10,6 +10,7 @@ import typer
 from clemreg.cli.console import (
     JsonOption,
     OverwriteOption,
+    TransformUnitOption,
     progress_bar,
     result,
     say,
@@ -59,6 +60,7 @@ def apply(
     onto_spacing: Annotated[
         str | None, typer.Option(help="The same of the image whose grid is taken.")
     ] = None,
+    transform_unit: TransformUnitOption = "um",
     workers: Annotated[int, typer.Option(help="Threads.")] = 1,
     tolerance: Annotated[
         float,
@@ -89,6 +91,7 @@ def apply(
         parse_length_nm(pixel_size) if pixel_size else None,
         given_xyz_nm(subject_spacing),
         given_xyz_nm(onto_spacing),
+        transform_unit,
     )
     if dry_run:
         report = estimate_file(command)
@@ -99,4 +102,5 @@ def apply(
         notes = apply_file(command, progress)
     for note in notes:
         say(f"note: {note}")
+    write_json(json, {"apply": {"out": str(out), "notes": list(notes)}})
     result(f"wrote {out}")

@@ -50,6 +50,16 @@ JsonOption = Annotated[
         help="Also write the figures to this JSON file; an earlier report is replaced.",
     ),
 ]
+TransformUnitOption = Annotated[
+    str,
+    typer.Option(
+        "--transform-unit",
+        help="Unit of a transform that does not say it (elastix, ITK, BigWarp, N5).",
+    ),
+]
+LandmarkUnitOption = Annotated[
+    str, typer.Option("--unit", help="Unit of landmarks that do not say it.")
+]
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is there under that name.")
 ]

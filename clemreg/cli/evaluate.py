@@ -10,9 +10,11 @@ import typer
 from clemreg.cli.console import (
     FixedSpacingOption,
     JsonOption,
+    LandmarkUnitOption,
     MovingSpacingOption,
     OverwriteOption,
     PsfOption,
+    TransformUnitOption,
     offset_nm,
     progress_bar,
     require_free,
@@ -37,7 +39,9 @@ MaskOption = Annotated[
 ]
 VoxelSizeOption = Annotated[
     str | None,
-    typer.Option("--spacing", help='Voxel size of the mask, "x, y, z unit", if it has none.'),
+    typer.Option(
+        "--spacing", help='Voxel size of --mask or --grid-of, "x, y, z unit", if it has none.'
+    ),
 ]
 GridOption = Annotated[
     Path | None, typer.Option("--grid-of", help="Evaluate over the grid of this LM image.")
@@ -60,6 +64,8 @@ def landmarks(
     raters: Annotated[
         str | None, typer.Option(help="Raters to report, comma separated; default all.")
     ] = None,
+    unit: LandmarkUnitOption = "um",
+    transform_unit: TransformUnitOption = "um",
     json: JsonOption = None,
 ) -> None:
     """Target registration error on landmarks, by rater, beside the human-human distance."""
@@ -68,8 +74,8 @@ def landmarks(
     from clemreg.io.transforms import read_transform
 
     report = evaluate_landmarks(
-        read_transform(transform),
-        read_landmarks(landmarks),
+        read_transform(transform, unit=transform_unit),
+        read_landmarks(landmarks, unit=unit),
         raters=tuple(r.strip() for r in raters.split(",")) if raters else (),
         fixed_offset_nm=offset_nm(fixed_offset),
     )
@@ -88,6 +94,7 @@ def jacobian(
     map_: Annotated[
         Path | None, typer.Option("--map", help="Also write it as an image, .zarr or .tif.")
     ] = None,
+    transform_unit: TransformUnitOption = "um",
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
 ) -> None:
@@ -97,8 +104,8 @@ def jacobian(
     from clemreg.pipeline.jacobian_map import write_jacobian_map
 
     require_free(map_, overwrite=overwrite)
-    grid, inside = _where([transform], mask, spacing, grid_of)
-    given = read_transform(transform)
+    grid, inside = _where({transform: transform_unit}, mask, spacing, grid_of)
+    given = read_transform(transform, unit=transform_unit)
     report = evaluate_jacobian(given, grid, inside).to_json()
     shown = {"without_affine": report["without_affine"]} if remove_affine else report
     table({"jacobian": shown})
@@ -116,14 +123,23 @@ def compare(
     mask: MaskOption = None,
     spacing: VoxelSizeOption = None,
     grid_of: GridOption = None,
+    transform_unit: TransformUnitOption = "um",
+    second_unit: Annotated[
+        str | None, typer.Option(help="The same of T2, if it is another.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
     """Distance between two transforms at the same LM points, in nm of the EM frame."""
     from clemreg.evaluate.compare import compare_transforms
     from clemreg.io.transforms import read_transform
 
-    grid, inside = _where([first, second], mask, spacing, grid_of)
-    report = compare_transforms(read_transform(first), read_transform(second), grid, inside)
+    other_unit = second_unit or transform_unit
+    units = (
+        {first: transform_unit} if first == second else {first: transform_unit, second: other_unit}
+    )
+    grid, inside = _where(units, mask, spacing, grid_of)
+    one = read_transform(first, unit=transform_unit)
+    report = compare_transforms(one, read_transform(second, unit=other_unit), grid, inside)
     _answer("compare", report.to_json(), json)
 
 
@@ -145,6 +161,8 @@ def uncertainty(
     spacing: VoxelSizeOption = None,
     grid_of: GridOption = None,
     suggest: Annotated[int, typer.Option(help="Places where a landmark would help most.")] = 3,
+    unit: LandmarkUnitOption = "um",
+    transform_unit: TransformUnitOption = "um",
     out: Annotated[Path | None, typer.Option(help="Write the error map here (.zarr).")] = None,
     overwrite: OverwriteOption = False,
     json: JsonOption = None,
@@ -155,10 +173,10 @@ def uncertainty(
     from clemreg.pipeline.uncertainty import UncertaintyCommand, predict_error
 
     require_free(out, overwrite=overwrite)
-    grid, inside = _where([transform], mask, spacing, grid_of)
+    grid, inside = _where({transform: transform_unit}, mask, spacing, grid_of)
     command = UncertaintyCommand(
-        read_transform(transform),
-        read_landmarks(landmarks),
+        read_transform(transform, unit=transform_unit),
+        read_landmarks(landmarks, unit=unit),
         rater,
         second_rater,
         offset_nm(noise) if noise else None,
@@ -179,6 +197,7 @@ def overlap(
     psf: PsfOption = "palm",
     fixed_spacing: FixedSpacingOption = None,
     moving_spacing: MovingSpacingOption = None,
+    transform_unit: TransformUnitOption = "um",
     json: JsonOption = None,
 ) -> None:
     """How well an EM structure covers its light channel; best one that was not registered."""
@@ -193,6 +212,7 @@ def overlap(
         psf,
         fixed_spacing_nm=given_xyz_nm(fixed_spacing),
         moving_spacing_nm=given_xyz_nm(moving_spacing),
+        transform_unit=transform_unit,
     )
     _answer("overlap", overlap_files(command), json)
 
@@ -228,9 +248,12 @@ def _answer(name: str, report: dict[str, Any], json: Path | None) -> None:
 
 
 def _where(
-    transforms: list[str], mask: Path | None, spacing: str | None, grid_of: Path | None
+    transforms: dict[str, str], mask: Path | None, spacing: str | None, grid_of: Path | None
 ) -> tuple[Any, Any]:
-    """Return the LM grid to evaluate on, and a boolean mask on it or None."""
+    """Return the LM grid to evaluate on, and a boolean mask on it or None.
+
+    The grid is that of the first of `transforms` (path to unit) that says one.
+    """
     from clemreg.errors import ClemregError, ConfigError
     from clemreg.evaluate.masks import nonzero, same_voxels
     from clemreg.io.transforms import read_fixed_grid
@@ -238,10 +261,10 @@ def _where(
     from clemreg.units import given_xyz_nm
 
     override = given_xyz_nm(spacing)
-    grids = map(read_fixed_grid, transforms)
+    grids = (read_fixed_grid(path, unit=unit) for path, unit in transforms.items())
     grid = next((g for g in grids if g is not None), None)
     if grid_of is not None:
-        grid = open_volume(grid_of, frame="lm").grid
+        grid = open_volume(grid_of, frame="lm", spacing_nm=override).grid
     if mask is None:
         if grid is None:
             raise ConfigError(

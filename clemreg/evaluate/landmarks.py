@@ -27,6 +27,7 @@ AUTO = "auto"
 TRUTH = "truth"
 THIN = 0.1
 """z extent over xy extent below which landmarks say nothing about z."""
+_FAR_NM = 20_000.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,8 +213,10 @@ def evaluate_landmarks(
     people = _people(marks, raters)
     basis, note = _basis(people, truth, auto)
     affine, fitted = affine_part(transform), _fit_errors(basis)
+    tre = _error(transform, basis)
+    notes = note, _thin_note(basis), _few_note(fitted), _far_note(tre)
     return LandmarkReport(
-        tre=_error(transform, basis),
+        tre=tre,
         by_rater={name: _error(transform, m) for name, m in people.items()},
         between_raters=_between(list(people.values())),
         affine_only=None if affine is None else _error(affine, basis),
@@ -225,7 +228,7 @@ def evaluate_landmarks(
         auto_vs_rater={} if auto is None else _auto_vs_people(auto, people),
         truth=None if truth is None else TruthStats(_error(transform, truth)),
         points=PointErrors(basis.names, basis.lm_nm, basis.em_nm, transform(basis.lm_nm)),
-        notes=tuple(n for n in (note, _thin_note(basis), _few_note(fitted)) if n),
+        notes=tuple(n for n in notes if n),
     )
 
 
@@ -289,6 +292,16 @@ def _basis(
     raise DataError(
         "there is no usable held-out landmark",
         hint="landmarks must be active, have all coordinates, and not have the role 'fit'",
+    )
+
+
+def _far_note(tre: ErrorStats) -> str:
+    if tre.median_nm < _FAR_NM:
+        return ""
+    return (
+        f"The median error is {tre.median_nm / 1e3:.0f} um, more than a cell: the unit of the "
+        "landmarks (--unit) or of the transform (--transform-unit) may be another, the transform "
+        "may go the other way, or the landmarks may have been clicked in a crop (--fixed-offset)."
     )
 
 

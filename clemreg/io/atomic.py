@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -189,6 +190,19 @@ def make_folder(path: Path) -> None:
                 f"cannot make the folder {path}: {error.strerror}",
                 hint="choose another output folder",
             ) from error
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder if it is not there, and see that files can be made in it.
+
+    Raises
+    ------
+    StorageError
+        They cannot: known before long work, not after it.
+    """
+    make_folder(folder)
+    with storage_errors(folder):
+        tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager

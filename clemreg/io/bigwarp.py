@@ -110,7 +110,7 @@ def landmarks_from_rows(
     if flat and planes_nm is not None:
         numbers = _raised(numbers, planes_nm, unit)
     names = tuple(row.fields[0] for row in rows)
-    active = tuple(row.fields[1].lower() in ("true", "1") for row in rows)
+    active = tuple(row.fields[1].lower() == "true" for row in rows)
     return _landmarks(names, numbers, active, unit)
 
 

@@ -246,6 +246,16 @@ def read_points(path: str | Path, *, unit: str | None = None) -> FloatArray:
     return flip(np.array(points, dtype=np.float64).reshape(-1, 3) * factors[""])
 
 
+def read_point_names(path: str | Path) -> tuple[str, ...]:
+    """Return what a table of points calls them, in its column ``name``; empty without one."""
+    head, *body = read_rows(path, "table of points")
+    known = [field.strip().lower() for field in head.fields]
+    if "name" not in known:
+        return ()
+    column = known.index("name")
+    return tuple(row.fields[column] for row in body)
+
+
 def write_points(
     points_nm: ArrayLike, path: str | Path, *, unit: str = "um", names: Sequence[str] = ()
 ) -> None:

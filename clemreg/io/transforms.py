@@ -11,7 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clemreg.errors import ClemregError, DataError, FormatError, GridError, MissingError
+from clemreg.errors import (
+    ClemregError,
+    DataError,
+    FormatError,
+    FrameError,
+    GridError,
+    MissingError,
+)
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.bigwarp import BigWarpFile, read_bigwarp
 from clemreg.io.ecclem import is_ecclem_matrix, read_ecclem, read_ecclem_matrix
@@ -79,12 +86,16 @@ def read_transform(
         The file is of no known kind, or is broken.
     MissingError
         It, or an initial transform that it names, is not there.
+    FrameError
+        clemreg's own file says that it goes from `target` to `source`.
     """
     kind = _kind(Path(path))
     if kind == "json":
         document = _load_json(Path(path))
         if document.get("format") == FORMAT:
-            return transform_from_json(document, where=str(path))
+            found = transform_from_json(document, where=str(path))
+            _require_direction(found, source, target, str(path))
+            return found
         return _from_bigwarp(read_bigwarp(path, unit=unit), str(path), (source, target))
     if kind == "elastix":
         return read_elastix(path, source=source, target=target, unit=unit)
@@ -96,6 +107,15 @@ def read_transform(
         return _from_ecclem(Path(path), (source, target), unit)
     landmarks = read_landmarks(path, unit=unit)
     return _from_bigwarp(BigWarpFile(landmarks), str(path), (source, target))
+
+
+def _require_direction(found: Transform, source: str, target: str, path: str) -> None:
+    if (found.source, found.target) == (target, source) and source != target:
+        raise FrameError(
+            f"{path} maps {target} to {source}, expected {source} to {target}",
+            hint=f"in Python: write_transform(read_transform({path!r}, source={target!r}, "
+            f"target={source!r}).inverse(), path)",
+        )
 
 
 def read_fixed_grid(path: str | Path, *, frame: str = "lm", unit: str = "um") -> Grid | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, FormatError
 from clemreg.export.replace import require_free_output
@@ -18,7 +20,7 @@ from clemreg.io.localisations import (
     write_localisations,
 )
 from clemreg.io.meshes import read_mesh, write_mesh
-from clemreg.io.points import read_points, write_points
+from clemreg.io.points import read_point_names, read_points, write_points
 from clemreg.io.skeletons import read_skeleton, write_skeleton
 from clemreg.io.transforms import read_fixed_grid, read_transform
 from clemreg.io.volumes import open_labels, open_volume, write_tiff
@@ -39,6 +41,10 @@ MESHES = (".obj", ".ply")
 SKELETONS = (".swc", ".nml")
 TIFFS = (".tif", ".tiff")
 IMAGES = (".zarr", ".n5", *TIFFS)
+# Places along each axis at which the direction of a transform is judged, and the share of them
+# below which nothing is.
+_LATTICE = 10
+_SOME = 0.05
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,8 @@ class ApplyCommand:
         Of resampling.
     overwrite
         Replace what is at `out`.
+    transform_unit
+        Unit of a transform that does not say it.
     """
 
     transform: str
@@ -88,6 +96,7 @@ class ApplyCommand:
     pixel_nm: float | None = None
     subject_spacing_nm: Triple | None = None
     onto_spacing_nm: Triple | None = None
+    transform_unit: str = "um"
 
     @property
     def kind(self) -> str:
@@ -101,12 +110,12 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> tuple
     Returns
     -------
     tuple of str
-        What is suspicious about the points, in sentences.
+        What is suspicious about the points or the direction, in sentences.
 
     Raises
     ------
     ConfigError
-        An image without ``onto``, or an output of unknown kind.
+        An image without ``onto``, or an output that is not of the kind of the subject.
     StorageError
         There is something at `out`, and it must not be replaced. What a killed run has done of an
         image lies elsewhere, so going on needs no leave.
@@ -117,11 +126,15 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> tuple
             f"an image cannot be written as {command.out.name!r}",
             hint=f"let --out end in {', '.join(IMAGES)}",
         )
+    if mapped is not None and command.out.suffix.lower() in IMAGES:
+        raise ConfigError(
+            f"{command.subject} is no image and cannot be written as {command.out.name!r}",
+            hint=f"let --out end in {command.kind}",
+        )
     require_free_output(command.out, overwrite=command.overwrite)
     used = _transform(command)
     if mapped is None:
-        _apply_image(command, used, progress)
-        return ()
+        return _apply_image(command, used, progress)
     before, after = mapped(used)
     return _beside(command, before if command.direction == "lm-to-em" else after)
 
@@ -129,7 +142,7 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> tuple
 def _beside(command: ApplyCommand, lm_nm: FloatArray) -> tuple[str, ...]:
     """Say so if most points lie outside the light volume that the transform was made for."""
     try:
-        grid = read_fixed_grid(command.transform)
+        grid = read_fixed_grid(command.transform, unit=command.transform_unit)
     except FormatError:  # the transform itself could be read
         return ()
     if grid is None or not len(lm_nm):
@@ -163,7 +176,7 @@ def estimate_file(command: ApplyCommand) -> dict[str, Any]:
 
 
 def _transform(command: ApplyCommand) -> Transform:
-    forward = read_transform(command.transform)
+    forward = read_transform(command.transform, unit=command.transform_unit)
     return forward if command.direction == "lm-to-em" else forward.inverse()
 
 
@@ -182,7 +195,7 @@ def _mapped(command: ApplyCommand) -> Callable[[Transform], Moved] | None:
             return localisations(used)
         given = read_points(subject, unit=unit)
         moved = apply_to_points(used, given)
-        write_points(moved, out)
+        write_points(moved, out, names=read_point_names(subject))
         return given, moved
 
     def mesh(used: Transform) -> Moved:
@@ -216,14 +229,43 @@ def _image_and_grid(command: ApplyCommand, used: Transform) -> tuple[Volume, Gri
     return image, grid if command.spacing_nm is None else grid.with_spacing(command.spacing_nm)
 
 
-def _apply_image(command: ApplyCommand, used: Transform, progress: Progress | None) -> None:
+def _apply_image(
+    command: ApplyCommand, used: Transform, progress: Progress | None
+) -> tuple[str, ...]:
     image, grid = _image_and_grid(command, used)
     out, options = command.out, command.options
     if out.suffix.lower() == ".n5":
         options = replace(options, format="n5")
     if out.suffix.lower() not in TIFFS:
         apply_to_image(used, image, grid, out, options, progress=progress)
-        return
+        return _turned_round(command, used, image.grid, grid)
     beside = out.with_name(f".{out.name}.zarr")
     write_tiff(out, apply_to_image(used, image, grid, beside, options, progress=progress))
     remove(beside)
+    return _turned_round(command, used, image.grid, grid)
+
+
+def _turned_round(
+    command: ApplyCommand, used: Transform, image: Grid, grid: Grid
+) -> tuple[str, ...]:
+    """Say so if the transform the other way round would show much more of the image."""
+    back = used.inverse()
+    shown, turned = _common(used, back, image, grid), _common(back, used, image, grid)
+    if turned <= max(2 * shown, _SOME):
+        return ()
+    change = "add" if command.direction == "lm-to-em" else "leave out"
+    return (
+        f"{command.subject} and its result have {shown:.0%} in common; with the transform the "
+        f"other way round it would be {turned:.0%}: {change} --inverse?",
+    )
+
+
+def _common(there: Transform, back: Transform, image: Grid, grid: Grid) -> float:
+    """Share of the smaller of two grids in the other one; `there` leads from `grid` to `image`."""
+    onto, from_ = image.contains(there(_lattice(grid))), grid.contains(back(_lattice(image)))
+    return max(float(onto.mean()), float(from_.mean()))
+
+
+def _lattice(grid: Grid) -> FloatArray:
+    axes = [np.linspace(0, n - 1, _LATTICE) for n in grid.shape]
+    return grid.to_world(np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3))

@@ -13,7 +13,14 @@ from clemreg.errors import ClemregError, StorageError, VoxelSizeError
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.light import light_channel, mito_channel
-from clemreg.pipeline.voxels import EM_VOXEL_NM, LM_VOXEL_NM, Finding, check_fields, check_voxels
+from clemreg.pipeline.voxels import (
+    EM_VOXEL_NM,
+    LM_VOXEL_NM,
+    Finding,
+    check_fields,
+    check_voxels,
+    hinting,
+)
 from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
 
@@ -71,7 +78,8 @@ def write_config(folder: Path, options: InitOptions) -> tuple[Path, list[str]]:
 
 
 def _open(uri: str, spacing: str | None, frame: str) -> Volume:
-    return open_volume(uri, spacing_nm=given_xyz_nm(spacing), frame=frame)
+    with hinting(f"--{frame}-spacing"):
+        return open_volume(uri, spacing_nm=given_xyz_nm(spacing), frame=frame)
 
 
 def _refuse_errors(findings: list[Finding]) -> None:

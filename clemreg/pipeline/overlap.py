@@ -42,6 +42,8 @@ class OverlapCommand:
         As for `clemreg register`.
     fixed_spacing_nm, moving_spacing_nm
         Voxel sizes zyx instead of what the files say.
+    transform_unit
+        Unit of a transform that does not say it.
     """
 
     transform: str
@@ -51,6 +53,7 @@ class OverlapCommand:
     psf: str = "palm"
     fixed_spacing_nm: Triple | None = None
     moving_spacing_nm: Triple | None = None
+    transform_unit: str = "um"
 
 
 def overlap_files(command: OverlapCommand) -> dict[str, Any]:
@@ -62,7 +65,8 @@ def overlap_files(command: OverlapCommand) -> dict[str, Any]:
     channel = light_channel(lm, chosen_channel(lm, command.channel), {})
     em, kind = structure(em, channel.name if lm.channels else None)
     options = MovingOptions(psf_sigma_nm=psf_sigma_nm(command.psf), kind=kind)
-    return held_out_overlap(read_transform(command.transform), channel, em, options)
+    transform = read_transform(command.transform, unit=command.transform_unit)
+    return held_out_overlap(transform, channel, em, options)
 
 
 def held_out_overlap(

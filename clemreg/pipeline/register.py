@@ -15,6 +15,7 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import ConfigError, FormatError, VoxelSizeError
 from clemreg.evaluate.jacobian import evaluate_jacobian
 from clemreg.evaluate.masks import nonzero
+from clemreg.io.atomic import require_writable
 from clemreg.io.elastix_files import read_parameter_file
 from clemreg.io.localisations import HDF5, looks_like_localisations
 from clemreg.io.points import read_landmarks
@@ -241,9 +242,12 @@ def register_files(command: RegisterCommand, progress: Progress | None = None) -
     ------
     ConfigError
         The point spread, engine or preset is not known.
+    StorageError
+        Nothing can be written to the output folder.
     """
     options = options_of(command)
     ready = prepare_files(command)
+    require_writable(command.out)
     result = register(ready.fixed, ready.moving, options, guides=ready.guides, progress=progress)
     result = replace(result, warnings=(*ready.warnings, *result.warnings))
     result.save(command.out, ready.fixed.grid)

@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 
 from clemreg.cli.app import app, run_app
 from clemreg.cli.console import progress_bar
-from clemreg.io.points import read_points
+from clemreg.io.bigwarp import write_bigwarp
+from clemreg.io.points import read_point_names, read_points
 from clemreg.io.transforms import read_fixed_grid, read_transform, write_transform
 from clemreg.io.volumes import open_volume, write_volume
 from clemreg.register.orientation import Orientation
 from clemreg.register.registration import RegistrationResult, affine_of
-from clemreg.space import Grid
+from clemreg.space import Affine, Grid, Landmarks
 from clemreg.testing import hostile_grid, random_affine, random_bspline
 from clemreg.volume import Volume
 
@@ -118,6 +119,71 @@ def test_what_register_wrote_says_its_grid(files):
         assert read_fixed_grid(folder / "r" / name) == LM
     pair = [str(folder / "t.json"), str(folder / "r" / "repeat-0.json")]
     assert run_app(["evaluate", "compare", *pair]) == 0
+
+
+@pytest.mark.parametrize("direction", [[], ["--inverse"]])
+def test_an_image_brought_the_wrong_way_is_told(tmp_path, capsys, direction):
+    """The EM lies 3 um beside the LM; moved the wrong way it would come to lie 6 um beside."""
+    shift = Affine.from_linear(np.eye(3), (0.0, 3000.0, -3000.0), "lm", "em")
+    write_transform(shift, tmp_path / "t.json")
+    em = replace(hostile_grid("em"), origin_nm=(300.0, 3600.0, -2500.0))
+    write_volume(tmp_path / "lm.zarr", Volume(np.ones(LM.shape, "u1"), LM))
+    write_volume(tmp_path / "em.zarr", Volume(np.ones(em.shape, "u1"), em))
+    names = ["em.zarr", "lm.zarr"] if not direction else ["lm.zarr", "em.zarr"]
+    where = [str(tmp_path / name) for name in names]
+    wrong = [] if direction else ["--inverse"]
+    told = {"right": [], "wrong": ["--inverse?"]}
+    for name, way in (("right", direction), ("wrong", wrong)):
+        out, figures = tmp_path / f"{name}.zarr", tmp_path / f"{name}.json"
+        words = ["apply", str(tmp_path / "t.json"), where[0], "--onto", where[1], *way]
+        assert run_app([*words, "--out", str(out), "--json", str(figures)]) == 0
+        report = json.loads(figures.read_text())["apply"]
+        assert report["out"] == str(out)
+        assert [note.split()[-1] for note in report["notes"]] == told[name]
+        assert ("the other way round" in capsys.readouterr().err) is (name == "wrong")
+        assert open_volume(out).read().any() == (name == "right")
+
+
+def test_a_transform_from_em_to_lm_is_refused(files, capsys):
+    folder, transform = files
+    write_transform(affine_of(transform).inverse(), folder / "back.json")
+    words = ["evaluate", "jacobian", "--transform", str(folder / "back.json")]
+    assert run_app([*words, "--grid-of", str(folder / "lm.zarr")]) == 1
+    assert "maps em to lm, expected lm to em" in capsys.readouterr().err
+    back = read_transform(folder / "back.json", source="em", target="lm").inverse()
+    np.testing.assert_allclose(back([[1.0, 2.0, 3.0]]), affine_of(transform)([[1.0, 2.0, 3.0]]))
+
+
+def test_bigwarp_in_nm_is_read_in_its_unit(tmp_path, capsys):
+    """Landmarks of OME-Zarr are in nm, of ImageJ's files mostly in um."""
+    rng = np.random.default_rng(4)
+    move = random_affine(rng, "lm", "em")
+    lm = LM.to_world(rng.uniform(0, 1, (12, 3)) * np.asarray(LM.shape))
+    marks = Landmarks(tuple(f"Pt-{i}" for i in range(12)), lm, move(lm))
+    write_bigwarp(marks, tmp_path / "nm.csv", unit="nm")
+    words = ["evaluate", "landmarks", "--landmarks", str(tmp_path / "nm.csv")]
+    words += ["--transform", str(tmp_path / "nm.csv"), "--json", str(tmp_path / "e.json")]
+
+    def figures(*units):
+        assert run_app([*words, *units]) == 0
+        return json.loads((tmp_path / "e.json").read_text())["landmarks"]
+
+    right = figures("--unit", "nm", "--transform-unit", "nm")
+    assert right["max_nm"] < 1e-3
+    assert not any("more than a cell" in note for note in right["notes"])
+    wrong = figures("--unit", "nm")
+    assert wrong["median_nm"] > 2e4
+    assert any("--transform-unit" in note for note in wrong["notes"])
+    capsys.readouterr()
+    (tmp_path / "p.csv").write_text(
+        "name,x_nm,y_nm,z_nm\nb,{2},{1},{0}\na,{2},{1},{0}\n".format(*lm[0])
+    )
+    words = ["apply", str(tmp_path / "nm.csv"), str(tmp_path / "p.csv")]
+    assert run_app([*words, "--transform-unit", "nm", "--out", str(tmp_path / "q.csv")]) == 0
+    np.testing.assert_allclose(read_points(tmp_path / "q.csv")[0], move(lm)[0], atol=1e-2)
+    assert read_point_names(tmp_path / "q.csv") == ("b", "a")
+    assert run_app([*words, "--out", str(tmp_path / "q.zarr")]) == 1
+    assert "is no image and cannot be written" in capsys.readouterr().err
 
 
 def test_points_there_and_back(files):

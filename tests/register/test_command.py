@@ -293,6 +293,20 @@ def test_a_result_replaces_all_of_the_one_before(tmp_path):
     np.testing.assert_allclose(kept(LM.corners_nm()), bent(LM.corners_nm()))
 
 
+def test_an_output_that_cannot_be_written_is_told_before_the_search(
+    folder, tmp_path, monkeypatch, capsys
+):
+    def searched(*_, **__):
+        raise AssertionError("the search began")
+
+    monkeypatch.setattr(register_module, "register", searched)
+    (tmp_path / "file").write_text("no folder")
+    words = ["register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr")]
+    words += ["--channel", "mito", "--out", str(tmp_path / "file" / "out")]
+    assert run_app(words) == 1
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
 def test_held_out_landmarks_without_a_scan_are_not_passed_over(folder, tmp_path, capsys):
     words = ["register", "--fixed", str(folder / "lm.zarr"), "--moving", str(folder / "em.zarr")]
     words += ["--channel", "mito", "--out", str(tmp_path / "o"), "--held-out", "marks.csv"]
