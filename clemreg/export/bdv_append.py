@@ -16,6 +16,7 @@ from clemreg.export.bdv_xml import SetupXml, add, add_channels, add_settings, ad
 from clemreg.io.atomic import (
     atomic_path,
     atomic_write_text,
+    discard,
     hidden_sibling,
     partial_path,
     put_in_place,
@@ -235,7 +236,7 @@ def _append_n5(root: Path, volumes: Sequence[Any], progress: Progress | None) ->
             for number, *_ in volumes:
                 put_in_place(partial / f"setup{number}", root / f"setup{number}")
     finally:
-        remove(partial)
+        discard(partial)
 
 
 def _grown_xml(dataset: _Dataset, entries: Sequence[SetupXml], data_name: str) -> str:

@@ -53,6 +53,8 @@ def require_name(path: Path) -> None:
 _LONGEST_NAME = 255
 # How long files may still be added to a folder that is being removed.
 _PATIENCE_S = 5.0
+# A library has given up on what has failed if nothing more comes for so long.
+_QUIET_S = 0.3
 
 
 def _length(name: str) -> int:
@@ -93,7 +95,7 @@ def atomic_path(path: str | Path, *, overwrite: bool = True) -> Iterator[Path]:
             yield partial
             put_in_place(partial, path)
     except BaseException:
-        remove(partial)
+        discard(partial)
         raise
 
 
@@ -147,7 +149,7 @@ def atomic_set(index: Path, others: Sequence[Path], *, overwrite: bool) -> Itera
             mark.replace(index)
     except BaseException:
         for partial in partials:
-            remove(partial)
+            discard(partial)
         raise
 
 
@@ -266,6 +268,20 @@ def remove(path: Path) -> None:
         _remove_folder(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove what a failed write has left, and what a library's threads still add after that."""
+    threads = path.is_dir()
+    remove(path)
+    quiet = end = time.monotonic()
+    if threads:
+        quiet, end = quiet + _QUIET_S, end + _PATIENCE_S
+    while time.monotonic() < min(quiet, end):
+        time.sleep(0.02)
+        if path.exists():
+            remove(path)
+            quiet = time.monotonic() + _QUIET_S
 
 
 def _remove_folder(path: Path) -> None:

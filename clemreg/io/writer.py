@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from clemreg.errors import ConfigError, StorageError
 from clemreg.io.atomic import (
     atomic_write_json,
+    discard,
     partial_path,
     put_in_place,
     remove,
@@ -136,7 +137,7 @@ class VolumeWriter:
 
     def _abandon(self) -> None:
         if not self.options.resume:
-            remove(self.partial)
+            discard(self.partial)
 
     @property
     def pooling_block(self) -> Shape:

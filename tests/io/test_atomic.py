@@ -41,6 +41,34 @@ def test_a_folder_is_removed_while_threads_still_write_to_it(busy):
     assert not busy.exists()
 
 
+def test_a_failed_folder_that_a_library_makes_again_leaves_nothing(tmp_path):
+    """The chunks that tensorstore still writes when one has failed make their folders anew."""
+    gone = threading.Event()
+
+    def late(folder):
+        gone.wait(5)
+        time.sleep(0.1)
+        (folder / "s0").mkdir(parents=True)
+        (folder / "s0" / "0").touch()
+
+    with pytest.raises(OSError, match="full"), atomic_path(tmp_path / "a.n5") as partial:
+        partial.mkdir()
+        thread = threading.Thread(target=late, args=(partial,))
+        thread.start()
+        watch = threading.Thread(target=_wait_until_gone, args=(partial, gone))
+        watch.start()
+        raise OSError("full")
+    thread.join()
+    watch.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _wait_until_gone(path, gone):
+    while path.exists():
+        time.sleep(0.001)
+    gone.set()
+
+
 def test_what_cannot_be_removed_is_told_at_once(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
 
