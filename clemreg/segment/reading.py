@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from clemreg.errors import VoxelSizeError
 from clemreg.segment.blockwise import read_extended
-from clemreg.segment.data import separable_resample
 from clemreg.space.grid import Box, Grid, Triple
 from clemreg.volume import Volume
 
@@ -25,9 +24,16 @@ MOST_UPSAMPLING = 30.0
 _COARSER = 1.26
 
 
+# Positions and weights are whole multiples of this: then the products of three weights and grey
+# values of up to 16 bits, and their sums in any order, fit into float64 without rounding.
+_PARTS = 1 << 12
+
+
 @dataclass(frozen=True, eq=False)
 class Reader:
     """Boxes of a volume on another grid; beyond its borders the outer voxels go on.
+
+    A voxel has the same value in any box, to the last bit for whole numbers up to 16 bits.
 
     Attributes
     ----------
@@ -45,18 +51,43 @@ class Reader:
         fine = self.volume.grid
         if self.grid == fine:
             return read_extended(self.volume, box)
-        positions, widths = [], []
+        positions = []
         for axis in range(3):
             # From the second voxel beyond an end on, all are the same, to the last bit.
             index = np.arange(box.start[axis], box.stop[axis]).clip(-2, self.grid.shape[axis] + 1)
             world = self.grid.origin_nm[axis] + index * self.grid.spacing_nm[axis]
-            positions.append((world - fine.origin_nm[axis]) / fine.spacing_nm[axis])
-            widths.append(self.grid.spacing_nm[axis] / fine.spacing_nm[axis])
+            place = (world - fine.origin_nm[axis]) / fine.spacing_nm[axis]
+            positions.append(np.rint(place * _PARTS) / _PARTS)
+        widths = [g / f for g, f in zip(self.grid.spacing_nm, fine.spacing_nm, strict=True)]
         low = [int(np.floor(p.min() - w)) for p, w in zip(positions, widths, strict=True)]
         high = [int(np.ceil(p.max() + w)) + 2 for p, w in zip(positions, widths, strict=True)]
         part = read_extended(self.volume, Box(tuple(low), tuple(high)))  # type: ignore[arg-type]
-        shifted = [p - a for p, a in zip(positions, low, strict=True)]
-        return separable_resample(part, shifted, widths)
+        weights = [
+            _weights(p - a, b - a, w)
+            for p, a, b, w in zip(positions, low, high, widths, strict=True)
+        ]
+        return _resample(part.astype(np.float64), *weights).astype(np.float32)
+
+
+def _weights(position: NDArray[np.float64], n: int, width: float) -> NDArray[np.float64]:
+    """Rows of triangle-filter weights of half width max(1, width), in whole parts; sums are 1."""
+    raw = np.clip(1 - np.abs(position[:, None] - np.arange(n)) / max(1.0, width), 0, None)
+    parts = np.rint(raw * _PARTS)  # whole numbers: their sum is that of any larger box
+    parts = np.rint(parts * (_PARTS / parts.sum(axis=1, keepdims=True)))
+    rows = np.arange(len(parts))
+    parts[rows, parts.argmax(axis=1)] += _PARTS - parts.sum(axis=1)
+    return np.asarray(parts / _PARTS)
+
+
+def _resample(
+    part: NDArray[np.float64],
+    z: NDArray[np.float64],
+    y: NDArray[np.float64],
+    x: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Multiply (z, y, x) by the weights along each axis."""
+    part = (z @ part.reshape(len(part), -1)).reshape(len(z), *part.shape[1:])
+    return np.asarray((y @ part) @ x.T)
 
 
 def misfit(found_nm: Sequence[float] | NDArray[np.float64], wanted_nm: Triple | float) -> float:

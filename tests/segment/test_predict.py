@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
 
 torch = pytest.importorskip("torch")
 
@@ -34,7 +35,7 @@ from clemreg.segment.models import (  # noqa: E402
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.predict import PredictOptions, predict  # noqa: E402
 from clemreg.segment.reading import reader_for  # noqa: E402
-from clemreg.space import Grid  # noqa: E402
+from clemreg.space import Box, Grid  # noqa: E402
 from clemreg.volume import Volume  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
@@ -380,6 +381,28 @@ def test_distances_are_in_nm_whatever_the_voxels(tmp_path):
         options = PredictOptions(limits=(-20.0, 20.0), precise=True)
         out = predict(Volume(voxels, grid), model, tmp_path / f"{nm}.zarr", options=options)
         np.testing.assert_array_equal(out.read()[0], quantise(np.tanh(voxels * nm / 50)))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16"])
+@pytest.mark.parametrize("own_nm", [(40.0, 4.0, 4.0), (5.24, 4.0, 4.0), (14.0, 11.0, 12.0)])
+def test_a_resampled_voxel_is_the_same_in_any_box(dtype, own_nm):
+    """To the last bit, and linear between the voxels as SciPy has it where they are finer."""
+    limits = np.iinfo(dtype)
+    pixels = np.random.default_rng(2).integers(limits.min, limits.max, (11, 17, 23), dtype)
+    own = Grid(pixels.shape, own_nm, (300.3, -200.1, 70.7), "em")
+    reader = reader_for(Volume(pixels, own), (8.0, 8.0, 8.0), 1.25)
+    box = Box((-3, -2, -5), tuple(n + 4 for n in reader.grid.shape))
+    whole = reader.read(box)
+    for start in np.ndindex(*(-(-n // 5) for n in box.shape)):
+        low = np.asarray(start) * 5 + box.start
+        part = Box(tuple(low), tuple(np.minimum(low + 5, box.stop)))
+        inside = part.shift([-a for a in box.start]).slices
+        np.testing.assert_array_equal(reader.read(part), whole[inside])
+    if (np.asarray(reader.grid.spacing_nm) < own_nm).all():
+        index = own.to_index(reader.grid.points_nm()).transpose(3, 0, 1, 2)
+        expected = map_coordinates(pixels.astype(float), index, order=1, mode="nearest")
+        core = reader.read(Box((0, 0, 0), reader.grid.shape))
+        np.testing.assert_allclose(core, expected, atol=1e-3 * np.ptp(expected))
 
 
 def test_resampled_blocks_give_the_whole_to_the_bit(tmp_path, em, model):
