@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import DependencyError
+from clemreg.errors import ConfigError, DependencyError
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.steps import input_fingerprint
 from clemreg.units import given_xyz_nm
@@ -79,6 +79,8 @@ def segment_volume(
     ------
     DependencyError
         torch is not installed.
+    ConfigError
+        The mask cannot be used, see `open_mask`.
     """
     try:
         from clemreg.segment.blockwise import PredictOptions
@@ -97,7 +99,7 @@ def segment_volume(
         limits=settings.contrast,
         views=settings.views,
         precise=settings.precise,
-        mask=None if settings.mask is None else open_labels(settings.mask, frame="em"),
+        mask=None if settings.mask is None else open_mask(settings.mask),
         inputs=f"{input_fingerprint(source)} {input_fingerprint(settings.mask)}",
     )
     other = block_network(model, settings.block)
@@ -107,3 +109,20 @@ def segment_volume(
         return predict_with(em, other, out, options=mine, progress=progress)
     name = choose_model(em.grid.spacing_nm) if model == "auto" else model
     return predict(em, load_model(name), out, options=options, progress=progress)
+
+
+def open_mask(path: str) -> Volume:
+    """Open a mask of one channel.
+
+    Raises
+    ------
+    ConfigError
+        It has several channels.
+    """
+    mask = open_labels(path, frame="em")
+    if len(mask.channels) > 1:
+        raise ConfigError(
+            f"the mask {path} has channels {', '.join(mask.channels)}; one volume is expected",
+            hint="save the channel that is meant as a volume of its own",
+        )
+    return replace(mask.channel(0), name=mask.name)

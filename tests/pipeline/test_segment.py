@@ -1,0 +1,72 @@
+"""Files of ``clemreg segment``: what is a mask, and where it lies in the EM."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from clemreg.cli.app import run_app
+from clemreg.io.volumes import open_volume, write_volume
+from clemreg.space import Grid
+from clemreg.volume import Volume
+
+pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
+EM = Grid((6, 9, 12), (8.0, 8.0, 8.0), (300.0, -200.0, 70.0), "em")
+AS_IT_IS = """
+input_size = output_size = (8, 8, 8)
+input_voxel_size = output_voxel_size = (8.0, 8.0, 8.0)
+output_channels = ("grey",)
+
+def model(x):
+    return x
+"""
+
+
+@pytest.fixture
+def pixels():
+    return np.random.default_rng(0).integers(100, 255, EM.shape).astype(np.uint8)
+
+
+@pytest.fixture
+def inside():
+    """Not symmetric along any axis."""
+    mask = np.zeros(EM.shape, np.uint8)
+    mask[1:, 2:8, 5:] = 3
+    return mask
+
+
+@pytest.fixture
+def segment(tmp_path, capsys):
+    """The command; it gives the exit code, what it says, and the folder."""
+    (tmp_path / "as_it_is.py").write_text(AS_IT_IS)
+
+    def run(em, *more):
+        model, out = str(tmp_path / "as_it_is.py"), str(tmp_path / "out.zarr")
+        command = ["segment", str(em), "--model", model, "--contrast", "0", "255"]
+        code = run_app([*command, "--out", out, *map(str, more)])
+        return code, " ".join(capsys.readouterr().err.split())
+
+    return run
+
+
+def predicted_where(folder):
+    return open_volume(folder / "out.zarr").channel("grey").read() > 0
+
+
+def test_a_mask_may_have_an_axis_for_its_only_channel(tmp_path, segment, pixels, inside):
+    write_volume(tmp_path / "em.zarr", Volume(pixels, EM))
+    write_volume(tmp_path / "mask.zarr", Volume(inside[None], EM, channels=("cell",)))
+    assert segment(tmp_path / "em.zarr", "--mask", tmp_path / "mask.zarr")[0] == 0
+    np.testing.assert_array_equal(predicted_where(tmp_path), inside > 0)
+
+
+def test_a_mask_of_several_channels_is_refused(tmp_path, segment, pixels, inside):
+    write_volume(tmp_path / "em.zarr", Volume(pixels, EM))
+    both = Volume(np.stack([inside, 1 - inside]), EM, channels=("cell", "nucleus"))
+    write_volume(tmp_path / "mask.zarr", both)
+    code, said = segment(tmp_path / "em.zarr", "--mask", tmp_path / "mask.zarr")
+    assert code == 1
+    assert "mask.zarr has channels cell, nucleus; one volume is expected" in said
+    assert not list(tmp_path.glob(".out*"))
