@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import ConfigError, DependencyError
+from clemreg.errors import ConfigError, DependencyError, VoxelSizeError
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.steps import input_fingerprint
+from clemreg.space.grid import Grid
 from clemreg.units import given_xyz_nm
-from clemreg.volume import Volume
+from clemreg.volume import Labels, Volume
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class SegmentSettings:
     contrast
         Grey values that the network takes for black and white; None: percentiles of the volume.
     mask
-        Volume that is not 0 where to predict, in the frame of the EM; None: everywhere.
+        Volume that is not 0 where to predict, in the frame of the EM; one without a voxel size
+        lies on the voxels of the EM, if it has as many. None: everywhere.
     views
         Mirrored views to average: 1, 2, 4 or 8.
     precise
@@ -79,7 +81,7 @@ def segment_volume(
     ------
     DependencyError
         torch is not installed.
-    ConfigError
+    ConfigError, VoxelSizeError
         The mask cannot be used, see `open_mask`.
     """
     try:
@@ -99,7 +101,7 @@ def segment_volume(
         limits=settings.contrast,
         views=settings.views,
         precise=settings.precise,
-        mask=None if settings.mask is None else open_mask(settings.mask),
+        mask=None if settings.mask is None else open_mask(settings.mask, em),
         inputs=f"{input_fingerprint(source)} {input_fingerprint(settings.mask)}",
     )
     other = block_network(model, settings.block)
@@ -111,18 +113,35 @@ def segment_volume(
     return predict(em, load_model(name), out, options=options, progress=progress)
 
 
-def open_mask(path: str) -> Volume:
-    """Open a mask of one channel.
+def open_mask(path: str, em: Volume) -> Volume:
+    """Open a mask of an EM: one channel, at its place in the EM.
 
     Raises
     ------
     ConfigError
         It has several channels.
+    VoxelSizeError
+        Its voxel size is missing or cannot be right, and it has not the shape of the EM.
     """
-    mask = open_labels(path, frame="em")
+    mask = _placed_mask(path, em.grid)
     if len(mask.channels) > 1:
         raise ConfigError(
             f"the mask {path} has channels {', '.join(mask.channels)}; one volume is expected",
             hint="save the channel that is meant as a volume of its own",
         )
     return replace(mask.channel(0), name=mask.name)
+
+
+def _placed_mask(path: str, em: Grid) -> Labels:
+    try:
+        return open_labels(path, frame="em")
+    except VoxelSizeError as error:
+        # Without a voxel size on the EM's own voxels: its shape is the proof.
+        mask = open_labels(path, spacing_nm=em.spacing_nm, frame="em")
+        if mask.shape != em.shape:
+            raise VoxelSizeError(
+                f"{error.message}, and it has {mask.shape} voxels, not {em.shape} (z, y, x) as "
+                "the EM, so its place is not known",
+                hint="save the mask with its voxel size, or on the voxels of the EM",
+            ) from error
+        return replace(mask, grid=em, coarser=())

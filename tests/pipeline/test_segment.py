@@ -70,3 +70,31 @@ def test_a_mask_of_several_channels_is_refused(tmp_path, segment, pixels, inside
     assert code == 1
     assert "mask.zarr has channels cell, nucleus; one volume is expected" in said
     assert not list(tmp_path.glob(".out*"))
+
+
+def write_without_voxel_size(path, pixels):
+    import tifffile
+
+    tifffile.imwrite(path, pixels)
+
+
+def test_a_mask_without_voxel_size_lies_on_the_voxels_of_the_em(tmp_path, segment, pixels, inside):
+    write_without_voxel_size(tmp_path / "mask.tif", inside)
+    mask = "--mask", tmp_path / "mask.tif"
+    write_volume(tmp_path / "em.zarr", Volume(pixels, EM))  # its place is not 0
+    assert segment(tmp_path / "em.zarr", *mask)[0] == 0
+    np.testing.assert_array_equal(predicted_where(tmp_path), inside > 0)
+    write_without_voxel_size(tmp_path / "em.tif", pixels)
+    given = "--spacing", "8, 8, 8 nm", "--overwrite"
+    assert segment(tmp_path / "em.tif", *given, *mask)[0] == 0
+    np.testing.assert_array_equal(predicted_where(tmp_path), inside > 0)
+
+
+def test_a_mask_of_another_shape_must_say_its_voxel_size(tmp_path, segment, pixels, inside):
+    write_volume(tmp_path / "em.zarr", Volume(pixels, EM))
+    write_without_voxel_size(tmp_path / "mask.tif", inside[:, :, ::2])
+    code, said = segment(tmp_path / "em.zarr", "--mask", tmp_path / "mask.tif")
+    assert code == 1
+    assert "(6, 9, 6) voxels, not (6, 9, 12) (z, y, x) as the EM" in said
+    assert "hint: save the mask with its voxel size, or on the voxels of the EM" in said
+    assert "--spacing" not in said
