@@ -42,7 +42,6 @@ def validate_training(
 
     A second start goes on with what the store lacks. More: clemreg results best, converged.
     """
-    from clemreg.evaluate.results import metric_params
     from clemreg.pipeline.checkpoints import CheckpointRequest, score_checkpoints
     from clemreg.pipeline.results import best_checkpoints
 
@@ -54,7 +53,6 @@ def validate_training(
         new = score_checkpoints(config, tuple(data or ()), request, progress=progress)
     result(f"{new} scores kept in {store}")
     shown = "dice" if "dice" in chosen.metrics else chosen.metrics[0]
-    params = metric_params(shown, chosen.tolerance_nm, chosen.clip_nm)
-    rows = best_checkpoints(store, shown, "validation", params)
+    rows = best_checkpoints(store, shown, "validation", request.params(shown))
     rows_table(rows)
     write_json(json, {"rows": rows})

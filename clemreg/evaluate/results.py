@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clemreg.errors import ConfigError, FormatError, MissingError, StorageError
-from clemreg.evaluate.scores import METRICS
+from clemreg.evaluate.scores import METRICS, Unannotated
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.tables import check_widths, read_rows
 
@@ -44,7 +44,7 @@ class Result:
     refined
         Whether it is a segmentation that was cleaned up, not a raw prediction.
     metric, metric_params
-        What was measured, and the lengths it depends on, as JSON.
+        What was measured, and what it depends on, as JSON.
     value
         The score; NaN where it makes no sense.
     """
@@ -74,19 +74,31 @@ _KEY = COLUMNS[:-1]
 _TYPES = {"iteration": "INTEGER", "threshold": "REAL", "refined": "INTEGER", "value": "REAL"}
 
 
-def metric_params(metric: str, tolerance_nm: float, clip_nm: float) -> str:
-    """Lengths that a metric depends on, as the paper names them.
+def metric_params(
+    metric: str, tolerance_nm: float, clip_nm: float, unannotated: Unannotated = "leave-out"
+) -> str:
+    """Lengths that a metric depends on, as the paper names them, and what is not the usual rule.
+
+    Parameters
+    ----------
+    unannotated
+        What became of voxels that nobody annotated; said where they were not left out.
 
     Examples
     --------
     >>> metric_params("mean_false_distance_clipped", 40, 200), metric_params("dice", 40, 200)
     ('{"clip_distance": 200}', '{}')
+    >>> metric_params("dice", 40, 200, "background")
+    '{"unannotated": "background"}'
     """
+    params: dict[str, Any] = {}
     if metric.endswith("_clipped"):
-        return json.dumps({"clip_distance": _whole(clip_nm)})
+        params["clip_distance"] = _whole(clip_nm)
     if metric.endswith("_with_tolerance"):
-        return json.dumps({"tol_distance": _whole(tolerance_nm)})
-    return "{}"
+        params["tol_distance"] = _whole(tolerance_nm)
+    if unannotated != "leave-out":
+        params["unannotated"] = unannotated
+    return json.dumps(params)
 
 
 def _whole(value: float) -> float:

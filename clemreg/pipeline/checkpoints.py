@@ -57,6 +57,11 @@ class CheckpointRequest:
     unannotated: Unannotated = "leave-out"
     options: ScoreOptions = field(default_factory=ScoreOptions)
 
+    def params(self, metric: str) -> str:
+        """Return what a metric depends on, as the store has it."""
+        lengths = self.options.tolerance_nm, self.options.clip_nm
+        return metric_params(metric, *lengths, self.unannotated)
+
 
 def score_checkpoints(
     config: Path,
@@ -86,7 +91,7 @@ def score_checkpoints(
             progress(done, len(networks) * len(crops), f"{path.stem}, {crop.name}")
         asked = _Question(loaded.name, path, entry, crop)
         labels = asked.labels(request.labels or loaded.train_options().classes)
-        if not request.again and asked.is_answered(store, labels, request.options):
+        if not request.again and asked.is_answered(store, labels, request):
             continue
         results = asked.scores(labels, request)
         if request.again:
@@ -141,7 +146,9 @@ class _Question:
         names = [category(name).name for name in classes]
         return [n for n in names if self.crop.annotations.of(n) is not Annotation.UNKNOWN]
 
-    def is_answered(self, store: ResultStore, labels: Sequence[str], options: ScoreOptions) -> bool:
+    def is_answered(
+        self, store: ResultStore, labels: Sequence[str], request: CheckpointRequest
+    ) -> bool:
         """Tell whether the store has all of its scores."""
         found = store.find(
             setup=self.setup,
@@ -150,8 +157,7 @@ class _Question:
             parent_dataset_id=self.sample,
         )
         have = {(r.label, r.metric, r.metric_params) for r in found}
-        lengths = options.tolerance_nm, options.clip_nm
-        return have >= {(n, m, metric_params(m, *lengths)) for n in labels for m in options.metrics}
+        return have >= {(n, m, request.params(m)) for n in labels for m in request.options.metrics}
 
     def scores(self, labels: Sequence[str], request: CheckpointRequest) -> list[Result]:
         """Predict the crop, and score it."""

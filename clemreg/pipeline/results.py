@@ -76,7 +76,7 @@ def best_checkpoints(
     Parameters
     ----------
     params
-        Lengths that the metric depends on, as in the store; empty: there is one kind only.
+        What the metric depends on, as in the store; empty: there is one kind only.
     """
     lengths = {"metric_params": params} if params else {}
     results = open_store(store).find(metric=metric, refined=False, **lengths)

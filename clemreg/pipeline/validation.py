@@ -166,7 +166,7 @@ def _on_crop(
             threshold=prediction.threshold,
             refined=prediction.refined,
             metric=metric,
-            metric_params=metric_params(metric, options.tolerance_nm, options.clip_nm),
+            metric_params=metric_params(metric, options.tolerance_nm, options.clip_nm, unannotated),
             value=value,
         )
         for metric, value in scores.items()

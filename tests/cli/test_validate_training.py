@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import zarr
 
 torch = pytest.importorskip("torch")
 
@@ -106,6 +107,38 @@ def test_the_best_of_the_kept_networks_is_found(training, tmp_path, capsys):
     assert "4 scores kept" in capsys.readouterr().out
     assert run_app([*fewer, "--replace", "--unannotated", "background"]) == 0
     assert "4 scores kept" in capsys.readouterr().out
+
+
+def leave_half_unknown(crop):
+    for part in ("mito_mem", "mito_lum", "mito_ribo"):
+        pixels = zarr.open_array(str(crop / part / "s0"))
+        pixels[:, : pixels.shape[1] // 2] = 0
+
+
+def test_scores_by_another_rule_are_kept_beside(training, tmp_path, capsys):
+    """Only half of a crop is annotated: what is found in the other is wrong, or left out."""
+    path, sample = training
+    leave_half_unknown(sample / "groundtruth" / "crop21")
+    store, out = tmp_path / "scores.db", tmp_path / "best.json"
+    command = ["validate-training", str(path), "--data", f"ball={sample}", "--store", str(store)]
+    command += ["--label", "mito", "--metric", "dice"]
+    assert run_app(command) == 0
+    capsys.readouterr()
+    background = [*command, "--unannotated", "background", "--json", str(out)]
+    assert run_app(background) == 0
+    assert "6 scores kept" in capsys.readouterr().out
+    assert run_app(background) == 0
+    assert "0 scores kept" in capsys.readouterr().out
+    kinds = {"{}": [], '{"unannotated": "background"}': []}
+    for found in ResultStore(store).find(metric="dice", iteration=50, crop="21"):
+        kinds[found.metric_params].append(found.value)
+    (known,), (all_,) = kinds.values()
+    assert all_ < known - 0.05
+    (row,) = json.loads(out.read_text())["rows"]
+    whole = ResultStore(store).find(iteration=50, metric_params='{"unannotated": "background"}')
+    assert row["value"] == pytest.approx(np.mean([r.value for r in whole]))
+    assert run_app(["results", "best", str(store)]) == 1  # never averaged together
+    assert "keep the others in another store" in capsys.readouterr().err
 
 
 def test_what_cannot_be_scored_is_explained(training, tmp_path, capsys):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import sqlite3
 from dataclasses import replace
@@ -139,5 +140,8 @@ def test_bad_csv(tmp_path, column, cell, text):
 def test_parameters_of_metrics():
     assert sum(metric_params(m, 40, 200) != "{}" for m in METRICS) == 8
     assert metric_params("recall_with_tolerance", 2.5, 200) == '{"tol_distance": 2.5}'
+    assert json.loads(metric_params("recall_with_tolerance", 40, 200, "background")) == {
+        "tol_distance": 40, "unannotated": "background",
+    }  # fmt: skip
     with pytest.raises(MissingError, match="no score of golgi"):
         require([], "golgi")

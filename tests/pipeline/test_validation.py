@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -53,6 +54,8 @@ def test_scores_on_the_crops_where_someone_looked():
     whole = score_masks(p, np.isin(ids, (3, 4)), EM.spacing_nm, options=ScoreOptions(("dice",)))
     assert paper[0].value == pytest.approx(whole["dice"])
     assert paper[0].value < expected["dice"]
+    assert json.loads(paper[0].metric_params) == {"unannotated": "background"}
+    assert {r.metric_params for r in results if r.metric == "dice"} == {"{}"}
     refined = validate(replace(pred, refined=True), crops, ScoreOptions(("recall",)))
     assert refined[0].value > 0.98  # everything but 0
 
