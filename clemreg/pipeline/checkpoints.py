@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from clemreg.blocks.run import Progress
 from clemreg.errors import MissingError
 from clemreg.evaluate.results import Result, ResultStore, metric_params
 from clemreg.evaluate.scores import ScoreOptions, Unannotated
-from clemreg.pipeline.train import kept_networks, load_train_config
+from clemreg.pipeline.train import TrainConfig, kept_networks, load_train_config
 from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
 from clemreg.pipeline.validation import Prediction, validate
 from clemreg.segment.blockwise import PredictOptions
@@ -24,13 +25,15 @@ from clemreg.segment.classes import Annotation, category
 from clemreg.segment.contract import COSEM_BLOCK, as_block_network
 from clemreg.segment.cosem import HALO, STEP
 from clemreg.segment.crops import TrainingCrop
-from clemreg.segment.exchange import open_network
+from clemreg.segment.exchange import NetworkHeader, network_header, open_network
 from clemreg.segment.external import predict_with
 from clemreg.segment.models import Model
 from clemreg.segment.predict import predict
 from clemreg.segment.reading import misfit
 from clemreg.space.grid import Box, Grid, Shape
 from clemreg.volume import LazyArray, Volume
+
+log = logging.getLogger(__name__)
 
 Network = Model | CosemModel
 
@@ -80,10 +83,11 @@ def score_checkpoints(
     Raises
     ------
     MissingError
-        The training kept no networks, or held out no crops.
+        The training kept no networks, or held out no crops. Networks of an earlier training that
+        lie among its own are left out, with a note in the log.
     """
     loaded = load_train_config(config, data)
-    networks = _kept(config.parent / loaded.out)
+    networks = _kept(config.parent / loaded.out, loaded)
     crops = _held_out((*loaded.cosem, *loaded.cellmap), config)
     store, new = ResultStore(request.store), 0
     for done, (path, (entry, crop)) in enumerate((n, c) for n in networks for c in crops):
@@ -102,14 +106,46 @@ def score_checkpoints(
     return new
 
 
-def _kept(out: Path) -> list[Path]:
+def _kept(out: Path, training: TrainConfig) -> list[Path]:
+    """Find the networks of a training; what else lies among them is told, and left out."""
     folder = kept_networks(out)
-    found = sorted(folder.glob("*.safetensors"), key=lambda path: int(path.stem))
-    if not found:
+    found = sorted(folder.glob("*.safetensors"))
+    misfits = {path: _misfit(path, training) for path in found}
+    for path, reason in misfits.items():
+        if reason:
+            log.warning("%s is left out: %s", path, reason)
+    mine = [path for path, reason in misfits.items() if not reason]
+    if not mine:
+        others = ", but others" if found else ""
         raise MissingError(
-            f"{folder} holds no networks", hint="set keep_every in the training, and train"
+            f"{folder} holds no networks of the training {training.name}{others}",
+            hint="set keep_every in the training, and train",
         )
-    return found
+    return sorted(mine, key=lambda path: int(path.stem))
+
+
+def _misfit(path: Path, training: TrainConfig) -> str:
+    """Say why a network is not one that a training kept; empty: it is."""
+    if not path.stem.isdecimal():
+        return "its name is no number of steps"
+    options = training.train_options()
+    shape = options.network() if options.architecture == "compact" else options.cosem()
+    expected = _aspects(NetworkHeader(training.name, (float(options.spacing_nm),) * 3, shape))
+    header, steps = network_header(path), int(path.stem)
+    found = _aspects(header)
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
+            return f"{name} = {found.get(name)!r}, in the training {expected.get(name)!r}"
+    if header.steps not in (0, steps):
+        return f"it was trained for {header.steps} steps"
+    if steps > options.steps:
+        return f"the training ends at {options.steps} steps"
+    return ""
+
+
+def _aspects(header: NetworkHeader) -> dict[str, Any]:
+    """Return by name what all networks of a training share."""
+    return {"name": header.name, "spacing_nm": header.spacing_nm} | asdict(header.shape)
 
 
 def _held_out(

@@ -19,7 +19,15 @@ from clemreg.segment.checkpoints import CosemModel, build, load_cosem
 from clemreg.segment.contract import COSEM_BLOCK, BlockNetwork, as_block_network, load_script
 from clemreg.segment.cosem import SMALLEST, STEP, CosemOptions
 from clemreg.segment.data import CLIP
-from clemreg.segment.models import Model, load_model, save_model, write_tensors
+from clemreg.segment.models import (
+    Model,
+    load_model,
+    model_info,
+    model_shape,
+    save_model,
+    write_tensors,
+)
+from clemreg.segment.network import NetworkOptions
 from clemreg.segment.setups import Setup
 
 COSEM_FORMAT = "clemreg-cosem-1"
@@ -275,6 +283,11 @@ def _safetensors_header(path: Path) -> dict[str, str] | None:
 def _load_cosem_safetensors(path: Path, header: dict[str, str]) -> CosemModel:
     from safetensors.torch import load_file
 
+    chosen, options = _cosem_header(path, header)
+    return CosemModel(chosen, build(options, load_file(path), path), path)
+
+
+def _cosem_header(path: Path, header: dict[str, str]) -> tuple[Setup, CosemOptions]:
     try:
         described, shape = json.loads(header["setup"]), json.loads(header["network"])
         chosen = Setup(
@@ -285,7 +298,47 @@ def _load_cosem_safetensors(path: Path, header: dict[str, str]) -> CosemModel:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"{path} has a broken header: {error}") from error
-    return CosemModel(chosen, build(options, load_file(path), path), path)
+    return chosen, options
+
+
+@dataclass(frozen=True)
+class NetworkHeader:
+    """What a safetensors file says of its network.
+
+    Attributes
+    ----------
+    name
+        What it is called.
+    spacing_nm
+        Voxel size zyx that it was made for.
+    shape
+        Classes and layers.
+    steps
+        Training steps; 0: it does not say.
+    """
+
+    name: str
+    spacing_nm: tuple[float, float, float]
+    shape: NetworkOptions | CosemOptions
+    steps: int = 0
+
+
+def network_header(path: Path) -> NetworkHeader:
+    """Read what a safetensors file of clemreg says of its network, and none of its weights.
+
+    Raises
+    ------
+    MissingError
+        There is no such file.
+    FormatError
+        It is none.
+    """
+    header = _safetensors_header(path)
+    if header is None:
+        card = model_info(path)
+        return NetworkHeader(card.name, card.spacing_nm, model_shape(path), card.steps)
+    made, shape = _cosem_header(path, header)
+    return NetworkHeader(made.name, (shape.input_nm,) * 3, shape)
 
 
 def network_info(name: str | Path) -> dict[str, Any]:

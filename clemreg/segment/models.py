@@ -150,6 +150,11 @@ def model_info(name: str | Path) -> ModelCard:
     return _header(_find(name))[0]
 
 
+def model_shape(name: str | Path) -> NetworkOptions:
+    """Read only the shape of a network."""
+    return _header(_find(name))[1]
+
+
 def bundled_models() -> tuple[ModelCard, ...]:
     """Cards of the networks that come with clemreg."""
     return tuple(_header(path)[0] for path in _bundled_files().values())

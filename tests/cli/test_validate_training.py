@@ -16,9 +16,13 @@ from clemreg.pipeline.checkpoints import predict_around  # noqa: E402
 from clemreg.pipeline.train import train_from_config  # noqa: E402
 from clemreg.pipeline.train_crops import CellMapData, open_crops  # noqa: E402
 from clemreg.segment.blockwise import PredictOptions  # noqa: E402
+from clemreg.segment.checkpoints import CosemModel  # noqa: E402
+from clemreg.segment.cosem import CosemOptions, CosemUNet  # noqa: E402
+from clemreg.segment.exchange import NetworkHeader, network_header, write_safetensors  # noqa: E402
 from clemreg.segment.models import Model, ModelCard, load_model, save_model  # noqa: E402
 from clemreg.segment.network import NetworkOptions, UNet  # noqa: E402
 from clemreg.segment.predict import predict  # noqa: E402
+from clemreg.segment.setups import Setup  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
 CONFIG = """
@@ -28,7 +32,7 @@ keep_every = 1
 [options]
 spacing_nm = 4.0
 classes = ["mito", "er"]
-steps = 2
+steps = 100
 batch = 1
 output = 8
 margin = 4
@@ -141,6 +145,48 @@ def test_scores_by_another_rule_are_kept_beside(training, tmp_path, capsys):
     assert "keep the others in another store" in capsys.readouterr().err
 
 
+def test_networks_of_an_earlier_training_are_left_out(training, tmp_path, capsys, caplog):
+    """Trained again with fewer steps, another name or other layers: the old ones lie there yet."""
+    path, sample = training
+    kept = tmp_path / "threshold.kept"
+    other = UNet(NetworkOptions(("mito", "er"), (3, 2), (1, 1), (2,)))
+    save_model(
+        other, ModelCard("threshold", (4.0, 4.0, 4.0), (), 75), kept / "00000075.safetensors"
+    )
+    card = ModelCard("before", (4.0, 4.0, 4.0), (), 80)
+    save_model(seeing(0.0), card, kept / "00000080.safetensors")
+    shutil.copy(kept / "00000050.safetensors", kept / "best.safetensors")
+    shutil.copy(kept / "00000050.safetensors", kept / "00000060.safetensors")
+    path.write_text(CONFIG.replace("steps = 100", "steps = 99"))
+    store = tmp_path / "scores.db"
+    command = ["validate-training", str(path), "--data", f"ball={sample}", "--store", str(store)]
+    command += ["--label", "mito", "--metric", "dice"]
+    assert run_app(command) == 0
+    assert {r.iteration for r in ResultStore(store).find()} == {25, 50}
+    for words in (
+        "75.safetensors is left out: widths = (3, 2), in the training (2, 2)",
+        "80.safetensors is left out: name = 'before', in the training 'threshold'",
+        "60.safetensors is left out: it was trained for 50 steps",
+        "100.safetensors is left out: the training ends at 99 steps",
+        "best.safetensors is left out: its name is no number of steps",
+    ):
+        assert words in caplog.text
+    for name in ("00000025", "00000050"):
+        (kept / f"{name}.safetensors").unlink()
+    assert run_app(command) == 1
+    assert "holds no networks of the training threshold, but others" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("input_nm", [4.0, 8.0])
+def test_networks_of_the_paper_are_known_by_their_header(tmp_path, input_nm):
+    torch.manual_seed(0)
+    shape = CosemOptions(("mito", "er"), input_nm, (2, 3, 4, 5), (3, 2, 4))
+    made = Setup("mine", input_nm, shape.classes, 7)
+    write_safetensors(CosemModel(made, CosemUNet(shape), tmp_path), tmp_path / "7.safetensors")
+    header = network_header(tmp_path / "7.safetensors")
+    assert header == NetworkHeader("mine", (input_nm,) * 3, shape)
+
+
 def test_what_cannot_be_scored_is_explained(training, tmp_path, capsys):
     path, sample = training
     command = ["validate-training", str(path), "--data", f"ball={sample}", "--store", "s.db"]
@@ -187,6 +233,7 @@ def test_a_training_keeps_its_networks(cellmap_sample, tmp_path):
     """Each is the network of its step: the last one is what the training gives."""
     path = tmp_path / "t.toml"
     path.write_text(CONFIG.replace('["crop21", "crop110", "crop7"]', '["crop21", "crop110"]'))
+    path.write_text(path.read_text().replace("steps = 100", "steps = 2"))
     path.write_text(path.read_text().replace('held_out = ["crop21", "crop110"]\n', ""))
     out = train_from_config(path, (f"ball={cellmap_sample}",))
     kept = sorted((tmp_path / "threshold.kept").iterdir())
