@@ -3,9 +3,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+import shlex
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,13 +30,14 @@ from clemreg.segment.exchange import (
     write_safetensors,
 )
 from clemreg.segment.external import output_grid, predict_with
-from clemreg.segment.models import ModelCard, save_model
+from clemreg.segment.models import ModelCard, load_model, save_model
 from clemreg.segment.network import NetworkOptions, UNet
 from clemreg.segment.setups import Setup
 from clemreg.space.grid import Grid
 from clemreg.volume import Volume
 
 pytestmark = pytest.mark.torch
+REPO = Path(__file__).parents[2]
 CLASSES = ("mito", "er")
 EM = Grid((9, 14, 21), (8.0, 8.0, 8.0), (300.0, -200.0, 70.0), "em")
 
@@ -203,6 +207,23 @@ def test_any_script_that_keeps_the_contract(tmp_path):
     assert np.abs(out.read().astype(int) - stored).max() <= 1
     assert (out.read() == stored).mean() > 0.99
     assert network_info(path)["classes"] == ["sum", "left"]
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated:DeprecationWarning")
+def test_the_script_of_the_guide_runs_the_network_that_the_guide_exports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    guide = (REPO / "docs" / "how-to" / "own-network.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", guide, re.DOTALL)
+    (text,) = [block for block in blocks if "torch.jit.load" in block]
+    assert run_app(shlex.split(re.findall(r"clemreg (model export .*\.ts)", guide)[0])) == 0
+    (tmp_path / "network.py").write_text(text)
+    script, bundled = load_script("network.py"), load_model("mito-16nm")
+    em = np.random.default_rng(0).uniform(-1, 1, script.input_size).astype(np.float32)
+    found = script(em)  # of the shape that the script says, or it is refused
+    with torch.inference_mode():
+        corner = bundled.network(torch.from_numpy(em[:44, :44, :44])[None, None])[0].numpy()
+    np.testing.assert_allclose(found[:, :4, :4, :4], corner, atol=1e-4)
+    assert (script.classes, script.input_nm) == (bundled.classes, bundled.card.spacing_nm)
 
 
 def test_an_interrupted_prediction_goes_on(tmp_path):
