@@ -81,11 +81,12 @@ def predict_with(
     limits = options.limits or find_limits(volume)
     where = Where(options.mask, grid)
     job = f"{network.job} {volume.name} {reader.grid} {limits} {options.job}"
-    ledger = open_ledger(out, job)
-    fresh = not ledger.done
     busy = threading.Lock()
     storage = WriteOptions(chunk=network.output_size, resume=True)
-    with create_volume(out, grid, np.uint8, channels=network.classes, options=storage) as writer:
+    writer = create_volume(out, grid, np.uint8, channels=network.classes, options=storage)
+    ledger = open_ledger(out, job)  # not before the name of the output is known to be one
+    fresh = not ledger.done
+    with writer:
 
         def work(block: Block) -> None:
             inside = where.read(block.core)

@@ -88,11 +88,12 @@ def predict(
     where = Where(options.mask, reader.grid)
     shape = _block_shape(reader.grid.shape, model, options)
     job = f"{model.identity} {volume.name} {reader.grid} {shape} {limits} {options.job}"
-    ledger = open_ledger(out, job)
-    fresh = not ledger.done
-    with create_volume(
+    writer = create_volume(
         out, reader.grid, np.uint8, channels=model.classes, options=_storage(shape, model)
-    ) as writer:
+    )
+    ledger = open_ledger(out, job)  # not before the name of the output is known to be one
+    fresh = not ledger.done
+    with writer:
 
         def work(block: Block) -> None:
             inside = where.read(block.core)

@@ -51,6 +51,17 @@ def segment(tmp_path, capsys):
     return run
 
 
+def test_the_name_of_a_file_is_refused_before_anything_is_written(tmp_path, segment, pixels):
+    write_volume(tmp_path / "em.zarr", Volume(pixels, EM))
+    before = set(tmp_path.iterdir())
+    own = "--model", "mito-8nm"
+    for network in ((), own):  # the script, or one of clemreg
+        code, said = segment(tmp_path / "em.zarr", *network, "--out", tmp_path / "out.tif")
+        assert code == 1
+        assert "let the name end in .zarr" in said
+    assert set(tmp_path.iterdir()) == before
+
+
 def predicted_where(folder):
     return open_volume(folder / "out.zarr").channel("grey").read() > 0
 
