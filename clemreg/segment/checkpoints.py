@@ -31,6 +31,13 @@ _TF_HEAD = re.compile(r"conv_pass_0/(kernel|bias)")
 _FINAL_PREFIX = "backbone.1."
 # Of the variables of a network with all that its optimiser keeps there are 3 GB.
 _MOST_BYTES = 8_000_000_000
+# What files of `torch.save` begin with, since 2020 and before.
+_ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
+# What other files that are easily taken for a network begin with.
+_OTHERS = {
+    b"II*\0": "a TIFF", b"MM\0*": "a TIFF", b"II+\0": "a TIFF", b"MM\0+": "a TIFF",
+    b"\x89HDF": "an HDF5 file", b"NRRD": "an NRRD file", b"\x89PNG": "a PNG",
+}  # fmt: skip
 # What reading bytes that are no pickle may end in.
 _NO_PICKLE = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
@@ -222,6 +229,7 @@ def read_pickle(path: Path, device: torch.device | str = "cpu") -> Any:
             f"{path} is a program (ONNX or TorchScript), not weights, and was not run",
             hint="run it in a script of your own: clemreg segment --model SCRIPT.py",
         )
+    _require_torch_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on foreign pickles, which are refused below
@@ -233,6 +241,19 @@ def read_pickle(path: Path, device: torch.device | str = "cpu") -> Any:
         ) from error
     except _NO_PICKLE as error:
         raise FormatError(f"{path} is not a PyTorch checkpoint: {_first_line(error)}") from error
+
+
+def _require_torch_file(path: Path) -> None:
+    """Refuse by its first bytes what no version of `torch.save` wrote."""
+    with path.open("rb") as stream:
+        begin = stream.read(4)
+    if begin.startswith((_ZIP, _PICKLE)):
+        return
+    kind = "empty" if not begin else _OTHERS.get(begin, "neither safetensors nor of torch.save")
+    raise FormatError(
+        f"{path} is not a PyTorch checkpoint: it is {kind}",
+        hint="networks are safetensors of clemreg, published checkpoints of COSEM, and scripts",
+    )
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -38,6 +38,8 @@ METADATA = "clemreg.json"
 def open_network(name: str | Path, setup_name: str = "") -> Model | CosemModel:
     """Open a bundled network, a safetensors file of clemreg, or a published COSEM checkpoint.
 
+    What a file is, its first bytes tell, whatever it is called.
+
     Parameters
     ----------
     setup_name
@@ -51,7 +53,7 @@ def open_network(name: str | Path, setup_name: str = "") -> Model | CosemModel:
         The file is none of these; nothing in it was executed.
     """
     path = Path(name)
-    if path.suffix != ".safetensors" and path.is_file():
+    if path.is_file() and not _is_safetensors(path):
         return load_cosem(path, setup_name)
     header = _safetensors_header(path)
     return load_model(name) if header is None else _load_cosem_safetensors(path, header)
@@ -71,7 +73,7 @@ def block_network(name: str | Path, block: int = 0) -> BlockNetwork | None:
     path = Path(name)
     if path.suffix == ".py":
         return load_script(path)
-    if not path.is_file() or (path.suffix == ".safetensors" and not _safetensors_header(path)):
+    if not path.is_file() or (_is_safetensors(path) and _safetensors_header(path) is None):
         return None
     network = open_network(path)
     if not isinstance(network, CosemModel):
@@ -264,6 +266,16 @@ def write_safetensors(network: Model | CosemModel, out: Path) -> None:
         "format": COSEM_FORMAT, "setup": json.dumps(described), "network": json.dumps(shape),
     }  # fmt: skip
     write_tensors(out, network.network, header)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Tell by its name, or by its first bytes: the length of a header, and the header, JSON."""
+    if path.suffix == ".safetensors":
+        return True
+    with path.open("rb") as stream:
+        begin = stream.read(9)
+    length = int.from_bytes(begin[:8], "little")
+    return begin[8:] == b"{" and length <= path.stat().st_size - 8
 
 
 def _safetensors_header(path: Path) -> dict[str, str] | None:

@@ -156,6 +156,33 @@ def test_command_line(own, tmp_path, capsys):
     assert "does not hold the COSEM network" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["own", "own.pt", "own.model"])
+def test_safetensors_of_another_name_are_known_by_their_first_bytes(own, tmp_path, name):
+    other = own.rename(tmp_path / name)
+    assert open_network(other).card.name == "own"
+    assert block_network(other) is None  # clemreg's own way to predict, not that of a script
+    write_safetensors(cosem(), tmp_path / "cosem.safetensors")
+    other = (tmp_path / "cosem.safetensors").rename(tmp_path / f"cosem-{name}")
+    assert open_network(other).setup.name == "setup46"
+    assert block_network(other).classes == CLASSES
+
+
+@pytest.mark.parametrize("ending", ["", ".safetensor", ".tif", ".pt"])
+def test_what_is_no_network_is_called_what_it_is(tmp_path, ending, capsys):
+    import tifffile
+
+    tifffile.imwrite(tmp_path / "em.tif", np.zeros((6, 8, 9), np.uint8))
+    image = (tmp_path / "em.tif").rename(tmp_path / f"em{ending}")
+    command = ["model", "import", "--setup", "04", "--out", str(tmp_path / "o.safetensors")]
+    assert run_app([*command, str(image)]) == 1
+    assert "is not a PyTorch checkpoint: it is a TIFF" in capsys.readouterr().err
+    other = tmp_path / f"other{ending}"
+    for content, words in ((b"", "it is empty"), (b"root:x:0:0", "it is neither safetensors nor")):
+        other.write_bytes(content)
+        assert run_app([*command, str(other)]) == 1
+        assert words in capsys.readouterr().err
+
+
 def test_what_is_no_network(tmp_path):
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"not safetensors")

@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     with pytest.raises(FormatError, match=r"not hold the COSEM network.* foreign weights fc"):
         open_network(folder / "resnet")
     (folder / "words").write_text("hello")
-    with pytest.raises(FormatError, match="not a PyTorch checkpoint: its content makes no sense"):
+    with pytest.raises(FormatError, match="it is neither safetensors nor of torch"):
         open_network(folder / "words")
     with pytest.raises(MissingError, match="is a folder, not a network"):
         open_network(folder)
