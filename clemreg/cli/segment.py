@@ -52,13 +52,16 @@ def segment(
     precise: Annotated[
         bool, typer.Option(help="Compute in float32 even where bfloat16 is faster.")
     ] = False,
+    channel: Annotated[
+        str, typer.Option(help="Channel of the EM, if it has several; else the first.")
+    ] = "",
     overwrite: OverwriteOption = False,
 ) -> None:
     """Predict mitochondria, their membrane and ER; killed runs go on where they stopped."""
     from clemreg.pipeline.segment import SegmentSettings, segment_file
 
     require_free(out, overwrite=overwrite)
-    settings = SegmentSettings(block, contrast, mask, tta, precise)
+    settings = SegmentSettings(block, contrast, mask, tta, precise, channel)
     with progress_bar("segment") as progress:
         segment_file(em, out, model=model, spacing=spacing, settings=settings, progress=progress)
     result(f"wrote {out}")

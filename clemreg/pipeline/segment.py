@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from clemreg.pipeline.steps import input_fingerprint
 from clemreg.space.grid import Grid
 from clemreg.units import given_xyz_nm
 from clemreg.volume import Labels, Volume
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class SegmentSettings:
         Mirrored views to average: 1, 2, 4 or 8.
     precise
         Always compute in float32.
+    channel
+        Channel of the EM; empty: the only one, or the first of several, with a note in the log.
     """
 
     block: int = 0
@@ -38,6 +43,7 @@ class SegmentSettings:
     mask: str | None = None
     views: int = 1
     precise: bool = False
+    channel: str = ""
 
 
 def segment_file(
@@ -51,7 +57,6 @@ def segment_file(
 ) -> Volume:
     """Open, predict and write; see `segment_volume`."""
     volume = open_volume(em, spacing_nm=given_xyz_nm(spacing), frame="em")
-    volume = volume.channel(0) if volume.channels else volume
     return segment_volume(volume, out, model=model, settings=settings, source=em, progress=progress)
 
 
@@ -69,7 +74,7 @@ def segment_volume(
     Parameters
     ----------
     em
-        EM (z, y, x).
+        EM (z, y, x), or (channel, z, y, x), of which one is segmented.
     model
         Bundled name, file, or ``"auto"``: the bundled network with the nearest voxel size. Also
         a COSEM network, or a script that keeps the contract of `clemreg.segment.contract`.
@@ -81,6 +86,8 @@ def segment_volume(
     ------
     DependencyError
         torch is not installed.
+    MissingError
+        The EM has no such channel.
     ConfigError, VoxelSizeError
         The mask cannot be used, see `open_mask`.
     """
@@ -96,6 +103,7 @@ def segment_volume(
             hint="pip install 'clemreg-toolkit[segment]', or give a prediction from elsewhere",
         ) from error
     settings = settings or SegmentSettings()
+    em = _one_channel(em, settings.channel)
     options = PredictOptions(
         block=settings.block,
         limits=settings.contrast,
@@ -111,6 +119,19 @@ def segment_volume(
         return predict_with(em, other, out, options=mine, progress=progress)
     name = choose_model(em.grid.spacing_nm) if model == "auto" else model
     return predict(em, load_model(name), out, options=options, progress=progress)
+
+
+def _one_channel(em: Volume, name: str) -> Volume:
+    if name:
+        return em.channel(name)
+    if len(em.channels) > 1:
+        log.warning(
+            "%s has channels %s: the first, %s, is segmented; another with --channel NAME",
+            em.name or "the EM",
+            ", ".join(em.channels),
+            em.channels[0],
+        )
+    return em.channel(0)
 
 
 def open_mask(path: str, em: Volume) -> Volume:

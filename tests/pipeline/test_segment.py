@@ -62,6 +62,28 @@ def test_the_name_of_a_file_is_refused_before_anything_is_written(tmp_path, segm
     assert set(tmp_path.iterdir()) == before
 
 
+def test_of_several_channels_the_first_is_taken_with_a_note(tmp_path, segment, pixels, caplog):
+    both = Volume(np.stack([pixels, pixels[::-1]]), EM, channels=("sem", "bse"))
+    write_volume(tmp_path / "em.zarr", both)
+    stored = {"sem": pixels, "bse": pixels[::-1]}
+    for name, more in (("sem", ()), ("bse", ("--channel", "bse", "--overwrite"))):
+        caplog.clear()
+        assert segment(tmp_path / "em.zarr", *more)[0] == 0
+        found = open_volume(tmp_path / "out.zarr").read()[0]
+        np.testing.assert_allclose(found, stored[name], atol=1)
+        note = "em.zarr has channels sem, bse: the first, sem, is segmented; another with --channel"
+        assert (note in caplog.text) == (name == "sem")
+    code, said = segment(tmp_path / "em.zarr", "--channel", "tld", "--overwrite")
+    assert code == 1
+    assert "em.zarr has no channel 'tld' hint: its channels are: sem, bse" in said
+
+
+def test_a_single_channel_is_taken_without_a_word(tmp_path, segment, pixels, caplog):
+    write_volume(tmp_path / "em.zarr", Volume(pixels[None], EM, channels=("sem",)))
+    assert segment(tmp_path / "em.zarr")[0] == 0
+    assert not caplog.records
+
+
 def predicted_where(folder):
     return open_volume(folder / "out.zarr").channel("grey").read() > 0
 
