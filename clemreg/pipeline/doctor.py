@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from clemreg.config import RunConfig, load_run_config
 from clemreg.errors import ClemregError, DataError
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.features import open_prediction
-from clemreg.pipeline.light import light_channel
+from clemreg.pipeline.light import check_shifts, light_channel
 from clemreg.pipeline.voxels import (
     EM_VOXEL_NM,
     LM_VOXEL_NM,
@@ -89,7 +89,7 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
         yield check_voxels("EM", volumes["EM"], EM_VOXEL_NM)
     if "LM" in volumes:
         yield check_voxels("LM", volumes["LM"], LM_VOXEL_NM)
-        yield _check_channel(volumes["LM"], config.lm.channel)
+        yield from _check_light(context, volumes["LM"])
     if {"EM", "EM prediction"} <= set(volumes):
         yield check_voxels("EM prediction", volumes["EM prediction"], SEGMENTATION_VOXEL_NM)
         yield check_prediction(volumes["EM"], volumes["EM prediction"])
@@ -98,9 +98,25 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
         yield check_roles(volumes["EM"], volumes["LM"])
 
 
-def _check_channel(lm: Volume, channel: str | int) -> Finding:
-    try:
+def _check_light(context: RunContext, lm: Volume) -> Iterator[Finding]:
+    channel, shifts = context.config.lm.channel, context.shifts_nm()
+
+    def open_channel() -> str:
         light_channel(lm, channel, {})
+        return f"{channel!r} of {list(lm.channels) or 'one'}"
+
+    def match_shifts() -> str:
+        check_shifts(shifts, lm)
+        return f"given for {', '.join(shifts)}"
+
+    yield _tried("LM channel", open_channel)
+    if shifts:
+        yield _tried("LM shifts", match_shifts)
+
+
+def _tried(subject: str, look: Callable[[], str]) -> Finding:
+    """Look at what a step of the run will need; what stops it there is said now."""
+    try:
+        return Finding("ok", subject, look())
     except ClemregError as error:
-        return Finding("error", "LM channel", error.message, error.hint)
-    return Finding("ok", "LM channel", f"{channel!r} of {list(lm.channels) or 'one'}")
+        return Finding("error", subject, error.message, error.hint)

@@ -11,14 +11,20 @@ from typing import Any
 
 from clemreg.blocks.run import Progress
 from clemreg.config import RunConfig
-from clemreg.errors import MissingError
+from clemreg.errors import DataError, MissingError
 from clemreg.io.atomic import atomic_path, atomic_write_json
 from clemreg.pipeline import evaluation, features, registration, reporting
 from clemreg.pipeline.context import RunContext, this_command
 from clemreg.pipeline.doctor import refuse_impossible
 from clemreg.pipeline.export import export_run
 from clemreg.pipeline.segment import SegmentSettings, segment_volume
-from clemreg.pipeline.steps import Step, claim_folder, one_run_at_a_time, run_steps
+from clemreg.pipeline.steps import (
+    Step,
+    claim_folder,
+    one_run_at_a_time,
+    run_steps,
+    unfinished,
+)
 
 STEPS = ("segment", "prepare", "register", "apply", "evaluate", "report", "export")
 
@@ -143,16 +149,27 @@ def plan(context: RunContext) -> list[Step]:
 
 
 def rewrite_report(folder: Path) -> Path:
-    """Write the report of a finished run again.
+    """Write the report of a finished run again, and nothing else.
 
     Raises
     ------
     MissingError
         The folder is not that of a run.
+    DataError
+        A step before the report was not done, or with other settings or input files.
     """
     context = open_run(folder)
     with one_run_at_a_time(context.folder):
-        run_steps(plan(context), context.folder, start="report")
+        steps = plan(context)[: STEPS.index("report") + 1]
+        stale = unfinished(steps[:-1], context.folder)
+        if stale:
+            # Done now, they would replace the results that somebody wants to look at again.
+            raise DataError(
+                f"{folder} holds no finished run: {', '.join(stale)} not done, or not with the "
+                "configuration and the input files that its run.json names",
+                hint="`clemreg run CONFIG` does what is missing and writes the report",
+            )
+        run_steps(steps, context.folder, start="report")
     return context.path("report.html")
 
 

@@ -91,11 +91,10 @@ def run_steps(
     claim_folder(folder, [path for step in steps for path in step.outputs])
     forced = set(names[names.index(start) :]) if start else set()
     tell = announce or (lambda _name, _state: None)
-    fingerprints: dict[str, str] = {}
+    fingerprints = _fingerprints(steps)
     seconds: dict[str, float] = {}
     for step in steps:
-        fingerprint = _fingerprint(step, fingerprints)
-        fingerprints[step.name] = fingerprint
+        fingerprint = fingerprints[step.name]
         done = None if step.name in forced else finished(folder, step, fingerprint)
         if done is None:
             _marker(folder, step.name).unlink(missing_ok=True)
@@ -106,6 +105,14 @@ def run_steps(
             tell(step.name, "up to date")
         seconds[step.name] = done
     return seconds
+
+
+def unfinished(steps: Sequence[Step], folder: Path) -> tuple[str, ...]:
+    """Names of the steps that `run_steps` would do, in order."""
+    fingerprints = _fingerprints(steps)
+    return tuple(
+        step.name for step in steps if finished(folder, step, fingerprints[step.name]) is None
+    )
 
 
 def claim_folder(folder: Path, outputs: Sequence[Path]) -> None:
@@ -152,6 +159,14 @@ def _do(folder: Path, step: Step, fingerprint: str) -> float:
 
 def _marker(folder: Path, name: str) -> Path:
     return folder / "steps" / f"{name}.json"
+
+
+def _fingerprints(steps: Sequence[Step]) -> dict[str, str]:
+    """Fingerprint of each step, by name."""
+    found: dict[str, str] = {}
+    for step in steps:
+        found[step.name] = _fingerprint(step, found)
+    return found
 
 
 def _fingerprint(step: Step, earlier: Mapping[str, str]) -> str:

@@ -1,0 +1,104 @@
+"""What a run does again, and what it refuses, with steps that only say that they ran."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clemreg.config import RunConfig
+from clemreg.errors import DataError
+from clemreg.io.volumes import write_volume
+from clemreg.pipeline import evaluation, features, registration, reporting
+from clemreg.pipeline import run as whole
+from clemreg.pipeline.run import rewrite_report, run_pipeline
+from clemreg.space import Grid
+from clemreg.volume import Volume
+
+EM = Grid((60, 70, 80), (10.0, 8.0, 8.0), (900.0, 5000.0, -70.0), "em")
+LM = Grid((10, 12, 14), (104.0, 60.0, 60.0), frame="lm")
+STEPS = {
+    "segment": (whole, "_segment", ["prediction.zarr"]),
+    "prepare": (features, "prepare", ["prepared"]),
+    "register": (registration, "register_run", ["registration"]),
+    "apply": (registration, "apply_run", ["warped_em.zarr"]),
+    "evaluate": (evaluation, "evaluate_run", ["evaluation.json"]),
+    "report": (reporting, "report_run", ["report.html", "report.json"]),
+    "export": (whole, "export_run", ["export"]),
+}
+
+
+@dataclass
+class Job:
+    """A run in `folder`, which steps it did, and which one is to be killed."""
+
+    folder: Path
+    did: list[str] = field(default_factory=list)
+    killed_in: str = ""
+
+    def step(self, name, outputs):
+        def action(context):
+            if name == self.killed_in:
+                raise KeyboardInterrupt
+            self.did.append(name)
+            for output in outputs:
+                path = context.path(output)
+                path.write_text(json.dumps({"verdict": {"status": "pass", "reasons": []}}))
+
+        return action
+
+    def run(self, **sections):
+        self.did.clear()
+        volumes = {"em": {"path": "em.zarr"}, "lm": {"path": "lm.zarr", "channel": "mito"}}
+        volumes["lm"] |= sections.pop("lm", {})
+        config = {**volumes, "output": {"dir": "run"}, **sections}
+        run_pipeline(RunConfig.model_validate(config), self.folder)
+        return self.did
+
+    def report(self):
+        self.did.clear()
+        rewrite_report(self.folder / "run")
+        return self.did
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    write_volume(tmp_path / "em.zarr", Volume(np.zeros(EM.shape, np.uint8), EM))
+    light = np.zeros((2, *LM.shape), np.uint8)
+    write_volume(tmp_path / "lm.zarr", Volume(light, LM, channels=("mito", "er")))
+    found = Job(tmp_path)
+    for name, (module, function, outputs) in STEPS.items():
+        monkeypatch.setattr(module, function, found.step(name, outputs))
+    return found
+
+
+def test_writing_the_report_again_does_nothing_else(job):
+    assert job.run() == list(STEPS)
+    assert job.report() == ["report"]
+    assert job.run() == []
+
+
+def test_no_report_is_written_of_a_run_that_was_killed_after_a_change(job):
+    job.run()
+    job.killed_in = "prepare"
+    with pytest.raises(KeyboardInterrupt):
+        job.run(register={"psf": "confocal"})
+    job.killed_in = ""
+    with pytest.raises(DataError, match="prepare, register, apply, evaluate not done") as caught:
+        job.report()
+    assert "clemreg run" in caught.value.hint
+    assert job.did == []
+    assert job.run() == ["prepare"]
+    assert job.report() == ["report"]
+
+
+def test_a_shift_of_no_channel_is_refused_before_anything_is_written(job):
+    job.run()
+    before = (job.folder / "run" / "run.json").read_bytes()
+    with pytest.raises(DataError, match=r"LM shifts: .*'nope'.*mito"):
+        job.run(lm={"shifts": {"nope": "1, 2, 3 nm"}})
+    assert (job.folder / "run" / "run.json").read_bytes() == before
+    assert job.report() == ["report"]
