@@ -56,6 +56,12 @@ class RunContext:
         """Resolve an input path of the configuration."""
         return None if path is None else resolve(path, self.base)
 
+    def model(self) -> str:
+        """Return a file relative to the configuration, or the name of a bundled network."""
+        name = self.config.segment.model
+        file = resolve(name, self.base)
+        return file if Path(name).suffix and Path(file).is_file() else name
+
     def open_em(self) -> Volume:
         """Open the EM, frame ``"em"``; its first channel if it has several."""
         em = self.config.em
@@ -107,13 +113,22 @@ class RunContext:
             for name, path, _ in map(split_channel, config.proof.overlap)
         }
         found = {name: input_fingerprint(self.input(path)) for name, path in paths.items()}
-        return found | self.guide_inputs()
+        return found | self.model_input() | self.guide_inputs()
+
+    def model_input(self) -> dict[str, str | None]:
+        """Fingerprint of the network, if it is a file of the user's."""
+        model = Path(self.model())
+        return {"segment.model": input_fingerprint(model)} if model.is_file() else {}
 
     def guide_inputs(self) -> dict[str, str | None]:
-        """Fingerprints of the files that guide the registration, if there are any."""
+        """Fingerprints of the files that steer the registration, if there are any."""
         files = self.guides()
         paths: dict[str, str | Path | None] = {
             f"register.channels.{name}": path for name, path, _ in map(split_channel, files.also)
+        }
+        paths |= {
+            f"register.params.{i}": self.input(path)
+            for i, path in enumerate(self.config.register_.params)
         }
         paths |= {
             "register.ecs": self.input(self.config.register_.ecs),

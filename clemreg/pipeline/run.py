@@ -119,7 +119,10 @@ def plan(context: RunContext) -> list[Step]:
         step(
             "segment",
             _segment,
-            em | config.segment.model_dump() | {"from": inputs["prediction"]},
+            em
+            | config.segment.model_dump()
+            | {"from": inputs["prediction"]}
+            | context.model_input(),
             prediction,
         ),
         step(
@@ -215,18 +218,11 @@ def _segment(context: RunContext) -> None:
         segment_volume(
             context.open_em(),
             context.path("prediction.zarr"),
-            model=_model_path(context),
+            model=context.model(),
             settings=SegmentSettings(block=config.segment.block),
             source=context.input(config.em.path),
             progress=progress,
         )
-
-
-def _model_path(context: RunContext) -> str:
-    """Return a bundled name as it is, and a file relative to the configuration."""
-    name = context.config.segment.model
-    candidate = context.base / name
-    return str(candidate) if name.endswith(".safetensors") and candidate.is_file() else name
 
 
 def _add_timings(path: Path, seconds: Mapping[str, float]) -> None:

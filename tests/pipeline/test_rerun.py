@@ -14,6 +14,7 @@ from clemreg.errors import DataError
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline import evaluation, features, registration, reporting
 from clemreg.pipeline import run as whole
+from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.run import rewrite_report, run_pipeline
 from clemreg.space import Grid
 from clemreg.volume import Volume
@@ -102,3 +103,32 @@ def test_a_shift_of_no_channel_is_refused_before_anything_is_written(job):
         job.run(lm={"shifts": {"nope": "1, 2, 3 nm"}})
     assert (job.folder / "run" / "run.json").read_bytes() == before
     assert job.report() == ["report"]
+
+
+@pytest.mark.parametrize(
+    ("file", "section", "first"),
+    [
+        ("own.safetensors", {"segment": {"model": "own.safetensors"}}, "segment"),
+        ("own.py", {"segment": {"model": "own.py"}}, "segment"),
+        ("affine.txt", {"register": {"params": ["affine.txt"]}}, "register"),
+    ],
+)
+def test_a_step_is_done_again_when_a_file_that_it_reads_has_changed(job, file, section, first):
+    (job.folder / file).write_text("(MaximumNumberOfIterations 500)")
+    assert job.run(**section) == list(STEPS)
+    assert job.run(**section) == []
+    (job.folder / file).write_text("(MaximumNumberOfIterations 2000)")
+    assert job.run(**section) == list(STEPS)[list(STEPS).index(first) :]
+
+
+def test_the_network_is_a_file_beside_the_configuration_or_a_bundled_one(tmp_path):
+    def model(name):
+        config = {"em": {"path": "e"}, "lm": {"path": "l"}, "segment": {"model": name}}
+        return RunContext(RunConfig.model_validate(config), tmp_path, lambda _title: None).model()
+
+    for name in ("own.safetensors", "own.py", "auto"):
+        (tmp_path / name).touch()
+    assert model("own.safetensors") == str(tmp_path / "own.safetensors")
+    assert model("own.py") == str(tmp_path / "own.py")
+    assert model("auto") == "auto"
+    assert model("absent.safetensors") == "absent.safetensors"
