@@ -32,7 +32,7 @@ def doctor(
     config: Annotated[Path | None, typer.Argument(help="Configuration of a run.")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Check the installation, and with CONFIG the units, axes and overlap of its volumes."""
+    """Check the installation, and with CONFIG its units, axes, channels and files."""
     from clemreg.pipeline.doctor import check_config, check_installation
 
     findings = check_installation()

@@ -1,14 +1,17 @@
-"""What can be seen to be wrong before anything is computed: installation, units, overlap."""
+"""What can be seen to be wrong before anything is computed: installation, units, files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from clemreg.config import RunConfig, load_run_config
 from clemreg.errors import ClemregError, DataError
+from clemreg.io.transforms import read_transform
 from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.evaluation import landmark_report, open_held_out
 from clemreg.pipeline.features import open_prediction
 from clemreg.pipeline.light import check_shifts, light_channel
 from clemreg.pipeline.voxels import (
@@ -21,6 +24,7 @@ from clemreg.pipeline.voxels import (
     check_roles,
     check_voxels,
 )
+from clemreg.space.transform import Affine
 from clemreg.volume import Volume
 
 
@@ -48,7 +52,7 @@ def _engine(module: str, verb: str, extra: str) -> Finding:
 
 
 def check_config(path: Path) -> tuple[Finding, ...]:
-    """Open both volumes of a configuration and compare voxel sizes and fields.
+    """Open everything that a configuration names, and compare voxel sizes and fields.
 
     Raises
     ------
@@ -60,7 +64,7 @@ def check_config(path: Path) -> tuple[Finding, ...]:
 
 
 def refuse_impossible(config: RunConfig, base: Path) -> None:
-    """Stop before anything is computed if a voxel size, channel or field cannot be right.
+    """Stop before anything is computed if a later step of the run cannot succeed.
 
     Raises
     ------
@@ -96,6 +100,7 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
     if {"EM", "LM"} <= set(volumes):
         yield check_fields(volumes["EM"], volumes["LM"])
         yield check_roles(volumes["EM"], volumes["LM"])
+    yield from _check_proof(context)
 
 
 def _check_light(context: RunContext, lm: Volume) -> Iterator[Finding]:
@@ -112,6 +117,34 @@ def _check_light(context: RunContext, lm: Volume) -> Iterator[Finding]:
     yield _tried("LM channel", open_channel)
     if shifts:
         yield _tried("LM shifts", match_shifts)
+
+
+def _check_proof(context: RunContext) -> Iterator[Finding]:
+    """Open what the result is checked with, which the run reads after the registration."""
+    proof = context.config.proof
+
+    def read_table() -> str:
+        # Any transform will do: what is looked at is which landmarks there are.
+        found = landmark_report(context, Affine.identity("lm", "em"))
+        assert found is not None
+        people = f", marked by {', '.join(found.by_rater)}" if found.by_rater else ""
+        return f"{found.tre.n} held out{people}"
+
+    def read_truth() -> str:
+        read_transform(context.input(proof.truth) or "")
+        return "a transform"
+
+    if proof.landmarks is not None:
+        yield _tried("proof.landmarks", read_table)
+    for text in proof.overlap:
+        yield _tried("proof.overlap", partial(_open_overlap, context, text))
+    if proof.truth is not None:
+        yield _tried("proof.truth", read_truth)
+
+
+def _open_overlap(context: RunContext, text: str) -> str:
+    lm, em, _ = open_held_out(context, text)
+    return f"{lm.name or 'the light volume'} against {em.name or text}"
 
 
 def _tried(subject: str, look: Callable[[], str]) -> Finding:

@@ -30,11 +30,13 @@ from clemreg.pipeline.light import light_channel
 from clemreg.pipeline.overlap import held_out_overlap, overlaps
 from clemreg.pipeline.register import imaged_part, split_channel
 from clemreg.pipeline.registration import read_repeats, read_result, read_start
+from clemreg.register.features import Kind
 from clemreg.register.structure import structure
 from clemreg.space.grid import Grid
 from clemreg.space.inverse import round_trip_nm
 from clemreg.space.transform import FloatArray, Transform
 from clemreg.units import parse_xyz_nm
+from clemreg.volume import Volume
 
 
 def evaluate_run(context: RunContext) -> None:
@@ -141,13 +143,27 @@ def _overlap(context: RunContext, transform: Transform) -> dict[str, Any]:
     fixed, moving = open_prepared(context)
     poses = {"start": read_start(context), "result": transform}
     options, found = moving_options(context.config.register_), {}
-    for name, path, _ in map(split_channel, context.config.proof.overlap):
-        whole = context.open_lm()
-        lm = light_channel(whole, name, context.shifts_nm())
-        em = open_volume(context.input(path) or path, frame="em")
-        em, kind = structure(em, lm.name if whole.channels else None)
+    for text in context.config.proof.overlap:
+        name, _, _ = split_channel(text)
+        lm, em, kind = open_held_out(context, text)
         found[name] = held_out_overlap(transform, lm, em, replace(options, kind=kind))
     return {**overlaps(fixed, moving, poses), **({"held_out": found} if found else {})}
+
+
+def open_held_out(context: RunContext, text: str) -> tuple[Volume, Volume, Kind]:
+    """Open what an entry of ``proof.overlap`` names: light channel, EM structure and its kind.
+
+    Raises
+    ------
+    ClemregError
+        The entry is not of the form ``CHANNEL=EM_VOLUME``, or one of them is not there.
+    """
+    name, path, _ = split_channel(text)
+    whole = context.open_lm()
+    lm = light_channel(whole, name, context.shifts_nm())
+    em = open_volume(context.input(path) or path, frame="em")
+    em, kind = structure(em, lm.name if whole.channels else None)
+    return lm, em, kind
 
 
 def _truth(

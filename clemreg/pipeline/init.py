@@ -11,6 +11,7 @@ import tomli_w
 
 from clemreg.errors import ClemregError, StorageError, VoxelSizeError
 from clemreg.io.atomic import atomic_write_text
+from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.light import light_channel, mito_channel
 from clemreg.pipeline.voxels import (
@@ -58,12 +59,16 @@ def write_config(folder: Path, options: InitOptions) -> tuple[Path, list[str]]:
         There is a configuration already.
     VoxelSizeError
         A voxel size is missing or cannot be right.
+    MissingError, FormatError
+        A volume or the landmarks are not there, or cannot be read.
     """
     path = folder / "clemreg.toml"
     if path.exists():
         raise StorageError(f"{path} exists already", hint="edit it, or choose another folder")
     em = _open(options.em, options.em_spacing, "em")
     lm = _open(options.lm, options.lm_spacing, "lm")
+    if options.landmarks is not None:
+        read_landmarks(options.landmarks)
     findings = [
         check_voxels("EM", em, EM_VOXEL_NM),
         check_voxels("LM", lm, LM_VOXEL_NM),

@@ -260,6 +260,20 @@ def test_init_looks_before_it_writes(files, capsys):
     assert not (folder / "other").exists()
 
 
+def test_landmarks_that_cannot_be_read_are_named_by_init_and_doctor(files, capsys):
+    folder, _ = files
+    words = ["init", str(folder / "new"), "--em", str(folder / "em.zarr"), "--lm"]
+    words += [str(folder / "lm.zarr"), "--em-spacing", "40,40,52.4 nm"]
+    assert run_app([*words, "--landmarks", str(folder / "absent.csv")]) == 1
+    assert "absent.csv is not there" in capsys.readouterr().err
+    assert not (folder / "new").exists()
+    assert run_app(words) == 0
+    config = folder / "new" / "clemreg.toml"
+    config.write_text(config.read_text() + '[proof]\nlandmarks = "absent.csv"\n')
+    assert run_app(["doctor", str(config)]) == 1
+    assert "absent.csv is not there" in capsys.readouterr().out
+
+
 def test_the_published_registration_from_the_command_line(shared_data, tmp_path):
     data = shared_data / "cosem-clem"
     words = ["evaluate", "landmarks", "--transform", str(data / "palm_def_TransformParameters.txt")]

@@ -132,3 +132,37 @@ def test_the_network_is_a_file_beside_the_configuration_or_a_bundled_one(tmp_pat
     assert model("own.py") == str(tmp_path / "own.py")
     assert model("auto") == "auto"
     assert model("absent.safetensors") == "absent.safetensors"
+
+
+HEAD = "Pt-index,Rater ID,em-x,em-y,em-z,lm-x,lm-y,lm-z,Role\n"
+ROWS = "".join(f"{i},AW,{i},{i * i},{i % 3},{i},{i % 4},{i % 3},held_out\n" for i in range(9))
+TABLES = {
+    "good.csv": HEAD + ROWS,
+    "comma.csv": HEAD.replace(",", ";") + ROWS.replace(",", ";").replace(";1;", ";1,5;"),
+    "fitted.csv": HEAD + ROWS.replace("held_out", "fit"),
+}
+
+
+@pytest.mark.parametrize(
+    ("proof", "words"),
+    [
+        ({"landmarks": "absent.csv"}, "absent.csv is not there"),
+        ({"landmarks": "comma.csv"}, "'1,5' is not a number"),
+        ({"landmarks": "fitted.csv"}, "no usable held-out landmark"),
+        ({"landmarks": "good.csv", "raters": ["JB"]}, "rater 'JB'"),
+        ({"overlap": ["er=absent.zarr"]}, "absent.zarr"),
+        ({"overlap": ["golgi=em.zarr"]}, "no channel 'golgi'"),
+        ({"overlap": ["er"]}, "not of the form"),
+        ({"truth": "absent.json"}, "absent.json is not there"),
+    ],
+)
+def test_what_the_result_is_checked_with_is_opened_first(job, proof, words):
+    """The evaluation, after hours of segmentation, was the first to look."""
+    for name, text in TABLES.items():
+        (job.folder / name).write_text(text)
+    with pytest.raises(DataError, match=f"proof.{next(iter(proof))}: .*{words}"):
+        job.run(proof=proof)
+    assert job.did == []
+    assert not (job.folder / "run").exists()
+    good = {"landmarks": "good.csv", "raters": ["AW"], "overlap": ["er=em.zarr"]}
+    assert job.run(proof=good) == list(STEPS)
