@@ -123,6 +123,8 @@ class LandmarkReport:
         Transform against the rows of rater "truth" (simulated data).
     points
         The landmarks behind `tre`.
+    points_by_rater
+        The landmarks behind `by_rater`.
     notes
         What a reader must know, in full sentences.
     """
@@ -139,6 +141,7 @@ class LandmarkReport:
     auto_vs_rater: dict[str, ErrorStats]
     truth: TruthStats | None
     points: PointErrors
+    points_by_rater: dict[str, PointErrors]
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -227,7 +230,8 @@ def evaluate_landmarks(
         auto_reproduction=None if auto is None else _error(transform, auto),
         auto_vs_rater={} if auto is None else _auto_vs_people(auto, people),
         truth=None if truth is None else TruthStats(_error(transform, truth)),
-        points=PointErrors(basis.names, basis.lm_nm, basis.em_nm, transform(basis.lm_nm)),
+        points=_points(transform, basis),
+        points_by_rater={name: _points(transform, m) for name, m in people.items()},
         notes=tuple(n for n in notes if n),
     )
 
@@ -321,6 +325,10 @@ def _mean(marks: Sequence[_Marks]) -> _Marks:
 
 def _error(transform: Transform, marks: _Marks) -> ErrorStats:
     return ErrorStats.of(transform(marks.lm_nm) - marks.em_nm)
+
+
+def _points(transform: Transform, marks: _Marks) -> PointErrors:
+    return PointErrors(marks.names, marks.lm_nm, marks.em_nm, transform(marks.lm_nm))
 
 
 def _em_differences(first: _Marks, second: _Marks) -> FloatArray:

@@ -83,11 +83,11 @@ def landmark_report(context: RunContext, transform: Transform) -> LandmarkReport
         transform,
         read_landmarks(path),
         raters=proof.raters,
-        fixed_offset_nm=landmark_offset_nm(context),
+        fixed_offset_nm=_landmark_offset_nm(context),
     )
 
 
-def landmark_offset_nm(context: RunContext) -> tuple[float, float, float]:
+def _landmark_offset_nm(context: RunContext) -> tuple[float, float, float]:
     """Offset zyx that is added to the LM side of the landmarks."""
     offset = context.config.proof.fixed_offset
     return parse_xyz_nm(offset) if offset else (0.0, 0.0, 0.0)

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from clemreg.evaluate.landmarks import AUTO, TRUTH, LandmarkReport
-from clemreg.io.points import read_landmarks
+from clemreg.evaluate.landmarks import LandmarkReport
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.context import RunContext
-from clemreg.pipeline.evaluation import evaluation_grid, landmark_offset_nm, landmark_report
+from clemreg.pipeline.evaluation import evaluation_grid, landmark_report
 from clemreg.pipeline.features import open_prepared
 from clemreg.pipeline.registration import read_repeats, read_result, read_start
 from clemreg.register.apply import covering_box, warp_block
@@ -51,7 +50,7 @@ def report_run(context: RunContext) -> None:
             determinants=transform.determinant(points) / scale,
             determinant_plane=_determinant_plane(transform, shown.grid) / scale,
             worst=_worst(landmarks),
-            rater_errors_nm=_rater_errors(context, transform),
+            rater_errors_nm=_rater_errors(landmarks),
             repeats=read_repeats(context),
             predicted_error=_predicted_error(context),
         )
@@ -97,18 +96,11 @@ def _determinant_plane(transform: Transform, grid: Grid) -> np.ndarray:
     return values.reshape(len(y), len(x))
 
 
-def _rater_errors(context: RunContext, transform: Transform) -> dict[str, np.ndarray]:
+def _rater_errors(landmarks: LandmarkReport | None) -> dict[str, np.ndarray]:
     """Error of every landmark against each person, in nm of the EM frame."""
-    path = context.input(context.config.proof.landmarks)
-    if path is None:
+    if landmarks is None:
         return {}
-    table, offset = read_landmarks(path).usable, landmark_offset_nm(context)
-    people = [r for r in table.raters if r.lower() not in (AUTO, TRUTH)]
-    errors = {}
-    for name in people:
-        rows = table.select(rater=name)
-        errors[name] = np.linalg.norm(transform(rows.lm_nm + offset) - rows.em_nm, axis=1)
-    return errors
+    return {name: points.error_nm for name, points in landmarks.points_by_rater.items()}
 
 
 def _worst(landmarks: LandmarkReport | None, count: int = 5) -> tuple[tuple[Any, ...], ...]:

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from clemreg.config import RunConfig
+from clemreg.io.points import write_landmarks
+from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.evaluation import landmark_report
+from clemreg.pipeline.reporting import _rater_errors
+from clemreg.space import Affine
+from clemreg.space.landmarks import Landmarks
+
+TRUTH = Affine.from_linear(
+    [[1.1, 0.2, -0.1], [0.05, -0.9, 0.3], [0.0, 0.15, 1.2]], [500.0, -3000.0, 12000.0], "lm", "em"
+)
+
+
+def test_the_figure_shows_the_landmarks_that_the_numbers_are_of(tmp_path):
+    """Not those that were fitted, and not those of people who are not asked for."""
+    rng = np.random.default_rng(0)
+    lm = rng.uniform(0, 9000, (40, 3))
+    names, role = tuple(str(i) for i in range(40)), ("held_out", "fit") * 20
+    tables = [
+        Landmarks(names, lm, TRUTH(lm) + rng.normal(0, noise, lm.shape), (rater,) * 40, role)
+        for rater, noise in (("AW", 20.0), ("JB", 500.0), ("truth", 0.0))
+    ]
+    write_landmarks(Landmarks.concat(tables), tmp_path / "marks.csv")
+    proof = {"landmarks": "marks.csv", "raters": ["AW"], "fixed_offset": "300, 200, 100 nm"}
+    sections = {"em": {"path": "em.zarr"}, "lm": {"path": "lm.zarr"}, "proof": proof}
+    context = RunContext(RunConfig.model_validate(sections), tmp_path, lambda _title: None)
+    back = Affine.translation((-100.0, -200.0, -300.0), "lm", "lm").then(TRUTH)
+    report = landmark_report(context, back)
+    shown = _rater_errors(report)
+    assert list(shown) == ["AW"]
+    errors = np.linalg.norm(TRUTH(lm) - tables[0].em_nm, axis=1)[::2]
+    np.testing.assert_allclose(shown["AW"], errors, atol=1e-6)
+    assert report.to_json()["by_rater"]["AW"]["mean_nm"] == pytest.approx(errors.mean())
+    assert _rater_errors(None) == {}
