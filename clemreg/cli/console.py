@@ -16,6 +16,7 @@ import typer
 from clemreg.cli.interrupt import stop_if_interrupted
 
 Progress = Callable[[int, int, str], None]
+_OF_A_RUN = ("run.json", "steps", "prepared", "registration", "evaluation.json", "report.json")
 
 
 def _free_for_figures(path: Path | None) -> Path | None:
@@ -27,7 +28,22 @@ def _free_for_figures(path: Path | None) -> Path | None:
             f"{path} exists already, and clemreg did not write it as a report",
             hint="choose another name for --json, or remove it",
         )
+    if path is not None:
+        _refuse_file_of_a_run(path.resolve())
     return path
+
+
+def _refuse_file_of_a_run(path: Path) -> None:
+    """Keep what a run goes on from and makes its report of: JSON, too, but not of this command."""
+    from clemreg.errors import StorageError
+
+    for folder in path.parents:
+        is_run = (folder / "run.json").is_file() and (folder / "steps").is_dir()
+        if is_run and path.relative_to(folder).parts[0] in _OF_A_RUN:
+            raise StorageError(
+                f"{path} belongs to the run in {folder}, which makes its report of it",
+                hint="choose another name for --json",
+            )
 
 
 def _holds_figures(path: Path) -> bool:
@@ -170,6 +186,7 @@ def write_json(path: Path | None, report: Mapping[str, Any]) -> None:
     if path is not None:
         from clemreg.io.atomic import atomic_write_json
 
+        _refuse_file_of_a_run(path.resolve())  # of the run that has just ended, too
         atomic_write_json(path, report)
         say_written(path)
 

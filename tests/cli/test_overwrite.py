@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,9 +14,10 @@ import typer
 import zarr
 
 from clemreg.cli.app import app, run_app
-from clemreg.cli.console import JsonOption
+from clemreg.cli.console import JsonOption, write_json
 from clemreg.errors import StorageError
 from clemreg.evaluate.results import COLUMNS, Result, ResultStore
+from clemreg.io.atomic import atomic_write_json
 from clemreg.io.volumes import open_labels, open_volume, write_volume
 from clemreg.measure.tables import read_table
 from clemreg.pipeline import measure, planarity
@@ -438,3 +440,24 @@ def test_a_run_keeps_a_file_that_has_the_name_of_its_record(sample_data, tmp_pat
     assert run_app(["run", str(config)]) == 1
     assert "run.json exists already, and no run wrote it" in capsys.readouterr().err
     assert (out / "run.json").read_text() == "mine"
+
+
+def test_figures_replace_no_file_of_a_run(tmp_path, capsys):
+    """Its own files are JSON as figures are, and its report would be made of other numbers."""
+    (tmp_path / "run" / "steps").mkdir(parents=True)
+    (tmp_path / "run" / "registration").mkdir()
+    write_volume(
+        tmp_path / "em.zarr", Volume(np.ones((3, 4, 5), "u1"), Grid((3, 4, 5), (8.0,) * 3))
+    )
+    files = ["run.json", "evaluation.json", "report.json", "registration/registration.json"]
+    for name in files:
+        atomic_write_json(tmp_path / "run" / name, {"jacobian": None})
+    for name in files:
+        path = tmp_path / "run" / name
+        assert run_app(["info", str(tmp_path / "em.zarr"), "--json", str(path)]) == 1
+        assert f"belongs to the run in {tmp_path / 'run'}" in capsys.readouterr().err
+        assert json.loads(path.read_text()) == {"jacobian": None}
+    free = tmp_path / "run" / "info.json"
+    assert run_app(["info", str(tmp_path / "em.zarr"), "--json", str(free)]) == 0
+    with pytest.raises(StorageError, match="belongs to the run"):
+        write_json(tmp_path / "run" / "report.json", {})
