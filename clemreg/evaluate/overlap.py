@@ -49,7 +49,8 @@ class OverlapReport:
     dice, jaccard
         Overlap of the two structures, 0 to 1.
     ncc
-        Normalised cross correlation of the intensities, -1 to 1; NaN if one is constant.
+        Normalised cross correlation of the intensities over the whole grid, -1 to 1; NaN if one
+        is constant.
     warped_um3, fixed_um3
         Volumes of the structures.
     surface

@@ -130,9 +130,9 @@ def key_numbers(report: Mapping[str, Any]) -> Iterator[Card]:
     if scores.get("final") is not None:
         yield Card(
             number(scores["final"], 2),
-            "correlation",
-            f"of EM and light images; {number(scores.get('start'), 2)} in the start pose, "
-            f"{number(scores.get('affine'), 2)} after the affine",
+            "correlation inside the EM",
+            f"of both images where the EM was imaged; {number(scores.get('start'), 2)} in the "
+            f"start pose, {number(scores.get('affine'), 2)} after the affine",
         )
     stability = report.get("stability") or {}
     if stability.get("rms_nm") is not None:

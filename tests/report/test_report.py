@@ -55,6 +55,7 @@ NUMBERS = {
     "provenance": {"command": ["clemreg", "run", NASTY], "config": CONFIG, "seed": 1,
                    "threads": 2, "versions": {"clemreg": "1"}, "inputs": {"em": NASTY, "lm": None}},
     "scores": {"start": 0.3, "affine": 0.5, "final": 0.62},
+    "overlap": {"result": {"ncc": 0.407, "dice": 0.5, "surface": {"median_nm": 60.0}}},
 }  # fmt: skip
 
 
@@ -149,9 +150,15 @@ def test_key_numbers_say_what_they_mean(page):
     assert "median error 40 nm half of 30 landmarks that were not fitted" in text
     assert "person to person 32 nm" in text
     assert "from the truth 41 nm" in text
-    assert "correlation 0.62 of EM and light images; 0.30 in the start pose" in text
+    assert "correlation inside the EM 0.62 of both images where the EM was imaged; 0.30 in" in text
     assert "folds 0 %" in text
     assert "predicted error 28 nm from random halves of the mitochondria (rms); 95 %" in text
+
+
+def test_two_correlations_have_two_names(page):
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+    assert re.search(r"correlation over the box Dice .* result 0\.407 0\.500", text)
+    assert not re.search(r"correlation (?!inside the EM|over the box)", text)
 
 
 def test_places_for_landmarks_are_listed(page):
