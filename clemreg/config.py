@@ -65,7 +65,8 @@ class LmInput(Section):
     channel
         Name or number of the mitochondria channel, which drives the registration.
     check_channel
-        Name or number of a channel that the registration never sees; shown in the report.
+        Name or number of a channel that the registration never sees; the report shows it on the
+        registered EM.
     shifts
         Channel name or number to ``"x, y, z unit"`` that is added to it: chromatic shift.
     """

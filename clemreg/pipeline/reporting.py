@@ -12,13 +12,14 @@ from clemreg.io.volumes import open_volume
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.evaluation import evaluation_grid, landmark_report
 from clemreg.pipeline.features import open_prepared
+from clemreg.pipeline.light import light_channel
 from clemreg.pipeline.registration import read_repeats, read_result, read_start
 from clemreg.register.apply import covering_box, warp_block
-from clemreg.report.figures import Overlay, to_unit
+from clemreg.report.figures import Overlay, to_grey, to_unit
 from clemreg.report.report import ReportInputs, write_report
 from clemreg.space.fits import best_affine
 from clemreg.space.grid import Grid
-from clemreg.space.transform import Transform
+from clemreg.space.transform import Affine, Transform
 from clemreg.volume import Volume
 
 # Voxels of a volume that figures are made of.
@@ -53,6 +54,8 @@ def report_run(context: RunContext) -> None:
             rater_errors_nm=_rater_errors(landmarks),
             repeats=read_repeats(context),
             predicted_error=_predicted_error(context),
+            check_channel=str(context.config.lm.check_channel),
+            check=_check(context),
         )
         progress(1, 2, "writing")
         write_report(inputs, context.folder)
@@ -62,6 +65,20 @@ def report_run(context: RunContext) -> None:
 def _predicted_error(context: RunContext) -> Volume | None:
     path = context.path("predicted_error.zarr")
     return open_volume(path, frame="lm") if path.exists() else None
+
+
+def _check(context: RunContext) -> Overlay | None:
+    """Return the check channel on the registered EM; None without one, or if it was fitted."""
+    lm = context.config.lm
+    if lm.check_channel is None:
+        return None
+    whole, shifts = context.open_lm(), context.shifts_nm()
+    channel = light_channel(whole, lm.check_channel, shifts)
+    if channel.name == light_channel(whole, lm.channel, shifts).name:
+        return None
+    em = _to_show(context.open_output("warped_em.zarr", "lm"))
+    light = warp_block(Affine.identity("lm", "lm"), channel, em.grid)  # has a shift of its own
+    return Overlay(to_unit(light), to_grey(em.read()), em.grid)
 
 
 def _to_show(volume: Volume) -> Volume:

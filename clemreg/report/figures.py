@@ -50,6 +50,16 @@ def to_unit(image: NDArray[Any], top_percentile: float = 99.7) -> Image:
     return result
 
 
+def to_grey(image: NDArray[Any]) -> Image:
+    """Scale an EM image to 0 .. 1 between low and high percentiles; 0, not imaged, stays 0."""
+    values = np.asarray(image, dtype=np.float32)
+    imaged = values[values != 0]
+    low, high = np.percentile(imaged, [1.0, 99.0]) if imaged.size else (0.0, 1.0)
+    grey = np.clip((values - low) / max(float(high - low), 1e-9), 0, 1)
+    result: Image = np.where(values != 0, grey, 0).astype(np.float32)
+    return result
+
+
 def overlay_figure(before: Overlay, after: Overlay) -> bytes:
     """Draw LM (magenta) and EM (green) before and after, as xy and xz slabs."""
     figure, axes = canvas.planes_above(after.grid, 2)
@@ -59,6 +69,22 @@ def overlay_figure(before: Overlay, after: Overlay) -> bytes:
             canvas.show_picture(axes[row][column], picture, overlay.grid, axis)
             _mark_slab(axes[row][column], overlay.grid, across=1 - axis)
             canvas.scale_bar(axes[row][column])
+        axes[0][column].set_title(title, fontsize=11, color=INK)
+    return canvas.png(figure)
+
+
+def channel_figure(seen: Overlay) -> bytes:
+    """Draw the EM (grey) in the middle xy and xz planes, alone and below a light channel."""
+    figure, axes = canvas.planes_above(seen.grid, 2)
+    for row, axis in enumerate((0, 1)):
+        grey = np.take(seen.em, seen.grid.shape[axis] // 2, axis=axis)
+        light = project(seen.lm, seen.grid, axis)
+        lit = np.maximum(grey, light)
+        pictures = (grey,) * 3, (lit, grey * (1 - light), lit)
+        for column, picture in enumerate(pictures):
+            canvas.show_picture(axes[row][column], np.stack(picture, axis=-1), seen.grid, axis)
+            canvas.scale_bar(axes[row][column])
+    for column, title in enumerate(("EM", "EM and light")):
         axes[0][column].set_title(title, fontsize=11, color=INK)
     return canvas.png(figure)
 

@@ -54,6 +54,8 @@ class ReportInputs:
         Transforms found with other seeds.
     predicted_error
         Map in nm; NaN where the EM was not imaged.
+    check_channel, check
+        Name of a light channel that was not used; it, and the registered EM itself.
     """
 
     title: str
@@ -70,6 +72,8 @@ class ReportInputs:
     worst: tuple[tuple[Any, ...], ...] = ()
     repeats: tuple[Transform, ...] = ()
     predicted_error: Volume | None = None
+    check_channel: str = ""
+    check: Overlay | None = None
 
 
 def write_report(inputs: ReportInputs, folder: Path) -> Verdict:
@@ -102,6 +106,14 @@ def _figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> Iterator[Figur
             "the other is cut. On the right, green must lie in magenta everywhere, not just "
             "in the middle.",
             figures.overlay_figure(inputs.before, inputs.after),
+        )
+    if inputs.check is not None:
+        yield Figure(
+            f"Channel {inputs.check_channel}, which was not used",
+            "In magenta, a slab of 0.3 µm of a light channel that the registration never saw; in "
+            "grey, the middle plane of the EM. What it shows must lie on the same structures in "
+            "the EM, also far from the mitochondria.",
+            figures.channel_figure(inputs.check),
         )
     yield from _landmark_figures(inputs, numbers)
     if inputs.after is not None:

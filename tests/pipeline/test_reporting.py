@@ -5,11 +5,14 @@ import pytest
 
 from clemreg.config import RunConfig
 from clemreg.io.points import write_landmarks
+from clemreg.io.volumes import write_volume
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.evaluation import landmark_report
-from clemreg.pipeline.reporting import _rater_errors
-from clemreg.space import Affine
+from clemreg.pipeline.reporting import _check, _rater_errors
+from clemreg.space import Affine, Grid
+from clemreg.space.grid import Box
 from clemreg.space.landmarks import Landmarks
+from clemreg.volume import Volume
 
 TRUTH = Affine.from_linear(
     [[1.1, 0.2, -0.1], [0.05, -0.9, 0.3], [0.0, 0.15, 1.2]], [500.0, -3000.0, 12000.0], "lm", "em"
@@ -37,3 +40,25 @@ def test_the_figure_shows_the_landmarks_that_the_numbers_are_of(tmp_path):
     np.testing.assert_allclose(shown["AW"], errors, atol=1e-6)
     assert report.to_json()["by_rater"]["AW"]["mean_nm"] == pytest.approx(errors.mean())
     assert _rater_errors(None) == {}
+
+
+def test_the_check_channel_is_shown_on_the_registered_em(tmp_path):
+    """With its own chromatic shift, of one voxel along x and two along y."""
+    lm = Grid((6, 20, 24), (104.0, 60.0, 52.0), (300.0, -200.0, 70.0), "lm")
+    pixels = np.zeros((2, *lm.shape), np.uint8)
+    pixels[1, 3, 10, 12] = 200
+    write_volume(tmp_path / "lm.zarr", Volume(pixels, lm, channels=("mito", "er")))
+    part = lm.crop(Box((1, 4, 2), (5, 18, 22)))
+    em = np.random.default_rng(0).integers(90, 160, part.shape).astype(np.uint8)
+    write_volume(tmp_path / "run" / "warped_em.zarr", Volume(em, part))
+
+    def shown(check):
+        light = {"path": "lm.zarr", "check_channel": check, "shifts": {"er": "52, 120, 0 nm"}}
+        sections = {"em": {"path": "em.zarr"}, "lm": light, "output": {"dir": "run"}}
+        return _check(RunContext(RunConfig.model_validate(sections), tmp_path, lambda _title: None))
+
+    found = shown("er")
+    assert found.grid == part
+    assert np.argwhere(found.lm > 0.5).tolist() == [[2, 8, 11]]
+    assert found.em.std() > 0.1
+    assert shown(None) is shown("mito") is shown(0) is None

@@ -96,6 +96,14 @@ def test_no_report_is_written_of_a_run_that_was_killed_after_a_change(job):
     assert job.report() == ["report"]
 
 
+def test_a_check_channel_that_is_not_there_is_refused(job):
+    with pytest.raises(DataError, match=r"LM check channel: .*no channel 'golgi'"):
+        job.run(lm={"check_channel": "golgi"})
+    assert job.did == []
+    assert job.run(lm={"check_channel": "er"}) == list(STEPS)
+    assert job.run(lm={"check_channel": 0}) == ["report", "export"]  # warned of: it is fitted
+
+
 def test_a_shift_of_no_channel_is_refused_before_anything_is_written(job):
     job.run()
     before = (job.folder / "run" / "run.json").read_bytes()

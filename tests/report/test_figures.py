@@ -60,6 +60,32 @@ def test_the_em_is_green_and_the_registered_pose_is_on_the_right():
     assert np.nonzero(green)[1].min() > picture.shape[1] // 2
 
 
+def test_a_light_channel_lies_over_the_grey_em():
+    """The EM alone at the left; light at small y and large x in magenta, also over white EM."""
+    light, em = np.zeros(GRID.shape, np.float32), np.full(GRID.shape, 0.5, np.float32)
+    light[3:9, 2:8, 40:48] = 1
+    em[:, :20] = 1
+    picture = pixels(figures.channel_figure(Overlay(light, em, GRID)))
+    magenta = (picture[..., 0] > 240) & (picture[..., 2] > 240) & (picture[..., 1] < 15)
+    middle = picture.shape[1] // 2
+    assert magenta[:, :middle].sum() == 0
+    above = magenta[: len(picture) // 2, middle:]
+    assert above.sum() > 200
+    assert np.nonzero(above)[1].mean() > 0.7 * (picture.shape[1] - middle)
+    grey = (picture.max(axis=-1) == picture.min(axis=-1)) & (abs(picture[..., 0] - 128) < 3)
+    assert grey[:, :middle].sum() > 2000
+
+
+def test_the_grey_of_an_em_is_scaled_where_it_was_imaged():
+    em = np.zeros(GRID.shape, np.uint8)
+    em[6:] = np.linspace(100, 140, em[6:].size).reshape(em[6:].shape)
+    grey = figures.to_grey(em)
+    assert grey[:6].max() == 0
+    assert grey[6].mean() < 0.2
+    assert grey[-1].mean() > 0.8
+    assert figures.to_grey(np.zeros(GRID.shape)).max() == 0
+
+
 def test_a_checkerboard_of_equal_images_alternates():
     one = np.ones(GRID.shape, np.float32)
     picture = pixels(figures.checkerboard_figure(Overlay(one, one, GRID)))
@@ -160,6 +186,7 @@ def test_every_figure_survives_odd_shapes(grid):
     made = [
         figures.overlay_figure(flat, flat),
         figures.checkerboard_figure(flat),
+        figures.channel_figure(flat),
         figures.deformation_figure(still, still, grid),
         figures.jacobian_figure(np.ones(3), plane, grid, 1.1),
         figures.jacobian_figure(np.array([-1.0, 1.0]), plane, grid),

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -153,6 +154,13 @@ def test_key_numbers_say_what_they_mean(page):
     assert "correlation inside the EM 0.62 of both images where the EM was imaged; 0.30 in" in text
     assert "folds 0 %" in text
     assert "predicted error 28 nm from random halves of the mitochondria (rms); 95 %" in text
+
+
+def test_a_channel_that_was_not_used_is_shown_by_name(inputs, tmp_path):
+    write_report(replace(inputs, check_channel="er <b>", check=inputs.after), tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Channel er &lt;b&gt;, which was not used</h2>" in page
+    assert page.count("data:image/png;base64,") == 9
 
 
 def test_two_correlations_have_two_names(page):
