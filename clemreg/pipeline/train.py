@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, TypeAdapter, ValidationError
 
 from clemreg.blocks.run import Progress
 from clemreg.config import Section, faults
-from clemreg.errors import ConfigError, GridError, MissingError
+from clemreg.errors import ConfigError, DataError, GridError, MissingError
 from clemreg.export.replace import require_free
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
@@ -385,12 +386,23 @@ def _slices(entry: RealData, first: int, end: int, weight: float) -> TrainingVol
     factor = (entry.pool,) * 3
     z, y, x = (s * entry.pool for s in spacing)
     return TrainingVolume(
-        pool_mean(em.read(box), factor).astype(np.uint8),
+        _averaged(em.read(box), factor, entry.em),
         {"mito": pool_mean(np.clip(distance, -500, 500), factor)},
         (z, y, x),
         weight,
         entry.name,
     )
+
+
+def _averaged(values: NDArray[Any], factor: Sequence[int], path: str) -> NDArray[np.generic]:
+    """Mean of blocks: bytes stay bytes, other grey values keep their range as float32."""
+    if not np.isfinite(values).all():
+        raise DataError(
+            f"{path} holds values that are not finite (NaN or infinite)",
+            hint="replace them, or leave them out by held_out, rows and columns",
+        )
+    means = pool_mean(values, factor)
+    return means.astype(np.uint8) if values.dtype == np.uint8 else means
 
 
 def _annotated(entry: RealData, shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -7,7 +7,13 @@ import tifffile
 torch = pytest.importorskip("torch")
 
 from clemreg.cli.app import run_app  # noqa: E402
-from clemreg.errors import ConfigError, FormatError, GridError, MissingError  # noqa: E402
+from clemreg.errors import (  # noqa: E402
+    ConfigError,
+    DataError,
+    FormatError,
+    GridError,
+    MissingError,
+)
 from clemreg.pipeline.train import (  # noqa: E402
     held_out_volumes,
     load_train_config,
@@ -70,6 +76,54 @@ def test_held_out_slices_are_never_trained_on(config):
     assert real.spacing_nm == held_out.spacing_nm == (17.0, 16.0, 15.0)
     assert set(real.distances_nm) == {"mito"}
     assert set(simulated.distances_nm) == {"mito", "er"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda em: em.astype(np.uint16) * 200,
+        lambda em: em.astype(np.int16) * 200 - 25_000,
+        lambda em: em.astype(np.float32) / 255,
+        lambda em: em.astype(np.float64) / 255,
+    ],
+    ids=["uint16", "int16", "float32", "float64"],
+)
+@pytest.mark.parametrize("pool", [1, 2])
+def test_em_that_is_not_bytes_keeps_its_grey_values(config, values, pool):
+    """What is learnt from and what is scored: the network sees the same as with bytes."""
+    path, em, _ = config
+    path.write_text(CONFIG.replace("[simulated]", f"pool = {pool}\n[simulated]"))
+    loaded = load_train_config(path, (f"mine={path.parent / 'data'}",))
+    tifffile.imwrite(loaded.real[0].em, values(em))
+    real, _ = training_volumes(loaded)
+    (held_out,) = held_out_volumes(loaded.real[0])
+    for volume, part in ((real, em[10:]), (held_out, em[:10])):
+        z, y, x = (n // pool for n in part.shape)
+        blocks = values(part).reshape(z, pool, y, pool, x, pool)
+        assert volume.em.dtype == np.float32
+        np.testing.assert_allclose(volume.em, blocks.mean(axis=(1, 3, 5)), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_em_with_values_that_are_no_numbers_is_refused(config, bad):
+    path, em, _ = config
+    loaded = load_train_config(path, (f"mine={path.parent / 'data'}",))
+    values = em.astype(np.float32)
+    values[3, 4, 5] = bad
+    tifffile.imwrite(loaded.real[0].em, values)
+    with pytest.raises(DataError, match=r"em\.tif holds values that are not finite"):
+        list(held_out_volumes(loaded.real[0]))
+
+
+def test_bytes_are_averaged_to_bytes(config):
+    """As the bundled networks were trained."""
+    path, em, _ = config
+    path.write_text(CONFIG.replace("[simulated]", "pool = 2\n[simulated]"))
+    loaded = load_train_config(path, (f"mine={path.parent / 'data'}",))
+    (held_out,) = held_out_volumes(loaded.real[0])
+    assert held_out.em.dtype == np.uint8
+    blocks = em[:10].reshape(5, 2, 12, 2, 14, 2).astype(int).sum(axis=(1, 3, 5))
+    np.testing.assert_array_equal(held_out.em, blocks // 8)
 
 
 def test_rows_and_columns_without_outlines_are_not_there(config):
