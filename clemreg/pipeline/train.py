@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from clemreg.blocks.run import Progress
 from clemreg.config import Section, faults
-from clemreg.errors import ConfigError, DataError, GridError, MissingError
+from clemreg.errors import ClemregError, ConfigError, DataError, GridError, MissingError
 from clemreg.export.replace import require_free
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
@@ -123,7 +123,17 @@ class TrainConfig(Section):
         try:
             return TypeAdapter(TrainOptions).validate_python(chosen)
         except ValidationError as error:
-            raise ConfigError(f"invalid training options:\n{faults(error)}", hint=HINT) from error
+            found, hint = _fault(error)
+            raise ConfigError(f"invalid training options:\n{found}", hint=hint) from error
+
+
+def _fault(error: ValidationError) -> tuple[str, str]:
+    """Say what is wrong and what to do: in the words of the options, if they refuse it."""
+    for fault in error.errors():
+        own = fault.get("ctx", {}).get("error")
+        if isinstance(own, ClemregError):
+            return f"  {own.message}", own.hint or HINT
+    return faults(error), HINT
 
 
 def setup_options(chosen: Setup) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class TrainOptions:
         Optimiser steps and patches per step.
     output, margin
         Voxels of a patch along each axis that the loss looks at, and those around them that it
-        leaves out.
+        leaves out. With both margins they are a multiple of the compact network's `step`.
     classes
         What to predict, of `clemreg.segment.targets.CLASSES`.
     learning_rate
@@ -136,6 +136,7 @@ class TrainOptions:
             raise ConfigError(f"revisit = {self.revisit} is no share of the steps from 0 to 1")
         for name in self.classes:
             category(name)
+        self.patch()
 
     def network(self) -> NetworkOptions:
         """Return the shape of the compact network."""
@@ -154,11 +155,26 @@ class TrainOptions:
         Raises
         ------
         ConfigError
-            A COSEM network has no output of that size.
+            The network cannot take, or does not give, patches of that size.
         """
-        if self.architecture == "compact":
-            inputs = self.output + 2 * self.margin
-            return PatchShape(inputs, self.output, self.spacing_nm, self.spacing_nm)
+        return self._compact_patch() if self.architecture == "compact" else self._cosem_patch()
+
+    def _compact_patch(self) -> PatchShape:
+        # Pooling drops the last voxel of an odd size: features from before and after would then
+        # be joined half a voxel apart. One voxel at the deepest level has no statistics.
+        inputs, step = self.output + 2 * self.margin, self.network().step
+        if inputs % step or inputs < 2 * step:
+            below = max(inputs // step, 2) * step
+            fits = [size - 2 * self.margin for size in (below, below + step)]
+            raise ConfigError(
+                f"output = {self.output} and margin = {self.margin} make patches of {inputs} "
+                f"voxels, which are no multiple of {step} from {2 * step} on",
+                hint=f"with this margin, output may be "
+                f"{' or '.join(str(size) for size in fits if size > 0)}",
+            )
+        return PatchShape(inputs, self.output, self.spacing_nm, self.spacing_nm)
+
+    def _cosem_patch(self) -> PatchShape:
         options = self.cosem()
         size = options.input_size(self.output)
         if options.output_size(size) != self.output:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -221,6 +224,13 @@ def test_a_wrong_configuration_is_refused(config):
     path.write_text(CONFIG.replace("steps = 4", 'steps = "many"'))
     with pytest.raises(ConfigError, match=r"invalid training options:\n  steps: .*\(got 'many'\)"):
         load_train_config(path)
+    path.write_text(CONFIG.replace("output = 8", "output = 9"))
+    with pytest.raises(ConfigError, match=r"training options:\n  output = 9 and margin") as error:
+        load_train_config(path)  # before anything is read
+    assert error.value.hint == "with this margin, output may be 8 or 10"
+    path.write_text(CONFIG.replace("up = [2]", "up = [2, 2]"))
+    with pytest.raises(ConfigError, match=r"widths \(2, 3\) need as many entries in down"):
+        load_train_config(path)
     path.write_text("= 3")
     with pytest.raises(ConfigError, match=r"is not valid TOML"):
         load_train_config(path)
@@ -252,6 +262,21 @@ def test_misspelt_keys_are_refused_by_name(tmp_path, section, key):
     path.write_text(f'name = "a"\nout = "a.safetensors"\n{section}\n')
     with pytest.raises(ConfigError, match=key):
         load_train_config(path)
+
+
+@pytest.mark.parametrize("name", ["16nm", "8nm", "8nm-fine", "8nm-outline", "8nm-tuned"])
+def test_the_recipes_of_the_bundled_networks_are_valid(name):
+    recipe = files("clemreg.segment") / "models" / f"mito-{name}.toml"
+    assert load_train_config(Path(str(recipe))).train_options().classes[:2] == ("mito", "mito_mem")
+
+
+def test_the_example_of_the_guide_is_valid(tmp_path):
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "train.md"
+    examples = guide.read_text(encoding="utf-8").split("```toml\n")[1:]
+    assert len(examples) == 2
+    for example in examples:
+        (tmp_path / "c.toml").write_text(example.split("```")[0], encoding="utf-8")
+        assert load_train_config(tmp_path / "c.toml").train_options().patch().outputs in (64, 68)
 
 
 def test_a_setup_brings_what_the_paper_trained_with(tmp_path):

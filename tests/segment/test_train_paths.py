@@ -164,10 +164,30 @@ def test_options_that_do_not_fit(changed, text):
 
 
 def test_a_cosem_output_must_fit():
-    options = dataclasses.replace(COMPACT, architecture="cosem", output=30, **TINY)
     with pytest.raises(ConfigError, match="no output of 30") as error:
-        options.patch()
+        dataclasses.replace(COMPACT, architecture="cosem", output=30, **TINY)
     assert "32, 68, 104" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changed", "text", "fits"),
+    [
+        ({"output": 9}, "patches of 17 voxels, which are no multiple of 2 from 4 on", "8 or 10"),
+        ({"margin": 5, "fold": 2}, "patches of 18 voxels, .* multiple of 4", "6 or 10"),
+        ({"output": 60, "margin": 8, "widths": (3, 4, 5), "down": (2, 2, 2), "up": (2, 2),
+          "fold": 2}, "patches of 76 voxels, .* multiple of 8", "56 or 64"),
+        ({"output": 2, "margin": 0}, "patches of 2 voxels", "4 or 6"),
+        ({"output": 1, "margin": 4}, "patches of 9 voxels", "2"),
+    ],
+)  # fmt: skip
+def test_patches_that_the_levels_do_not_halve_are_refused(changed, text, fits):
+    """They would train a network whose levels lie beside one another."""
+    with pytest.raises(ConfigError, match=text) as error:
+        dataclasses.replace(COMPACT, **changed)
+    assert error.value.hint == f"with this margin, output may be {fits}"
+    for size in fits.split(" or "):
+        options = dataclasses.replace(COMPACT, **changed | {"output": int(size)})
+        assert options.patch().inputs == options.output + 2 * options.margin
 
 
 TOGETHER = dataclasses.replace(COMPACT, steps=4, freeze=0.0, checkpoint_every=2)
