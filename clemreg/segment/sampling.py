@@ -81,20 +81,36 @@ class VolumePatches:
     """
 
     def __init__(self, patches: PatchSampler, classes: Sequence[str]) -> None:
-        self.patches = patches
-        own = {category(name).name: name for name in CLASSES}
-        self.rows = [(i, own.get(category(name).name)) for i, name in enumerate(classes)]
+        self.patches, self.classes = patches, tuple(classes)
 
     def draw(self, rng: np.random.Generator) -> Patch:
         """Draw a patch."""
         em, distances, known = self.patches.draw(rng)
-        told = [(i, name) for i, name in self.rows if name is not None]
-        target = np.full((len(self.rows), *distances.shape[1:]), -1, np.float32)
-        seen = np.zeros(target.shape, dtype=bool)
-        if told:
-            rows = [i for i, _ in told]
-            target[rows], seen[rows] = class_targets(distances, known, [n for _, n in told])
-        return em, target, seen
+        return em, *volume_targets(distances, known, self.classes)
+
+
+def volume_targets(
+    distances_nm: FloatArray, known: BoolArray, classes: Sequence[str]
+) -> tuple[FloatArray, BoolArray]:
+    """Targets and where they are known, for classes of any name.
+
+    Parameters
+    ----------
+    distances_nm, known
+        As for `clemreg.segment.targets.class_targets`.
+    classes
+        By any of their names. Those that do not follow from an organelle are known nowhere.
+    """
+    own = {category(name).name: name for name in CLASSES}
+    told = [own.get(category(name).name) for name in classes]
+    rows = [i for i, name in enumerate(told) if name is not None]
+    target = np.full((len(told), *distances_nm.shape[1:]), -1, np.float32)
+    seen = np.zeros(target.shape, dtype=bool)
+    if rows:
+        target[rows], seen[rows] = class_targets(
+            distances_nm, known, [name for name in told if name is not None]
+        )
+    return target, seen
 
 
 class Mixture:

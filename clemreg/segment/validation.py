@@ -21,8 +21,8 @@ from clemreg.segment.data import (
 )
 from clemreg.segment.network import UNet
 from clemreg.segment.reading import Reader, taken_spacing
-from clemreg.segment.sampling import Patch, PatchShape, Sampler
-from clemreg.segment.targets import ORGANELLES, class_targets
+from clemreg.segment.sampling import Patch, PatchShape, Sampler, volume_targets
+from clemreg.segment.targets import ORGANELLES
 from clemreg.space.grid import Box, Grid, Triple
 from clemreg.volume import Volume
 
@@ -189,7 +189,7 @@ def _case(volume: TrainingVolume, spacing_nm: Triple, classes: Sequence[str]) ->
         if organelle in volume.distances_nm:
             part = volume.distances_nm[organelle]
             distances[i], known[i] = separable_resample(part, axes, (1.0, 1.0, 1.0)), True
-    target, seen = class_targets(distances, known, classes)
+    target, seen = volume_targets(distances, known, classes)
     return em, target > 0, seen
 
 

@@ -282,6 +282,19 @@ def test_validation_scores_what_the_network_finds():
     assert np.isnan(score.mean_false_distance_nm)
 
 
+def test_held_out_volumes_know_classes_by_any_name():
+    """Scored are those that follow from what is annotated; of others nothing is known."""
+    volume = ball_volume(np.random.default_rng(0))
+    classes = ("ld", "mito_membrane", "er", "mito")
+    network = UNet(NetworkOptions(classes, (1,), (1,), ()))
+    validation = Validation([volume], 16.0, classes)
+    assert set(validation.examine(network)[0]) == {"mito_membrane", "mito"}
+    (_, truth, known), *_ = validation.cases
+    plain = Validation([volume], 16.0, ("mito_mem", "mito")).cases[0]
+    np.testing.assert_array_equal(truth[[1, 3]], plain[1])
+    assert known.all(axis=(1, 2, 3)).tolist() == [False, True, False, True]
+
+
 def test_the_journal_is_for_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
