@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import tomllib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,7 +12,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
 from clemreg.segment.augment import AugmentOptions
 from clemreg.segment.checkpoints import CosemModel
+from clemreg.segment.classes import category
 from clemreg.segment.cosem import CosemUNet
 from clemreg.segment.crops import CropOptions, CropPatches, TrainingCrop, digest, usable_crops
 from clemreg.segment.data import TrainingVolume
@@ -36,7 +38,7 @@ from clemreg.segment.options import TrainOptions
 from clemreg.segment.parallel import writes
 from clemreg.segment.sampling import Mixture, Sampler
 from clemreg.segment.setups import Setup, setup
-from clemreg.segment.targets import signed_distance_nm
+from clemreg.segment.targets import CLASSES, signed_distance_nm
 from clemreg.segment.training import Outlets, train, volume_patches
 from clemreg.segment.validation import Examiner, PatchValidation, Validation
 from clemreg.simulate.em import random_training_block
@@ -44,6 +46,8 @@ from clemreg.simulate.phantom import ER_CLASSES
 from clemreg.space.grid import Box
 from clemreg.space.resample import pool_mean
 from clemreg.units import parse_xyz_nm
+
+log = logging.getLogger(__name__)
 
 HINT = "docs/how-to/train.md lists every section with its keys"
 # Keys of an entry that name files.
@@ -56,6 +60,8 @@ class SimulatedData(Section):
     A mitochondrion is outlined `inset_nm` inside the outer face of its membrane: as the people did
     who drew the outlines of the real data, so that both teach the same.
     """
+
+    organelles: ClassVar[tuple[str, ...]] = ("mito", "er")
 
     blocks: int = 40
     shape: tuple[int, int, int] = (112, 144, 144)
@@ -72,6 +78,8 @@ class RealData(Section):
     taken to end there, so that nothing is learnt where outlines are cut off or missing. It is
     averaged over `pool` voxels along each axis when it is loaded.
     """
+
+    organelles: ClassVar[tuple[str, ...]] = ("mito",)
 
     name: str
     em: str = ""
@@ -218,15 +226,18 @@ def train_from_config(
     ------
     StorageError
         Such a network is there, and must not be replaced.
+    ConfigError
+        There is nothing to train on, or none of the classes is annotated in it.
     """
     config = load_train_config(path, data)
     options = config.train_options()
     out = path.parent / config.out
     checkpoint = out.with_suffix(".checkpoint")
     require_free(out, overwrite=overwrite or checkpoint.exists())
-    volumes = list(training_volumes(config, progress))
     entries: list[CosemData | CellMapData] = [*config.cosem, *config.cellmap]
     crops = {entry: open_crops(entry) for entry in entries}
+    _require_taught(config, options, crops)
+    volumes = list(training_volumes(config, progress))
     learnt = [crop for entry, found in crops.items() for crop in entry.learnt(found)]
     names = [v.name for v in volumes] + [crop.name for crop in learnt]
     described = _Described(config.name, options, tuple(dict.fromkeys(names)))
@@ -277,17 +288,48 @@ def _digest(volumes: Sequence[TrainingVolume]) -> str:
 Crops = dict[CosemData | CellMapData, tuple[TrainingCrop, ...]]
 
 
+def _require_taught(config: TrainConfig, options: TrainOptions, crops: Crops) -> None:
+    """Refuse to learn what is annotated nowhere; say which of several classes it is."""
+    simulated = () if config.simulated is None else (config.simulated,)
+    volumes = [source for source in (*config.real, *simulated) if source.weight]
+    drawn = {entry: found for entry, found in crops.items() if entry.weight}
+    if not volumes and not drawn:
+        raise ConfigError(
+            "there is nothing to train on",
+            hint="add [simulated], [[real]], [[cosem]] or [[cellmap]], with a weight above 0",
+        )
+    organelles = {organelle for source in volumes for organelle in source.organelles}
+    told = {category(name).name for name, of in CLASSES.items() if of in organelles}
+    learnt = [crop for entry, found in drawn.items() for crop in entry.learnt(found)]
+    untaught = [
+        name
+        for name in options.classes
+        if category(name).name not in told and not usable_crops(learnt, (name,))
+    ]
+    if len(untaught) == len(options.classes):
+        raise ConfigError(
+            f"nothing to train on has {', '.join(untaught)} annotated",
+            hint="[[real]] has mito and mito_mem, [simulated] er too, crops what was looked for",
+        )
+    if untaught and writes():
+        log.warning(
+            "nothing to train on has %s annotated: what the network says of it is not learnt",
+            ", ".join(untaught),
+        )
+
+
 def _source(
     config: TrainConfig, options: TrainOptions, volumes: Sequence[TrainingVolume], crops: Crops
 ) -> Sampler:
     """Volumes together, and the crops of each entry together, as often as they weigh."""
-    samplers: list[Sampler] = [volume_patches(volumes, options)] if volumes else []
-    weights = [sum(v.weight for v in volumes)] if volumes else []
+    drawn_from = [volume for volume in volumes if volume.weight]
+    samplers: list[Sampler] = [volume_patches(drawn_from, options)] if drawn_from else []
+    weights = [sum(v.weight for v in drawn_from)] if drawn_from else []
     present = 0.5 if config.setup and setup(config.setup).present_first else config.present
     drawn = CropOptions(options.patch(), options.classes, config.augment, present)
     for entry, found in crops.items():
         learnt = entry.learnt(found)
-        if learnt:
+        if learnt and entry.weight:
             samplers.append(CropPatches(learnt, drawn))
             weights.append(entry.weight)
     return Mixture(samplers, weights)

@@ -170,6 +170,45 @@ def test_train_makes_a_network_and_goes_on_from_its_checkpoint(config, capsys):
     assert all(torch.equal(v, again[k]) for k, v in first.network.state_dict().items())
 
 
+REAL = CONFIG[CONFIG.index("[[real]]") : CONFIG.index("[simulated]")]
+
+
+@pytest.mark.parametrize(
+    ("section", "classes"), [(REAL, '["nucleus"]'), (REAL, '["er"]'), ("[simulated]", '["LD"]')]
+)
+def test_classes_that_are_annotated_nowhere_are_refused(config, section, classes):
+    """Before anything is read: there are no files where this one looks for them."""
+    path, _, _ = config
+    head = CONFIG[: CONFIG.index("[[real]]")].replace('["mito"]', classes)
+    path.write_text(head + section)
+    with pytest.raises(ConfigError, match=rf"nothing to train on has {classes[2:-2]} annotated"):
+        train_from_config(path)
+    assert not list(path.parent.glob("ball.*s"))
+
+
+def test_a_class_that_is_annotated_nowhere_is_told(config, caplog):
+    """Others are learnt beside it; one that only the simulator shows is taught."""
+    path, _, _ = config
+    path.write_text(CONFIG.replace('["mito"]', '["mito", "LD", "er"]'))
+    train_from_config(path, (f"mine={path.parent / 'data'}",))
+    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert told.startswith("nothing to train on has LD annotated: ")
+
+
+def test_what_is_never_drawn_teaches_nothing(config, caplog):
+    path, _, _ = config
+    path.write_text(CONFIG.replace('["mito"]', '["mito", "er"]') + "weight = 0.0\n")
+    train_from_config(path, (f"mine={path.parent / 'data'}",))
+    assert "nothing to train on has er annotated" in caplog.text
+    path.write_text(path.read_text().replace("[simulated]", "weight = 0.0\n[simulated]"))
+    with pytest.raises(ConfigError, match="there is nothing to train on") as error:
+        train_from_config(path, (f"mine={path.parent / 'data'}",), overwrite=True)
+    assert "a weight above 0" in error.value.hint
+    path.write_text(CONFIG[: CONFIG.index("[[real]]")])
+    with pytest.raises(ConfigError, match="there is nothing to train on"):
+        train_from_config(path, overwrite=True)
+
+
 def test_other_data_are_not_gone_on_with(config, capsys):
     """Moved files are; other slices held out are not: what was learnt from would be scored."""
     path, _, _ = config
