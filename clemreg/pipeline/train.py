@@ -12,11 +12,11 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from clemreg.blocks.run import Progress
 from clemreg.config import Section, faults
@@ -92,6 +92,12 @@ class RealData(Section):
     weight: float = 0.5
 
 
+def _require_safetensors(out: str) -> str:
+    if Path(out).suffix != ".safetensors":
+        raise ValueError("the file of a network is NAME.safetensors")
+    return out
+
+
 class TrainConfig(Section):
     """A training: what to learn from, how, and where the network goes.
 
@@ -102,7 +108,7 @@ class TrainConfig(Section):
     """
 
     name: str
-    out: str
+    out: Annotated[str, AfterValidator(_require_safetensors)]
     setup: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
     present: float = 0.0

@@ -134,9 +134,21 @@ class TrainOptions:
             raise ConfigError(f"workers = {self.workers}: processes are counted from 0 on")
         if not 0 <= self.revisit < 1:
             raise ConfigError(f"revisit = {self.revisit} is no share of the steps from 0 to 1")
-        for name in self.classes:
-            category(name)
+        self._require_classes()
         self.patch()
+
+    def _require_classes(self) -> None:
+        if not self.classes:
+            raise ConfigError("classes = []: there is none to learn", hint='as in ["mito", "er"]')
+        names: dict[str, str] = {}
+        for name in self.classes:
+            meant = category(name).name
+            if meant in names:
+                raise ConfigError(
+                    f"classes has {names[meant]!r} and {name!r}, which are the same",
+                    hint="leave one of them out",
+                )
+            names[meant] = name
 
     def network(self) -> NetworkOptions:
         """Return the shape of the compact network."""

@@ -275,6 +275,14 @@ def test_a_wrong_configuration_is_refused(config):
         load_train_config(path)
 
 
+@pytest.mark.parametrize("out", ["", "net", "net.pt", ".safetensors"])
+def test_a_network_is_written_to_a_file_that_it_is_read_from(config, out):
+    path, _, _ = config
+    path.write_text(CONFIG.replace('out = "ball.safetensors"', f'out = "{out}"'))
+    with pytest.raises(ConfigError, match=r"out: .*file of a network is NAME\.safetensors"):
+        load_train_config(path)
+
+
 @pytest.mark.parametrize("more", [1, -1])
 def test_em_and_labels_lie_on_the_same_voxels(config, more):
     path, em, labels = config

@@ -156,6 +156,9 @@ def test_heads_are_matched_by_name_in_any_vocabulary():
         ({"architecture": "cosem", "loss": "entropy"}, "tanh distances as they are"),
         ({"revisit": 1.5}, "no share"),
         ({"precision": "float8"}, "precision"),
+        ({"classes": ()}, r"classes = \[\]"),
+        ({"classes": ("mito", "er", "mito")}, "'mito' and 'mito', which are the same"),
+        ({"classes": ("mito-mem", "mito_membrane")}, "'mito-mem' and 'mito_membrane'"),
     ],
 )
 def test_options_that_do_not_fit(changed, text):
