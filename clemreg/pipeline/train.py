@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 
 from clemreg.blocks.run import Progress
-from clemreg.config import Section, faults
+from clemreg.config import Section, XyzLength, faults
 from clemreg.errors import ClemregError, ConfigError, DataError, GridError, MissingError
 from clemreg.export.replace import require_free
 from clemreg.io.volumes import open_labels, open_volume
-from clemreg.pipeline.train_crops import CellMapData, CosemData, open_crops
+from clemreg.pipeline.train_crops import CellMapData, CosemData, Weight, open_crops
 from clemreg.segment.augment import AugmentOptions
 from clemreg.segment.checkpoints import CosemModel
 from clemreg.segment.classes import category
@@ -54,6 +54,16 @@ HINT = "docs/how-to/train.md lists every section with its keys"
 _FILES = {"em", "labels", "n5", "ids", "groundtruth"}
 
 
+Side = Annotated[int, Field(ge=1)]
+Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def _require_order(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("expected the smaller number first")
+    return pair
+
+
 class SimulatedData(Section):
     """Blocks drawn by the simulator, each with its own appearance.
 
@@ -63,12 +73,12 @@ class SimulatedData(Section):
 
     organelles: ClassVar[tuple[str, ...]] = ("mito", "er")
 
-    blocks: int = 40
-    shape: tuple[int, int, int] = (112, 144, 144)
-    spacing_nm: tuple[float, float] = (12.0, 20.0)
-    inset_nm: float = 0.0
-    weight: float = 0.5
-    seed: int = 1
+    blocks: Annotated[int, Field(ge=1)] = 40
+    shape: tuple[Side, Side, Side] = (112, 144, 144)
+    spacing_nm: Annotated[tuple[Size, Size], AfterValidator(_require_order)] = (12.0, 20.0)
+    inset_nm: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    weight: Weight = 0.5
+    seed: Annotated[int, Field(ge=0)] = 1
 
 
 class RealData(Section):
@@ -84,12 +94,12 @@ class RealData(Section):
     name: str
     em: str = ""
     labels: str = ""
-    voxel_size: str
+    voxel_size: XyzLength
     held_out: tuple[int, int] = (0, 0)
     rows: tuple[int, int] = (0, 0)
     columns: tuple[int, int] = (0, 0)
-    pool: int = 1
-    weight: float = 0.5
+    pool: Annotated[int, Field(ge=1, le=32)] = 1
+    weight: Weight = 0.5
 
 
 def _require_safetensors(out: str) -> str:
@@ -111,7 +121,7 @@ class TrainConfig(Section):
     out: Annotated[str, AfterValidator(_require_safetensors)]
     setup: str = ""
     options: dict[str, Any] = Field(default_factory=dict)
-    present: float = 0.0
+    present: Annotated[float, Field(ge=0, le=1)] = 0.0
     keep_every: int = Field(default=0, ge=0)
     augment: AugmentOptions = AugmentOptions()
     simulated: SimulatedData | None = None

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from clemreg.config import Section
 from clemreg.errors import ConfigError, FormatError, MissingError
@@ -26,14 +28,23 @@ from clemreg.segment.groundtruth import (
 )
 from clemreg.volume import Volume
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Grey = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _require_contrast(limits: tuple[float, float] | None) -> tuple[float, float] | None:
+    if limits is not None and limits[0] == limits[1]:
+        raise ValueError("expected two grey values, that of black and that of white")
+    return limits
+
 
 class CropData(Section):
     """Crops of one sample; those in `held_out` are never trained on, but scored."""
 
     crops: tuple[str, ...] = ()
     held_out: tuple[str, ...] = ()
-    contrast: tuple[float, float] | None = None
-    weight: float = 1.0
+    contrast: Annotated[tuple[Grey, Grey] | None, AfterValidator(_require_contrast)] = None
+    weight: Weight = 1.0
 
     def learnt(self, crops: Sequence[TrainingCrop]) -> list[TrainingCrop]:
         """Return those to train on."""

@@ -46,8 +46,18 @@ class AugmentOptions:
     gamma: tuple[float, float] = (0.5, 2.0)
 
     def __post_init__(self) -> None:
-        if self.control_voxels < 1 or self.subsample < 1 or self.jitter_nm < 0:
-            raise ConfigError(f"a deformation cannot have {self}")
+        for name, least in (("control_voxels", 1), ("subsample", 1), ("jitter_nm", 0)):
+            value = getattr(self, name)
+            if not least <= value < np.inf:
+                raise ConfigError(f"{name} = {value}: expected from {least} on")
+        for name in ("rotation", "contrast", "brightness", "gamma"):
+            low, high = getattr(self, name)
+            if not -np.inf < low <= high < np.inf:
+                raise ConfigError(
+                    f"{name} = {[low, high]}: expected two numbers, the smaller first"
+                )
+        if self.gamma[0] <= 0:
+            raise ConfigError(f"gamma = {list(self.gamma)}: expected above 0")
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from clemreg.errors import ConfigError
@@ -18,6 +19,54 @@ CHOICES = {
     "schedule": ("cosine", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
 }
+
+
+@dataclass(frozen=True)
+class Range:
+    """Finite numbers from `low` on, up to `high`; or only those `above` and `below` them."""
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        over = value > self.low if self.above else value >= self.low
+        under = value < self.high if self.below else value <= self.high
+        return over and under and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.above else f"from {self.low:g}"
+        if self.high == math.inf:
+            return low if self.above else f"{low} on"
+        return f"{low} to below {self.high:g}" if self.below else f"{low} to {self.high:g}"
+
+
+_COUNT, _FROM_ZERO, _POSITIVE = Range(1), Range(0), Range(0, above=True)
+_SHARE, _DECAY = Range(0, 1), Range(0, 1, below=True)
+RANGES = {
+    "spacing_nm": _POSITIVE,
+    "steps": _COUNT,
+    "batch": _COUNT,
+    "output": _COUNT,
+    "margin": _FROM_ZERO,
+    "learning_rate": _POSITIVE,
+    "balance": _SHARE,
+    "scale": _POSITIVE,
+    "slabs": _SHARE,
+    "average": _DECAY,
+    "seed": _FROM_ZERO,
+    "threads": _COUNT,
+    "workers": _FROM_ZERO,
+    "checkpoint_every": _COUNT,
+    "freeze": _SHARE,
+    "least_steps": _FROM_ZERO,
+    "betas": _DECAY,
+    "elastic_nm": _FROM_ZERO,
+    "elastic_every_nm": _POSITIVE,
+    "revisit": _DECAY,
+}
+"""What the numbers among the options may be; of a pair, both."""
 
 
 @dataclass(frozen=True)
@@ -130,10 +179,13 @@ class TrainOptions:
                 "a COSEM network predicts tanh distances as they are",
                 hint='set loss = "paper"',
             )
-        if self.workers < 0:
-            raise ConfigError(f"workers = {self.workers}: processes are counted from 0 on")
-        if not 0 <= self.revisit < 1:
-            raise ConfigError(f"revisit = {self.revisit} is no share of the steps from 0 to 1")
+        for name, allowed in RANGES.items():
+            value = getattr(self, name)
+            each = value if isinstance(value, tuple) else (value,)
+            if not all(number in allowed for number in each):
+                raise ConfigError(f"{name} = {value}: expected {allowed}")
+        if self.scale[0] > self.scale[1]:
+            raise ConfigError(f"scale = {self.scale}: expected the smaller number first")
         self._require_classes()
         self.patch()
 

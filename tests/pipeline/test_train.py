@@ -275,6 +275,49 @@ def test_a_wrong_configuration_is_refused(config):
         load_train_config(path)
 
 
+CELLMAP = '[[cellmap]]\nname = "a"\nem = "e"\ngroundtruth = "g"\n'
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "text"),
+    [
+        ("", "present = 7.0", r"present: .*less than or equal to 1 \(got 7.0\)"),
+        ("", "present = nan", r"present: .*\(got nan\)"),
+        ("[simulated]", "blocks = 0", r"simulated.blocks: .*greater than or equal to 1"),
+        ("[simulated]", "shape = [0, 8, 8]", r"simulated.shape.0: .*greater than or equal to 1"),
+        ("[simulated]", "spacing_nm = [20, 12]", r"simulated.spacing_nm: .*smaller number first"),
+        ("[simulated]", "spacing_nm = [0, 12]", r"simulated.spacing_nm.0: .*greater than 0"),
+        ("[simulated]", "seed = -1", r"simulated.seed: .*greater than or equal to 0"),
+        ("[simulated]", "weight = -1.0", r"simulated.weight: .*greater than or equal to 0"),
+        ("[simulated]", "inset_nm = nan", r"simulated.inset_nm: .*finite"),
+        (REAL, "weight = nan", r"real.0.weight: .*\(got nan\)"),
+        (REAL, "weight = inf", r"real.0.weight: .*finite"),
+        (REAL, "pool = 0", r"real.0.pool: .*greater than or equal to 1 \(got 0\)"),
+        (REAL, "pool = 100", r"real.0.pool: .*less than or equal to 32 \(got 100\)"),
+        (CELLMAP, "contrast = [20, 20]", r"cellmap.0.contrast: .*two grey values"),
+        (CELLMAP, "contrast = [20, nan]", r"cellmap.0.contrast.*finite"),
+        (CELLMAP, "weight = -0.5", r"cellmap.0.weight: .*greater than or equal to 0"),
+        ('[[cosem]]\nn5 = "a.n5"', "weight = nan", r"cosem.0.weight: .*\(got nan\)"),
+        ("[augment]", "rotation = [1.0, 0.0]", r"rotation = \[1.0, 0.0\]: .*the smaller first"),
+        ("[augment]", "contrast = [1.75, 0.25]", r"contrast = .*the smaller first"),
+        ("[augment]", "gamma = [0.0, 2.0]", r"gamma = \[0.0, 2.0\]: expected above 0"),
+        ("[augment]", "subsample = 0", r"subsample = 0: expected from 1 on"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(tmp_path, section, line, text):
+    path = tmp_path / "c.toml"
+    path.write_text(f'name = "a"\nout = "a.safetensors"\n{section}\n{line}\n')
+    with pytest.raises(ConfigError, match=text):
+        load_train_config(path)
+
+
+@pytest.mark.parametrize("contrast", ["[20, 220]", "[220, 20]"])
+def test_black_may_be_brighter_than_white(tmp_path, contrast):
+    path = tmp_path / "c.toml"
+    path.write_text(f'name = "a"\nout = "a.safetensors"\n{CELLMAP}\ncontrast = {contrast}\n')
+    assert load_train_config(path).cellmap[0].contrast is not None
+
+
 @pytest.mark.parametrize("out", ["", "net", "net.pt", ".safetensors"])
 def test_a_network_is_written_to_a_file_that_it_is_read_from(config, out):
     path, _, _ = config

@@ -71,8 +71,24 @@ def test_what_lies_outside_is_unknown():
     assert labels[15, 21, 25] == 35
     with pytest.raises(DataError, match="do not lie on a grid"):
         warp(labels[1:], EM, EM, deformation)
-    with pytest.raises(ConfigError, match="cannot have"):
-        AugmentOptions(subsample=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("subsample", 0, "from 1 on"),
+        ("control_voxels", 0, "from 1 on"),
+        ("jitter_nm", -1.0, "from 0 on"),
+        ("jitter_nm", np.nan, "from 0 on"),
+        ("rotation", (1.0, 0.0), "the smaller first"),
+        ("contrast", (1.0, np.inf), "the smaller first"),
+        ("brightness", (0.1, -0.1), "the smaller first"),
+        ("gamma", (-1.0, 1.0), "above 0"),
+    ],
+)
+def test_ranges_that_cannot_be_drawn_from_are_refused(name, value, text):
+    with pytest.raises(ConfigError, match=f"{name} = .*{text}"):
+        AugmentOptions(**{name: value})
 
 
 def test_grey_values_by_hand():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -154,7 +156,6 @@ def test_heads_are_matched_by_name_in_any_vocabulary():
     [
         ({"loss": "mse"}, "loss = 'mse'"),
         ({"architecture": "cosem", "loss": "entropy"}, "tanh distances as they are"),
-        ({"revisit": 1.5}, "no share"),
         ({"precision": "float8"}, "precision"),
         ({"classes": ()}, r"classes = \[\]"),
         ({"classes": ("mito", "er", "mito")}, "'mito' and 'mito', which are the same"),
@@ -164,6 +165,44 @@ def test_heads_are_matched_by_name_in_any_vocabulary():
 def test_options_that_do_not_fit(changed, text):
     with pytest.raises(ConfigError, match=text):
         dataclasses.replace(COMPACT, **changed)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "text"),
+    [
+        ("spacing_nm", (0.0, -8.0, math.nan, math.inf), "above 0"),
+        ("learning_rate", (0.0, -1e-3, math.nan, math.inf), "above 0"),
+        ("elastic_every_nm", (0.0, -1.0, math.inf), "above 0"),
+        ("scale", ((0.0, 0.0), (-1.0, 1.0), (1.0, math.inf)), "above 0"),
+        ("scale", ((1.2, 0.8),), "the smaller number first"),
+        ("steps", (0, -4), "from 1 on"),
+        ("batch", (0, -1), "from 1 on"),
+        ("output", (0, -8), "from 1 on"),
+        ("threads", (0, -1), "from 1 on"),
+        ("checkpoint_every", (0, -1), "from 1 on"),
+        ("margin", (-4,), "from 0 on"),
+        ("seed", (-1,), "from 0 on"),
+        ("workers", (-1,), "from 0 on"),
+        ("least_steps", (-1,), "from 0 on"),
+        ("elastic_nm", (-3.0, math.nan), "from 0 on"),
+        ("balance", (5.0, -0.1, math.nan), "from 0 to 1"),
+        ("slabs", (2.0, -0.5), "from 0 to 1"),
+        ("freeze", (2.0, -0.5), "from 0 to 1"),
+        ("average", (1.0, 2.0, -2.0), "from 0 to below 1"),
+        ("revisit", (1.0, 1.5, -0.1), "from 0 to below 1"),
+        ("betas", ((0.9, 1.5), (-0.1, 0.9), (0.9, 1.0), (math.nan, 0.9)), "from 0 to below 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_name(name, values, text):
+    for value in values:
+        with pytest.raises(ConfigError, match=rf"{name} = {re.escape(str(value))}: .*{text}$"):
+            dataclasses.replace(COMPACT, **{name: value})
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    ends = {"balance": 1.0, "slabs": 1.0, "freeze": 0.0, "average": 0.0, "betas": (0.0, 0.0)}
+    options = dataclasses.replace(COMPACT, **ends, scale=(1.0, 1.0), seed=0, steps=1, batch=1)
+    assert options.freeze == 0
 
 
 def test_a_cosem_output_must_fit():
