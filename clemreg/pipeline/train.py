@@ -39,7 +39,7 @@ from clemreg.segment.parallel import writes
 from clemreg.segment.sampling import Mixture, Sampler
 from clemreg.segment.setups import Setup, setup
 from clemreg.segment.targets import CLASSES, signed_distance_nm
-from clemreg.segment.training import Outlets, train, volume_patches
+from clemreg.segment.training import Outlets, device_of, train, volume_patches
 from clemreg.segment.validation import Examiner, PatchValidation, Validation
 from clemreg.simulate.em import random_training_block
 from clemreg.simulate.phantom import ER_CLASSES
@@ -243,10 +243,12 @@ def train_from_config(
     StorageError
         Such a network is there, and must not be replaced.
     ConfigError
-        There is nothing to train on, or none of the classes is annotated in it.
+        There is nothing to train on, or none of the classes is annotated in it; or there is no
+        such device.
     """
     config = load_train_config(path, data)
     options = config.train_options()
+    device_of(options)  # so that what is not there is said before anything is read
     out = path.parent / config.out
     checkpoint = out.with_suffix(".checkpoint")
     require_free(out, overwrite=overwrite or checkpoint.exists())

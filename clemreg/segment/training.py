@@ -33,6 +33,8 @@ from clemreg.segment.validation import Examiner, Score
 
 log = logging.getLogger(__name__)
 
+_DEVICE_HINT = 'leave device away, or choose "cpu", or "cuda" or "cuda:1" on NVIDIA\'s GPUs'
+
 
 @dataclass(frozen=True, eq=False)
 class Trained:
@@ -103,13 +105,13 @@ def train(
     FormatError
         The checkpoint belongs to other options, or to other data.
     ConfigError
-        The batch cannot be shared by the processes.
+        The batch cannot be shared by the processes, or there is no such device.
     """
     torch.set_num_threads(options.threads)
     sampler = source if isinstance(source, Sampler) else volume_patches(source, options)
     if options.elastic_nm:
         sampler = Bent(sampler, options.patch(), options.elastic_nm, options.elastic_every_nm)
-    with team(training_device(options.device)) as members:
+    with team(device_of(options)) as members:
         state = _State(options, members, dict(data or {}))
         if checkpoint is not None and checkpoint.exists():
             state.load(checkpoint)
@@ -120,6 +122,30 @@ def train(
         if checkpoint is not None and members.rank == 0:
             state.save(checkpoint)
         return Trained(state.averaged(), tuple(losses), state.step, tuple(state.history))
+
+
+def device_of(options: TrainOptions) -> torch.device:
+    """Return where to compute.
+
+    Raises
+    ------
+    ConfigError
+        torch does not know such a device, or does not see it on this machine.
+    """
+    try:
+        device = training_device(options.device)
+        count = torch.get_device_module(device).device_count()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"device = {options.device!r} is none that torch computes on", hint=_DEVICE_HINT
+        ) from error
+    if (device.index or 0) >= count:
+        raise ConfigError(
+            f"device = {options.device!r}: torch sees {count or 'no'} {device.type} device"
+            f"{'' if count == 1 else 's'} here",
+            hint=_DEVICE_HINT,
+        )
+    return device
 
 
 def volume_patches(volumes: Sequence[TrainingVolume], options: TrainOptions) -> VolumePatches:
@@ -212,7 +238,7 @@ class _State:
     def __init__(self, options: TrainOptions, members: Team, data: dict[str, str]) -> None:
         torch.manual_seed(options.seed)
         self.options, self.members, self.data = options, members, data
-        self.device = training_device(options.device)
+        self.device = device_of(options)
         self.trainee = _trainee(options)
         self.freeze_at = round(options.freeze * options.steps)
         self.trainee.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

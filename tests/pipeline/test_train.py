@@ -186,6 +186,13 @@ def test_classes_that_are_annotated_nowhere_are_refused(config, section, classes
     assert not list(path.parent.glob("ball.*s"))
 
 
+def test_a_device_that_is_not_there_is_refused_before_anything_is_read(config):
+    path, _, _ = config
+    path.write_text(CONFIG.replace("threads = 1", 'threads = 1\ndevice = "gpu"'))
+    with pytest.raises(ConfigError, match="device = 'gpu'"):
+        train_from_config(path)  # the EM is somewhere else
+
+
 def test_a_class_that_is_annotated_nowhere_is_told(config, caplog):
     """Others are learnt beside it; one that only the simulator shows is taught."""
     path, _, _ = config

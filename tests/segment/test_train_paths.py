@@ -24,7 +24,7 @@ from clemreg.segment.exchange import open_network, write_safetensors  # noqa: E4
 from clemreg.segment.parallel import Team  # noqa: E402
 from clemreg.segment.setups import Setup  # noqa: E402
 from clemreg.segment.trainee import CosemTrainee, start_cosem_from  # noqa: E402
-from clemreg.segment.training import TrainOptions, train  # noqa: E402
+from clemreg.segment.training import TrainOptions, device_of, train  # noqa: E402
 from clemreg.segment.validation import PatchValidation  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
@@ -290,6 +290,33 @@ def test_a_batch_must_be_shared_equally():
     assert list(Team(1, 2).share(4)) == [2, 3]
     with pytest.raises(ConfigError, match="cannot be shared by 2"):
         Team(0, 2).share(3)
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ("gpu", "device = 'gpu' is none that torch computes on"),
+        ("meta", "device = 'meta' is none that torch computes on"),
+        ("cuda:99", "device = 'cuda:99': torch sees .* cuda device"),
+        ("cpu:3", "device = 'cpu:3': torch sees 1 cpu device here"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device, text):
+    with pytest.raises(ConfigError, match=text) as error:
+        train(Balls(COMPACT.patch(), stop_after=0), dataclasses.replace(COMPACT, device=device))
+    assert "leave device away" in error.value.hint
+
+
+def test_devices_are_counted_where_they_are_asked_for(monkeypatch):
+    """As on a machine without an NVIDIA GPU, and on one with two."""
+    options = dataclasses.replace(COMPACT, device="cuda")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(ConfigError, match="torch sees no cuda devices here"):
+        device_of(options)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert device_of(options) == torch.device("cuda", 1)
+    assert device_of(dataclasses.replace(COMPACT, device="cpu")) == torch.device("cpu")
 
 
 def test_bfloat16_is_close_to_float32():
