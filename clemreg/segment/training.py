@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import ConfigError, FormatError
+from clemreg.errors import ConfigError, ConvergenceError, FormatError
 from clemreg.io.atomic import atomic_path
 from clemreg.segment.balance import balance_weights, weighted_loss
 from clemreg.segment.checkpoints import CosemModel, read_pickle
@@ -106,6 +106,8 @@ def train(
         The checkpoint belongs to other options, or to other data.
     ConfigError
         The batch cannot be shared by the processes, or there is no such device.
+    ConvergenceError
+        The loss, or a weight, is no longer finite; the checkpoint is that of before.
     """
     torch.set_num_threads(options.threads)
     sampler = source if isinstance(source, Sampler) else volume_patches(source, options)
@@ -278,6 +280,8 @@ class _State:
         torch.nn.utils.clip_grad_norm_(self.trainee.parameters(), 1.0)
         self.optimiser.step()
         value = float(loss.detach())
+        if not math.isfinite(value):
+            raise _diverged(f"the loss of step {self.step + 1} is {value}")
         self.seen[self.patches_of(self.step)] = value
         self.step += 1
         self._average()
@@ -347,12 +351,19 @@ class _State:
 
     def averaged(self) -> UNet | CosemUNet:
         """Return the network with averaged weights, on the processor."""
+        self._require_finite()
         trainee = _bare(self.options)
         trainee.load_state_dict(self.mean)
         return trainee.folded()
 
+    def _require_finite(self) -> None:
+        # The last step may spoil the weights after a loss that was fine.
+        if not all(bool(torch.isfinite(value).all()) for value in self.mean.values()):
+            raise _diverged(f"the weights after step {self.step} are not finite")
+
     def save(self, path: Path) -> None:
         """Write everything that the next step depends on."""
+        self._require_finite()
         content = {
             "options": asdict(self.options),
             "data": self.data,
@@ -397,6 +408,13 @@ class _State:
         self.hard = content.get("hard", [])
         self.history = [(n, {k: Score(**v) for k, v in s.items()}) for n, s in content["history"]]
         log.info("going on from step %d of %s", self.step, path)
+
+
+def _diverged(what: str) -> ConvergenceError:
+    return ConvergenceError(
+        f"the training has diverged: {what}",
+        hint="choose a smaller learning_rate and another out; the last checkpoint stays as it is",
+    )
 
 
 def _bare(options: TrainOptions) -> Trainee | CosemTrainee:

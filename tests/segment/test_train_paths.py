@@ -17,14 +17,14 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clemreg.errors import ConfigError, FormatError  # noqa: E402
+from clemreg.errors import ConfigError, ConvergenceError, FormatError  # noqa: E402
 from clemreg.segment.checkpoints import CosemModel  # noqa: E402
 from clemreg.segment.cosem import CosemOptions, CosemUNet  # noqa: E402
 from clemreg.segment.exchange import open_network, write_safetensors  # noqa: E402
 from clemreg.segment.parallel import Team  # noqa: E402
 from clemreg.segment.setups import Setup  # noqa: E402
 from clemreg.segment.trainee import CosemTrainee, start_cosem_from  # noqa: E402
-from clemreg.segment.training import TrainOptions, device_of, train  # noqa: E402
+from clemreg.segment.training import Outlets, TrainOptions, device_of, train  # noqa: E402
 from clemreg.segment.validation import PatchValidation  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
@@ -290,6 +290,50 @@ def test_a_batch_must_be_shared_equally():
     assert list(Team(1, 2).share(4)) == [2, 3]
     with pytest.raises(ConfigError, match="cannot be shared by 2"):
         Team(0, 2).share(3)
+
+
+class Spoilt(Balls):
+    """From a patch on, the EM is no number."""
+
+    def __init__(self, shape, first):
+        super().__init__(shape)
+        self.first, self.drawn = first, 0
+
+    def draw(self, rng):
+        em, target, known = super().draw(rng)
+        self.drawn += 1
+        return em * (np.nan if self.drawn > self.first else 1), target, known
+
+
+@pytest.mark.parametrize("loss", ["paper", "entropy"])
+def test_a_training_that_diverges_stops_before_its_checkpoint_is_lost(tmp_path, loss):
+    """Two patches a step: the seventh step is spoilt, and the checkpoint that of the fourth."""
+    options = dataclasses.replace(COMPACT, loss=loss)
+    with pytest.raises(ConvergenceError, match="diverged: the loss of step 7 is nan") as error:
+        train(Spoilt(options.patch(), 12), options, checkpoint=tmp_path / "c")
+    assert "smaller learning_rate" in error.value.hint
+    kept = torch.load(tmp_path / "c", weights_only=True)
+    assert kept["step"] == 4
+    assert all(torch.isfinite(value).all() for value in kept["mean"].values())
+
+
+def test_weights_that_a_last_step_spoils_are_not_written(tmp_path, monkeypatch):
+    """The loss was fine; the gradient was not."""
+
+    def spoil(parameters, _most):
+        for parameter in parameters:
+            parameter.grad.fill_(math.inf)
+
+    kept = []
+    outlets = Outlets(keep=lambda step, _network: kept.append(step), keep_every=1)
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", spoil)
+    for options in (COMPACT, dataclasses.replace(COMPACT, steps=1)):
+        with pytest.raises(ConvergenceError, match="diverged: the weights after step 1"):
+            train(Balls(options.patch()), options, checkpoint=tmp_path / "c", outlets=outlets)
+        with pytest.raises(ConvergenceError, match="diverged"):
+            train(Balls(options.patch()), options, checkpoint=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    assert not kept
 
 
 @pytest.mark.parametrize(
