@@ -114,9 +114,7 @@ def train(
     if options.elastic_nm:
         sampler = Bent(sampler, options.patch(), options.elastic_nm, options.elastic_every_nm)
     with team(device_of(options)) as members:
-        state = _State(options, members, dict(data or {}))
-        if checkpoint is not None and checkpoint.exists():
-            state.load(checkpoint)
+        state = _state(options, members, dict(data or {}), checkpoint)
         watch = _Watch(options.steps, outlets or Outlets()) if members.rank == 0 else None
         batches = Batches(sampler, options.seed, members.share(options.batch))
         with feed(batches, options, state.device) as fed:
@@ -237,11 +235,16 @@ def converged(values: Sequence[Score]) -> bool:
 class _State:
     """Network, optimiser, averaged weights and step: what a checkpoint holds."""
 
-    def __init__(self, options: TrainOptions, members: Team, data: dict[str, str]) -> None:
-        torch.manual_seed(options.seed)
+    def __init__(
+        self,
+        trainee: Trainee | CosemTrainee,
+        options: TrainOptions,
+        members: Team,
+        data: dict[str, str],
+    ) -> None:
+        self.trainee = trainee
         self.options, self.members, self.data = options, members, data
         self.device = device_of(options)
-        self.trainee = _trainee(options)
         self.freeze_at = round(options.freeze * options.steps)
         self.trainee.to(self.device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
         self.model = members.joined(self.trainee, self.device)
@@ -415,6 +418,18 @@ def _diverged(what: str) -> ConvergenceError:
         f"the training has diverged: {what}",
         hint="choose a smaller learning_rate and another out; the last checkpoint stays as it is",
     )
+
+
+def _state(
+    options: TrainOptions, members: Team, data: dict[str, str], checkpoint: Path | None
+) -> _State:
+    """Go on from a checkpoint, which holds all weights, or begin."""
+    torch.manual_seed(options.seed)
+    if checkpoint is None or not checkpoint.exists():
+        return _State(_trainee(options), options, members, data)
+    state = _State(_bare(options), options, members, data)
+    state.load(checkpoint)
+    return state
 
 
 def _bare(options: TrainOptions) -> Trainee | CosemTrainee:

@@ -17,10 +17,11 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from clemreg.errors import ConfigError, ConvergenceError, FormatError  # noqa: E402
+from clemreg.errors import ConfigError, ConvergenceError, FormatError, MissingError  # noqa: E402
 from clemreg.segment.checkpoints import CosemModel  # noqa: E402
 from clemreg.segment.cosem import CosemOptions, CosemUNet  # noqa: E402
 from clemreg.segment.exchange import open_network, write_safetensors  # noqa: E402
+from clemreg.segment.models import ModelCard, save_model  # noqa: E402
 from clemreg.segment.parallel import Team  # noqa: E402
 from clemreg.segment.setups import Setup  # noqa: E402
 from clemreg.segment.trainee import CosemTrainee, start_cosem_from  # noqa: E402
@@ -290,6 +291,25 @@ def test_a_batch_must_be_shared_equally():
     assert list(Team(1, 2).share(4)) == [2, 3]
     with pytest.raises(ConfigError, match="cannot be shared by 2"):
         Team(0, 2).share(3)
+
+
+def test_a_training_goes_on_without_the_network_that_it_started_from(tmp_path):
+    """Its weights are in the checkpoint. Stopped in the middle, to the bit; and when it is done."""
+    begun = train(Balls(COMPACT.patch()), dataclasses.replace(COMPACT, steps=1)).network
+    start = tmp_path / "start.safetensors"
+    save_model(begun, ModelCard("start", (8.0, 8.0, 8.0), (), 1), start)
+    options = dataclasses.replace(COMPACT, start=str(start))
+    straight = train(Balls(options.patch()), options, checkpoint=tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        train(Balls(options.patch(), stop_after=11), options, checkpoint=tmp_path / "b")
+    start.unlink()
+    for name, losses in (("b", straight.losses[4:]), ("a", ())):
+        resumed = train(Balls(options.patch()), options, checkpoint=tmp_path / name)
+        assert resumed.losses == losses
+        for key, value in straight.network.state_dict().items():
+            assert torch.equal(value, resumed.network.state_dict()[key])
+    with pytest.raises(MissingError):
+        train(Balls(options.patch()), options, checkpoint=tmp_path / "c")
 
 
 class Spoilt(Balls):
