@@ -185,7 +185,7 @@ def load_train_config(path: Path, data: Sequence[str] = ()) -> TrainConfig:
     Raises
     ------
     MissingError, ConfigError
-        The file is absent, or a key or value is wrong.
+        The file is absent, or a key or value is wrong; or `data` names no entry of it.
     """
     if not path.is_file():
         raise MissingError(f"no training configuration at {path}")
@@ -198,13 +198,29 @@ def load_train_config(path: Path, data: Sequence[str] = ()) -> TrainConfig:
             f"invalid training configuration {path}:\n{faults(error)}", hint=HINT
         ) from error
     config.train_options()
-    folders = dict(item.split("=", 1) for item in data if "=" in item)
+    folders = _folders(data, config)
     located = {
         "real": tuple(_located(entry, path.parent, folders) for entry in config.real),
         "cosem": tuple(entry.located(path.parent, folders) for entry in config.cosem),
         "cellmap": tuple(entry.located(path.parent, folders) for entry in config.cellmap),
     }
     return config.model_copy(update=located)
+
+
+def _folders(data: Sequence[str], config: TrainConfig) -> dict[str, str]:
+    """Folder of each entry that `data` names."""
+    names = [entry.name for entry in config.real] + [entry.name for entry in config.cellmap]
+    names += [entry.sample for entry in config.cosem]
+    hint = f"entries are: {', '.join(dict.fromkeys(names)) or 'none'}"
+    folders = {}
+    for item in data:
+        name, equals, folder = item.partition("=")
+        if not equals or not folder:
+            raise ConfigError(f"--data {item!r} is not of the form NAME=FOLDER", hint=hint)
+        if name not in names:
+            raise ConfigError(f"--data {item!r}: no entry is called {name!r}", hint=hint)
+        folders[name] = folder
+    return folders
 
 
 def _located(entry: RealData, base: Path, folders: dict[str, str]) -> RealData:

@@ -345,6 +345,28 @@ def test_em_and_labels_lie_on_the_same_voxels(config, more):
 
 
 @pytest.mark.parametrize(
+    ("item", "text"),
+    [
+        ("mine", "--data 'mine' is not of the form NAME=FOLDER"),
+        ("mine=", "--data 'mine=' is not of the form NAME=FOLDER"),
+        ("=data", "no entry is called ''"),
+        ("mien=data", "--data 'mien=data': no entry is called 'mien'"),
+    ],
+)
+def test_folders_of_no_entry_are_refused(config, item, text):
+    path, _, _ = config
+    path.write_text(CONFIG + CELLMAP + '[[cosem]]\nn5 = "jrc_ball.n5"\n')
+    with pytest.raises(ConfigError, match=text) as error:
+        load_train_config(path, ("a=elsewhere", item))
+    assert error.value.hint == "entries are: mine, a, jrc_ball"
+
+
+def test_a_folder_may_have_an_equals_sign_in_its_name(config):
+    path, _, _ = config
+    assert load_train_config(path, ("mine=a=b",)).real[0].em == str(Path("a=b") / "em.tif")
+
+
+@pytest.mark.parametrize(
     ("section", "key"),
     [
         ('[[cosem]]\nn5 = "a.n5"\nheldout = ["crop1"]', "cosem.0.heldout"),
