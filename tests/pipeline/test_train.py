@@ -18,11 +18,11 @@ from clemreg.errors import (  # noqa: E402
     MissingError,
 )
 from clemreg.pipeline.train import (  # noqa: E402
-    held_out_volumes,
     load_train_config,
     train_from_config,
     training_volumes,
 )
+from clemreg.pipeline.train_volumes import held_out_volumes  # noqa: E402
 from clemreg.segment.models import load_model  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from clemreg.errors import ConfigError, DataError  # noqa: E402
-from clemreg.pipeline.train import SimulatedData, simulated_volumes  # noqa: E402
+from clemreg.pipeline.train_volumes import SimulatedData, simulated_volumes  # noqa: E402
 from clemreg.segment.training import Outlets, TrainOptions, train  # noqa: E402
 
 pytestmark = [
