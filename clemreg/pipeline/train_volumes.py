@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -26,6 +27,10 @@ from clemreg.space.grid import Box
 from clemreg.space.resample import pool_mean
 from clemreg.units import parse_xyz_nm
 
+log = logging.getLogger(__name__)
+
+LEAST_SLICES = 16
+"""A part of a volume with fewer is not learnt from: patches would hardly show more."""
 Side = Annotated[int, Field(ge=1)]
 Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -54,7 +59,7 @@ class SimulatedData(Section):
 
 
 class RealData(Section):
-    """A labelled volume; slices in `held_out` (first, end) are never trained on.
+    """A labelled volume; slices in `held_out` (first, end) are never trained on; (0, 0): none.
 
     Only `rows` along y and `columns` along x (first, end) are annotated; (0, 0): all. The volume is
     taken to end there, so that nothing is learnt where outlines are cut off or missing. It is
@@ -107,20 +112,54 @@ def _simulated(data: SimulatedData, number: int) -> TrainingVolume:
 
 
 def real_volumes(entry: RealData) -> Iterator[TrainingVolume]:
-    """Yield the parts of a labelled volume before and after its held-out slices."""
-    first, end = entry.held_out
+    """Yield the parts of a labelled volume before and after its held-out slices.
+
+    Raises
+    ------
+    ConfigError
+        There are no such slices, or too few beside them; a volume of which all slices are held
+        out is for scores only.
+    """
     depth = _depth(entry)
-    parts = [(a, b) for a, b in ((0, first), (end, depth)) if b - a >= 16]
+    first, end = _held_out(entry, depth)
+    beside = [(a, b) for a, b in ((0, first), (end, depth)) if b > a]
+    parts = [(a, b) for a, b in beside if b - a >= LEAST_SLICES]
+    if beside and not parts:
+        raise ConfigError(
+            f"{entry.em}: no part with {LEAST_SLICES} slices to learn from: it has {depth}, and "
+            f"held_out = {list(entry.held_out)}",
+            hint=f"hold out fewer, or take more; held_out = [0, {depth}] is for scores only",
+        )
+    for a, b in beside:
+        if b - a < LEAST_SLICES:
+            log.warning("%s: too few to learn from: %s", entry.em, _slices_named(a, b))
     for a, b in parts:
         weight = entry.weight * (b - a) / sum(q - p for p, q in parts)
         yield _slices(entry, a, b, weight)
 
 
 def held_out_volumes(entry: RealData) -> Iterator[TrainingVolume]:
-    """Yield the held-out slices of a labelled volume, if there are any."""
-    first, end = entry.held_out
-    if end > first:
+    """Yield the held-out slices of a labelled volume, if there are any.
+
+    Raises
+    ------
+    ConfigError
+        There are no such slices.
+    """
+    if any(entry.held_out):
+        first, end = _held_out(entry, _depth(entry))
         yield _slices(entry, first, end, entry.weight)
+
+
+def _held_out(entry: RealData, depth: int) -> tuple[int, int]:
+    """First and end of the slices held out; (0, 0): none."""
+    if not any(entry.held_out):
+        return 0, 0
+    return _span("held_out", entry.held_out, ("slices", depth), entry.em)
+
+
+def _slices_named(first: int, end: int) -> str:
+    return f"slice {first}" if end == first + 1 else f"slices {first} to {end - 1}"
 
 
 def _depth(entry: RealData) -> int:
@@ -163,15 +202,21 @@ def _averaged(values: NDArray[Any], factor: Sequence[int], path: str) -> NDArray
 
 def _annotated(entry: RealData, shape: Sequence[int]) -> tuple[tuple[int, int], tuple[int, int]]:
     """Rows and columns (first, end) of a volume of that shape (z, y, x) to learn from."""
-    chosen = []
-    for name, n, part in zip(
-        ("rows", "columns"), shape[1:], (entry.rows, entry.columns), strict=True
-    ):
-        first, end = part if any(part) else (0, n)
-        if not 0 <= first < end <= n:
-            raise ConfigError(
-                f"{name} = [{first}, {end}] of {entry.em}: there are {n} {name}",
-                hint=f"the first and the end, 0 <= first < end <= {n}; leave it away for all",
-            )
-        chosen.append((first, end))
-    return chosen[0], chosen[1]
+    rows, columns = (
+        _span(name, part if any(part) else (0, n), (name, n), entry.em)
+        for name, n, part in zip(
+            ("rows", "columns"), shape[1:], (entry.rows, entry.columns), strict=True
+        )
+    )
+    return rows, columns
+
+
+def _span(key: str, part: tuple[int, int], there: tuple[str, int], path: str) -> tuple[int, int]:
+    """First and end of a part, which must lie within what there is, by its name and number."""
+    (first, end), (what, n) = part, there
+    if not 0 <= first < end <= n:
+        raise ConfigError(
+            f"{key} = [{first}, {end}] of {path}: there are {n} {what}",
+            hint=f"the first and the end, 0 <= first < end <= {n}; or leave it away",
+        )
+    return first, end

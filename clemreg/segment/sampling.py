@@ -118,7 +118,11 @@ class Mixture:
 
     def __init__(self, samplers: Sequence[Sampler], weights: Sequence[float]) -> None:
         if not samplers:
-            raise ConfigError("there is nothing to train on", hint="add [[real]] or [[cosem]]")
+            raise ConfigError(
+                "there is nothing to train on",
+                hint="add [simulated], or [[real]], [[cosem]] or [[cellmap]] with something that "
+                "is not held out",
+            )
         self.samplers = list(samplers)
         self.shares = np.asarray(weights, dtype=float) / np.sum(weights)
 

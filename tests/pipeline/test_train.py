@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from clemreg.pipeline.train import (  # noqa: E402
     train_from_config,
     training_volumes,
 )
-from clemreg.pipeline.train_volumes import held_out_volumes  # noqa: E402
+from clemreg.pipeline.train_volumes import held_out_volumes, real_volumes  # noqa: E402
 from clemreg.segment.models import load_model  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
@@ -141,6 +142,74 @@ def test_rows_and_columns_without_outlines_are_not_there(config):
         np.testing.assert_array_equal(volume.distances_nm["mito"] > 0, labels[part] > 0)
     # The label goes on beyond row 7 and column 9 by one: no surface there, the next one is far.
     assert real.distances_nm["mito"][5, 0, 0] > 40
+
+
+@pytest.mark.parametrize("part", ["[30, 10]", "[0, 100]", "[-5, 10]", "[5, 5]", "[0, -1]"])
+def test_held_out_slices_that_are_not_there_are_refused(config, part):
+    path, _, _ = config
+    path.write_text(CONFIG.replace("held_out = [0, 10]", f"held_out = {part}"))
+    loaded = load_train_config(path, (f"mine={path.parent / 'data'}",))
+    for volumes in (training_volumes(loaded), held_out_volumes(loaded.real[0])):
+        text = rf"held_out = {re.escape(part)} of .*em\.tif: there are 40 slices"
+        with pytest.raises(ConfigError, match=text) as error:
+            list(volumes)
+        assert "0 <= first < end <= 40" in error.value.hint
+
+
+@pytest.mark.parametrize(
+    ("part", "learnt", "told"),
+    [
+        ((0, 0), [(0, 40)], []),
+        ((0, 24), [(24, 40)], []),
+        ((16, 24), [(0, 16), (24, 40)], []),
+        ((15, 24), [(24, 40)], ["slices 0 to 14"]),
+        ((1, 20), [(20, 40)], ["slice 0"]),
+        ((16, 25), [(0, 16)], ["slices 25 to 39"]),
+        ((0, 40), [], []),  # all are for scores
+    ],
+)
+def test_parts_with_few_slices_are_left_out_and_told(config, caplog, part, learnt, told):
+    path, em, _ = config
+    path.write_text(CONFIG.replace("held_out = [0, 10]", f"held_out = {list(part)}"))
+    entry = load_train_config(path, (f"mine={path.parent / 'data'}",)).real[0]
+    found = list(real_volumes(entry))
+    for volume, (a, b) in zip(found, learnt, strict=True):
+        np.testing.assert_array_equal(volume.em, em[a:b])
+    assert sum(v.weight for v in found) == pytest.approx(0.5 if learnt else 0)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{entry.em}: too few to learn from: {slices}" for slices in told
+    ]
+
+
+@pytest.mark.parametrize("part", [(0, 30), (14, 29), (1, 40)])
+def test_a_volume_with_too_few_slices_beside_the_held_out_is_refused(config, part):
+    path, _, _ = config
+    path.write_text(CONFIG.replace("held_out = [0, 10]", f"held_out = {list(part)}"))
+    entry = load_train_config(path, (f"mine={path.parent / 'data'}",)).real[0]
+    text = rf"em\.tif: no part with 16 slices .*it has 40, and held_out = \[{part[0]}, {part[1]}\]"
+    with pytest.raises(ConfigError, match=text) as error:
+        list(real_volumes(entry))
+    assert "held_out = [0, 40] is for scores only" in error.value.hint
+
+
+def test_a_thin_volume_is_refused_by_what_it_has(config):
+    path, em, labels = config
+    path.write_text(CONFIG.replace("held_out = [0, 10]", ""))
+    entry = load_train_config(path, (f"mine={path.parent / 'data'}",)).real[0]
+    tifffile.imwrite(entry.em, em[:12])
+    tifffile.imwrite(entry.labels, labels[:12])
+    with pytest.raises(ConfigError, match=r"em\.tif: no part with 16 slices .*: it has 12, and"):
+        list(real_volumes(entry))
+
+
+def test_all_slices_held_out_leave_nothing_to_train_on(config):
+    path, _, _ = config
+    path.write_text(
+        CONFIG[: CONFIG.index("[simulated]")].replace("held_out = [0, 10]", "held_out = [0, 40]")
+    )
+    with pytest.raises(ConfigError, match="there is nothing to train on") as error:
+        train_from_config(path, (f"mine={path.parent / 'data'}",))
+    assert "not held out" in error.value.hint
 
 
 @pytest.mark.parametrize("line", ["rows = [0, 25]", "columns = [20, 8]", "rows = [-1, 9]"])
