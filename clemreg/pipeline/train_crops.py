@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from clemreg.config import Section
-from clemreg.errors import ConfigError, FormatError, MissingError
+from clemreg.errors import ConfigError, DataError, FormatError, MissingError
 from clemreg.io.volumes import open_volume
 from clemreg.segment.blockwise import find_limits
 from clemreg.segment.cellmap import find_cellmap_crops, open_cellmap_crop
@@ -120,6 +120,23 @@ class CellMapData(CropData):
         return self.model_copy(update=paths)
 
 
+def one_channel(volume: Volume, path: str) -> Volume:
+    """Return the only channel of a volume as (z, y, x).
+
+    Raises
+    ------
+    DataError
+        There are several.
+    """
+    if len(volume.channels) > 1:
+        raise DataError(
+            f"{path} has {len(volume.channels)} channels ({', '.join(volume.channels)}), expected "
+            "one",
+            hint="write the one to learn from to a file of its own",
+        )
+    return volume.channel(0)
+
+
 def open_crops(entry: CosemData | CellMapData) -> tuple[TrainingCrop, ...]:
     """Open the crops of an entry.
 
@@ -184,7 +201,7 @@ def read_ids(path: Path) -> dict[str, AnnotatedIds]:
 
 def _open_cellmap(entry: CellMapData) -> tuple[TrainingCrop, ...]:
     root = Path(entry.groundtruth)
-    em = open_volume(entry.em, frame="em")
+    em = one_channel(open_volume(entry.em, frame="em"), entry.em)
     limits = entry.contrast or find_limits(em)
     return tuple(
         TrainingCrop(

@@ -18,7 +18,7 @@ from clemreg.blocks.run import Progress
 from clemreg.config import Section, XyzLength
 from clemreg.errors import ConfigError, DataError, GridError
 from clemreg.io.volumes import open_labels, open_volume
-from clemreg.pipeline.train_crops import Weight
+from clemreg.pipeline.train_crops import Weight, one_channel
 from clemreg.segment.data import TrainingVolume
 from clemreg.segment.targets import signed_distance_nm
 from clemreg.simulate.em import random_training_block
@@ -168,8 +168,8 @@ def _depth(entry: RealData) -> int:
 
 def _slices(entry: RealData, first: int, end: int, weight: float) -> TrainingVolume:
     spacing = parse_xyz_nm(entry.voxel_size)
-    em = open_volume(entry.em, spacing_nm=spacing, frame="em")
-    labels = open_labels(entry.labels, spacing_nm=spacing, frame="em")
+    em = one_channel(open_volume(entry.em, spacing_nm=spacing, frame="em"), entry.em)
+    labels = one_channel(open_labels(entry.labels, spacing_nm=spacing, frame="em"), entry.labels)
     if labels.shape != em.shape:
         raise GridError(
             f"{entry.labels} has {labels.shape} voxels, {entry.em} {em.shape} (z, y, x)",

@@ -18,6 +18,7 @@ from clemreg.errors import (  # noqa: E402
     GridError,
     MissingError,
 )
+from clemreg.io.volumes import write_volume  # noqa: E402
 from clemreg.pipeline.train import (  # noqa: E402
     load_train_config,
     train_from_config,
@@ -25,6 +26,8 @@ from clemreg.pipeline.train import (  # noqa: E402
 )
 from clemreg.pipeline.train_volumes import held_out_volumes, real_volumes  # noqa: E402
 from clemreg.segment.models import load_model  # noqa: E402
+from clemreg.space.grid import Grid  # noqa: E402
+from clemreg.volume import Volume  # noqa: E402
 
 pytestmark = [pytest.mark.torch, pytest.mark.xdist_group("torch")]
 CONFIG = """
@@ -400,6 +403,26 @@ def test_a_network_is_written_to_a_file_that_it_is_read_from(config, out):
     path.write_text(CONFIG.replace('out = "ball.safetensors"', f'out = "{out}"'))
     with pytest.raises(ConfigError, match=r"out: .*file of a network is NAME\.safetensors"):
         load_train_config(path)
+
+
+@pytest.mark.parametrize("key", ["em", "labels"])
+@pytest.mark.parametrize("channels", [("one",), ("one", "other")])
+def test_volumes_have_one_channel(config, key, channels):
+    """An axis of one is left out, as of many OME-Zarr; of two, none is the one."""
+    path, em, labels = config
+    loaded = load_train_config(path, (f"mine={path.parent / 'data'}",))
+    entry = loaded.real[0].model_copy(update={key: str(path.parent / "c.zarr")})
+    values = {"em": em, "labels": labels}[key]
+    grid = Grid(em.shape, (17.0, 16.0, 15.0))
+    stacked = Volume(np.stack([values] * len(channels)), grid, channels)
+    write_volume(path.parent / "c.zarr", stacked)
+    if len(channels) == 1:
+        (found,), (expected,) = real_volumes(entry), real_volumes(loaded.real[0])
+        np.testing.assert_array_equal(found.em, expected.em)
+        np.testing.assert_array_equal(found.distances_nm["mito"], expected.distances_nm["mito"])
+    else:
+        with pytest.raises(DataError, match=r"c\.zarr has 2 channels \(one, other\), expected one"):
+            list(real_volumes(entry))
 
 
 @pytest.mark.parametrize("more", [1, -1])
