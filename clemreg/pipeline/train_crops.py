@@ -62,7 +62,8 @@ class CosemData(CropData):
     """Crops in a container as COSEM publishes them, ``<sample>.n5``; no `crops`: all.
 
     `em` is the EM at 4 nm (``fine``), averaged to 8 nm (``averaged``), or its eight sub-samplings
-    (``phases``). `ids` is a JSON file with the documents of the crop database.
+    (``phases``). `ids` is a JSON file with the documents of the crop database, beside the container
+    or the configuration.
     """
 
     n5: str
@@ -88,7 +89,9 @@ class CosemData(CropData):
     def located(self, base: Path, folders: dict[str, str]) -> CosemData:
         """Return it with paths from where the configuration, or a folder by name, lies."""
         folder = Path(folders.get(self.sample, base))
-        ids = str(base / self.ids) if self.ids else ""
+        # One list may serve several samples, each in a folder of its own.
+        near = folder / self.ids if (folder / self.ids).is_file() else base / self.ids
+        ids = str(near) if self.ids else ""
         return self.model_copy(update={"n5": str(folder / self.n5), "ids": ids})
 
 

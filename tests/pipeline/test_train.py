@@ -453,6 +453,23 @@ def test_folders_of_no_entry_are_refused(config, item, text):
     assert error.value.hint == "entries are: mine, a, jrc_ball"
 
 
+def test_ids_are_looked_for_where_the_crops_are_and_beside_the_configuration(tmp_path):
+    path, folder = tmp_path / "c.toml", tmp_path / "sample"
+    folder.mkdir()
+    path.write_text(
+        'name = "a"\nout = "a.safetensors"\n[[cosem]]\nn5 = "jrc_ball.n5"\nids = "ids.json"\n'
+    )
+    data = (f"jrc_ball={folder}",)
+    assert load_train_config(path, data).cosem[0].ids == str(tmp_path / "ids.json")
+    (folder / "ids.json").touch()
+    assert load_train_config(path, data).cosem[0].ids == str(folder / "ids.json")
+    (tmp_path / "ids.json").touch()
+    assert load_train_config(path, data).cosem[0].ids == str(folder / "ids.json")
+    assert load_train_config(path).cosem[0].ids == str(tmp_path / "ids.json")
+    path.write_text(path.read_text().replace('ids = "ids.json"', ""))
+    assert load_train_config(path, data).cosem[0].ids == ""
+
+
 def test_a_folder_may_have_an_equals_sign_in_its_name(config):
     path, _, _ = config
     assert load_train_config(path, ("mine=a=b",)).real[0].em == str(Path("a=b") / "em.tif")
