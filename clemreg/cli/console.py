@@ -55,7 +55,9 @@ def _holds_figures(path: Path) -> bool:
         found = json.loads(text)
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and "format" not in found and json_text(found) == text
+    if not isinstance(found, dict) or str(found.get("format")).startswith("clemreg"):
+        return False
+    return json_text(found) == text
 
 
 JsonOption = Annotated[

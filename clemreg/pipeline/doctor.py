@@ -14,6 +14,8 @@ from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.evaluation import landmark_report, open_held_out
 from clemreg.pipeline.features import open_prediction
 from clemreg.pipeline.light import check_shifts, light_channel
+from clemreg.pipeline.register import guide_landmarks, open_placed, split_channel
+from clemreg.pipeline.registration import register_options
 from clemreg.pipeline.voxels import (
     EM_VOXEL_NM,
     LM_VOXEL_NM,
@@ -24,6 +26,7 @@ from clemreg.pipeline.voxels import (
     check_roles,
     check_voxels,
 )
+from clemreg.register.structure import structure
 from clemreg.space.transform import Affine
 from clemreg.volume import Volume
 
@@ -94,12 +97,14 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
     if "LM" in volumes:
         yield check_voxels("LM", volumes["LM"], LM_VOXEL_NM)
         yield from _check_light(context, volumes["LM"])
+        yield from _check_further(context, volumes["LM"])
     if {"EM", "EM prediction"} <= set(volumes):
         yield check_voxels("EM prediction", volumes["EM prediction"], SEGMENTATION_VOXEL_NM)
         yield check_prediction(volumes["EM"], volumes["EM prediction"])
     if {"EM", "LM"} <= set(volumes):
         yield check_fields(volumes["EM"], volumes["LM"])
         yield check_roles(volumes["EM"], volumes["LM"])
+    yield from _check_steering(context)
     yield from _check_proof(context)
 
 
@@ -131,6 +136,45 @@ def _check_unused(lm: Volume, used: str | int, check: str | int) -> Finding:
         hint = "name another channel in lm.check_channel; the report leaves out its figure"
         return Finding("warning", subject, f"{one!r} is the channel that is registered", hint)
     return Finding("ok", subject, f"{one!r}, for a figure of the report")
+
+
+def _check_further(context: RunContext, lm: Volume) -> Iterator[Finding]:
+    """Open the further channels that are registered with the first."""
+
+    def open_pair(text: str) -> str:
+        name, path, _ = split_channel(text)
+        light = light_channel(lm, name, {})
+        em, _ = structure(open_placed(path, "em"), light.name if lm.channels else None)
+        return f"{light.name or 'the light volume'} with {em.name or path}"
+
+    for text in context.guides().also:
+        yield _tried("register.channels", partial(open_pair, text))
+
+
+def _check_steering(context: RunContext) -> Iterator[Finding]:
+    """Open what steers the registration, which the run reads after the segmentation."""
+    files, config = context.guides(), context.config.register_
+
+    def read_options() -> str:
+        register_options(config, context.base)
+        return ", ".join(config.params) or config.preset or config.engine
+
+    def read_landmarks() -> str:
+        table, uses = guide_landmarks(files)
+        return "none" if table is None else f"{len(table.usable)} as {', '.join(uses)}"
+
+    yield _tried("register", read_options)
+    if files.landmarks is not None or files.uses:
+        yield _tried("register.landmarks", read_landmarks)
+    masks = {"fixed_mask": (files.fixed_mask, "lm"), "moving_mask": (files.moving_mask, "em")}
+    for name, (path, frame) in (masks | {"ecs": (context.input(config.ecs), "em")}).items():
+        if path is not None:
+            yield _tried(f"register.{name}", partial(_open_named, path, frame))
+
+
+def _open_named(path: str, frame: str) -> str:
+    z, y, x = open_placed(path, frame).shape[-3:]
+    return f"{z} x {y} x {x} voxels (z, y, x)"
 
 
 def _check_proof(context: RunContext) -> Iterator[Finding]:

@@ -321,10 +321,10 @@ def refuse_localisations(path: str) -> None:
 
 def open_outside(path: str | None) -> Volume | None:
     """Open a volume of the extracellular space of the EM; None if there is no path."""
-    return None if path is None else _open_placed(path, "em")
+    return None if path is None else open_placed(path, "em")
 
 
-def _open_placed(path: str, frame: str) -> Volume:
+def open_placed(path: str, frame: str) -> Volume:
     """Open a further volume, for which no option gives a voxel size."""
     try:
         return open_volume(path, frame=frame)
@@ -384,7 +384,7 @@ def read_guides(
             hint="leave out the mask, or resample the further EM volumes onto the first one's grid",
         )
     masks = Masks(_mask(files.fixed_mask, first.fixed.grid), _mask(files.moving_mask, grid))
-    landmarks, uses = _landmarks(files)
+    landmarks, uses = guide_landmarks(files)
     return Guides(channels, masks, landmarks, uses)
 
 
@@ -413,7 +413,7 @@ def split_channel(text: str) -> tuple[str, str, float]:
 def _further(lm: Volume, text: str, psf: MovingOptions, shifts_nm: Mapping[str, Triple]) -> Channel:
     name, path, weight = split_channel(text)
     light = light_channel(lm, name, shifts_nm)
-    em, kind = structure(_open_placed(path, "em"), light.name if lm.channels else None)
+    em, kind = structure(open_placed(path, "em"), light.name if lm.channels else None)
     options = replace(psf, kind=kind, min_volume_nm3=0.0)
     return Channel(prepare_fixed(light), prepare_moving(em, lm.grid.spacing_nm, options), weight)
 
@@ -422,7 +422,7 @@ def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
     """Read a mask onto a grid, nearest voxel."""
     if path is None:
         return None
-    volume = _open_placed(path, grid.frame)
+    volume = open_placed(path, grid.frame)
     if len(volume.channels) > 1:
         raise ConfigError(f"{path}: a mask has one channel, this has {list(volume.channels)}")
     if volume.channels:
@@ -435,7 +435,14 @@ def _mask(path: str | None, grid: Grid) -> NDArray[np.bool_] | None:
     return mask
 
 
-def _landmarks(files: GuideFiles) -> tuple[Landmarks | None, tuple[LandmarkUse, ...]]:
+def guide_landmarks(files: GuideFiles) -> tuple[Landmarks | None, tuple[LandmarkUse, ...]]:
+    """Read the landmarks that guide the registration, if there are any, and what they are for.
+
+    Raises
+    ------
+    ConfigError
+        There is no such use, or there are no landmarks to use.
+    """
     unknown = [use for use in files.uses if use not in LANDMARK_USES]
     if unknown:
         raise ConfigError(

@@ -56,7 +56,8 @@ def files(tmp_path):
 
 def test_info_prints_and_writes_the_voxel_size(files, capsys):
     folder, _ = files
-    assert run_app(["info", str(folder / "em.zarr"), "--json", str(folder / "i.json")]) == 0
+    for _ in range(2):  # its own report is replaced
+        assert run_app(["info", str(folder / "em.zarr"), "--json", str(folder / "i.json")]) == 0
     assert "5.24, 4, 4" in capsys.readouterr().out
     assert json.loads((folder / "i.json").read_text())["spacing_nm"] == [5.24, 4.0, 4.0]
 

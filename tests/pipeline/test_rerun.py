@@ -21,6 +21,7 @@ from clemreg.volume import Volume
 
 EM = Grid((60, 70, 80), (10.0, 8.0, 8.0), (900.0, 5000.0, -70.0), "em")
 LM = Grid((10, 12, 14), (104.0, 60.0, 60.0), frame="lm")
+AFFINE = '(Transform "AffineTransform")\n'
 STEPS = {
     "segment": (whole, "_segment", ["prediction.zarr"]),
     "prepare": (features, "prepare", ["prepared"]),
@@ -122,10 +123,10 @@ def test_a_shift_of_no_channel_is_refused_before_anything_is_written(job):
     ],
 )
 def test_a_step_is_done_again_when_a_file_that_it_reads_has_changed(job, file, section, first):
-    (job.folder / file).write_text("(MaximumNumberOfIterations 500)")
+    (job.folder / file).write_text(AFFINE + "(MaximumNumberOfIterations 500)")
     assert job.run(**section) == list(STEPS)
     assert job.run(**section) == []
-    (job.folder / file).write_text("(MaximumNumberOfIterations 2000)")
+    (job.folder / file).write_text(AFFINE + "(MaximumNumberOfIterations 2000)")
     assert job.run(**section) == list(STEPS)[list(STEPS).index(first) :]
 
 
@@ -174,3 +175,26 @@ def test_what_the_result_is_checked_with_is_opened_first(job, proof, words):
     assert not (job.folder / "run").exists()
     good = {"landmarks": "good.csv", "raters": ["AW"], "overlap": ["er=em.zarr"]}
     assert job.run(proof=good) == list(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"params": ["absent.txt"]}, "register: .*absent.txt"),
+        ({"params": ["misspelt.txt"]}, "register: .*MaximumNumberOfIteration"),
+        ({"params": ["misspelt.txt"], "preset": "heinrich2021"}, "register: .*not both"),
+        ({"channels": ["er=absent.zarr"]}, "register.channels: .*absent.zarr"),
+        ({"channels": ["golgi=em.zarr"]}, "register.channels: .*no channel 'golgi'"),
+        ({"fixed_mask": "absent.zarr"}, "register.fixed_mask: .*absent.zarr"),
+        ({"moving_mask": "absent.zarr"}, "register.moving_mask: .*absent.zarr"),
+        ({"ecs": "absent.zarr"}, "register.ecs: .*absent.zarr"),
+        ({"landmarks": "absent.csv"}, "register.landmarks: .*absent.csv"),
+        ({"use_landmarks": ["start"]}, "register.landmarks: .*needs"),
+    ],
+)
+def test_what_steers_the_registration_is_opened_first(job, section, words):
+    (job.folder / "misspelt.txt").write_text(AFFINE + "(MaximumNumberOfIteration 500)")
+    with pytest.raises(DataError, match=words):
+        job.run(register=section)
+    assert job.did == []
+    assert not (job.folder / "run").exists()
