@@ -22,8 +22,8 @@ from clemreg.pipeline.register import (
     RegisterCommand,
     StageChoice,
     _further,
-    _landmarks,
     _mask,
+    guide_landmarks,
 )
 from clemreg.pipeline.register_scan import parse_axis
 from clemreg.pipeline.registration import register_options
@@ -149,15 +149,15 @@ def test_further_channels_are_named_with_file_and_weight():
 
 def test_landmarks_need_a_use_that_exists(tmp_path):
     with pytest.raises(ConfigError, match="'end'"):
-        _landmarks(GuideFiles(uses=("end",)))
+        guide_landmarks(GuideFiles(uses=("end",)))
     with pytest.raises(ConfigError, match="needs --landmarks"):
-        _landmarks(GuideFiles(uses=("start",)))
+        guide_landmarks(GuideFiles(uses=("start",)))
     marks = Landmarks(("a", "b"), np.eye(3)[:2], np.eye(3)[1:])
     write_landmarks(marks, tmp_path / "marks.csv")
-    moved, _ = _landmarks(
+    moved, _ = guide_landmarks(
         GuideFiles(landmarks=tmp_path / "marks.csv", fixed_offset_nm=(3.0, 50.0, -7.0))
     )
-    table, uses = _landmarks(GuideFiles(landmarks=tmp_path / "marks.csv"))
+    table, uses = guide_landmarks(GuideFiles(landmarks=tmp_path / "marks.csv"))
     np.testing.assert_allclose(moved.lm_nm - table.lm_nm, [[3.0, 50.0, -7.0]] * len(table.names))
     np.testing.assert_array_equal(moved.em_nm, table.em_nm)
     assert uses == ("metric",)
