@@ -131,6 +131,15 @@ def test_names_from_where_elastix_ran_are_found_before_others_beside(tmp_path, r
     np.testing.assert_allclose(found([[0.0, 0.0, 0.0]]), [[6000, -4000, 2000]])
 
 
+def test_a_folder_of_the_same_name_within_does_not_hide_the_one_that_is_named(tmp_path):
+    (tmp_path / "run" / "run").mkdir(parents=True)
+    (tmp_path / "run" / "t.txt").write_text(elastix_text("TranslationTransform", SHIFT))
+    last = elastix_text("TranslationTransform", SHIFT, initial="run/t.txt")
+    (tmp_path / "run" / "run" / "t.txt").write_text(last)
+    found = read_transform(tmp_path / "run" / "run" / "t.txt")
+    np.testing.assert_allclose(found([[0.0, 0.0, 0.0]]), [[6000, -4000, 2000]])
+
+
 def test_an_initial_transform_taken_from_beside_is_told(tmp_path, caplog):
     (tmp_path / "first.txt").write_text(elastix_text("TranslationTransform", SHIFT))
     last = elastix_text("TranslationTransform", SHIFT, initial="/nowhere/first.txt")
