@@ -134,9 +134,7 @@ def compare(
     from clemreg.io.transforms import read_transform
 
     other_unit = second_unit or transform_unit
-    units = (
-        {first: transform_unit} if first == second else {first: transform_unit, second: other_unit}
-    )
+    units = {first: transform_unit, second: other_unit}
     grid, inside = _where(units, mask, spacing, grid_of)
     one = read_transform(first, unit=transform_unit)
     report = compare_transforms(one, read_transform(second, unit=other_unit), grid, inside)

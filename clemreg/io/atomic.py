@@ -265,37 +265,27 @@ def put_in_place(partial: Path, path: Path) -> None:
 def remove(path: Path) -> None:
     """Remove a file or folder, if it is there."""
     if path.is_dir() and not path.is_symlink():
-        _remove_folder(path)
+        shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
 def discard(path: Path) -> None:
     """Remove what a failed write has left, and what a library's threads still add after that."""
-    threads = path.is_dir()
-    remove(path)
-    quiet = end = time.monotonic()
-    if threads:
-        quiet, end = quiet + _QUIET_S, end + _PATIENCE_S
-    while time.monotonic() < min(quiet, end):
-        time.sleep(0.02)
-        if path.exists():
-            remove(path)
-            quiet = time.monotonic() + _QUIET_S
-
-
-def _remove_folder(path: Path) -> None:
-    """Try again where a library's own threads, whose work has failed, still add files."""
     end = time.monotonic() + _PATIENCE_S
+    quiet = time.monotonic() + (_QUIET_S if path.is_dir() else 0.0)
     while True:
         try:
-            shutil.rmtree(path)
+            remove(path)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or time.monotonic() > end:
                 raise
-            time.sleep(0.02)
         else:
-            return
+            if time.monotonic() >= min(quiet, end):
+                return
+        time.sleep(0.02)
+        if path.exists():
+            quiet = time.monotonic() + _QUIET_S
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:

@@ -219,7 +219,9 @@ def _initial_path(file: ParameterFile, seen: Collection[Path]) -> Path | None:
     stated = file.path.parent / name
     if stated.is_file():
         return stated
-    around = [*file.path.absolute().parent.parents, Path.cwd()]
+    # A bare name is that of a file beside; another folder may hold an unrelated one.
+    far = len(PureWindowsPath(name).parts) > 1
+    around = [*file.path.absolute().parent.parents, Path.cwd()] if far else []
     for found in (folder / name for folder in around):
         if found.is_file() and found.resolve() not in seen:
             return found

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import ConfigError, FormatError
+from clemreg.errors import ConfigError, ConvergenceError, FormatError, GridError
 from clemreg.export.replace import require_free_output
 from clemreg.io.atomic import remove
 from clemreg.io.localisations import (
@@ -249,8 +249,11 @@ def _turned_round(
     command: ApplyCommand, used: Transform, image: Grid, grid: Grid
 ) -> tuple[str, ...]:
     """Say so if the transform the other way round would show much more of the image."""
-    back = used.inverse()
-    shown, turned = _common(used, back, image, grid), _common(back, used, image, grid)
+    try:
+        back = used.inverse()
+        shown, turned = _common(used, back, image, grid), _common(back, used, image, grid)
+    except (ConvergenceError, GridError):  # folded or flat: there is no other way round
+        return ()
     if turned <= max(2 * shown, _SOME):
         return ()
     change = "add" if command.direction == "lm-to-em" else "leave out"

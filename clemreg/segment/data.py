@@ -249,8 +249,13 @@ def separable_resample(
     """
     # Each product in the order in which the values lie, so that nothing is copied in between.
     z, y, x = (_weights(a, n, w) for a, n, w in zip(axes, part.shape, widths, strict=True))
+    return np.ascontiguousarray(weigh(part, z, y, x), dtype=np.float32)
+
+
+def weigh(part: NDArray[Any], z: NDArray[Any], y: NDArray[Any], x: NDArray[Any]) -> NDArray[Any]:
+    """Multiply values (z, y, x) by a matrix of weights (new, old) along each axis."""
     part = (z @ part.reshape(len(part), -1)).reshape(len(z), *part.shape[1:])
-    return np.ascontiguousarray((y @ part) @ x.T, dtype=np.float32)
+    return np.asarray((y @ part) @ x.T)
 
 
 def _weights(position: NDArray[np.float64], n: int, width: float) -> FloatVolume:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from clemreg.errors import VoxelSizeError
 from clemreg.segment.blockwise import read_extended
+from clemreg.segment.data import weigh
 from clemreg.space.grid import Box, Grid, Triple
 from clemreg.volume import Volume
 
@@ -66,7 +67,7 @@ class Reader:
             _weights(p - a, b - a, w)
             for p, a, b, w in zip(positions, low, high, widths, strict=True)
         ]
-        return _resample(part.astype(np.float64), *weights).astype(np.float32)
+        return weigh(part.astype(np.float64), *weights).astype(np.float32)
 
 
 def _weights(position: NDArray[np.float64], n: int, width: float) -> NDArray[np.float64]:
@@ -77,17 +78,6 @@ def _weights(position: NDArray[np.float64], n: int, width: float) -> NDArray[np.
     rows = np.arange(len(parts))
     parts[rows, parts.argmax(axis=1)] += _PARTS - parts.sum(axis=1)
     return np.asarray(parts / _PARTS)
-
-
-def _resample(
-    part: NDArray[np.float64],
-    z: NDArray[np.float64],
-    y: NDArray[np.float64],
-    x: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    """Multiply (z, y, x) by the weights along each axis."""
-    part = (z @ part.reshape(len(part), -1)).reshape(len(z), *part.shape[1:])
-    return np.asarray((y @ part) @ x.T)
 
 
 def misfit(found_nm: Sequence[float] | NDArray[np.float64], wanted_nm: Triple | float) -> float:

@@ -145,6 +145,20 @@ def test_an_image_brought_the_wrong_way_is_told(tmp_path, capsys, direction):
         assert open_volume(out).read().any() == (name == "right")
 
 
+def test_a_transform_without_inverse_is_applied_all_the_same(tmp_path):
+    """A projection onto one plane of the EM has no other way round."""
+    plane_nm = LM.origin_nm[0] + 3 * LM.spacing_nm[0]
+    flat = Affine.from_linear(np.diag([0.0, 1.0, 1.0]), (plane_nm, 0.0, 0.0), "lm", "em")
+    write_transform(flat, tmp_path / "t.json")
+    write_volume(tmp_path / "lm.zarr", Volume(np.ones(LM.shape, "u1"), LM))
+    em = replace(LM, frame="em")
+    write_volume(tmp_path / "em.zarr", Volume(np.full(em.shape, 7, "u1"), em))
+    words = ["apply", str(tmp_path / "t.json"), str(tmp_path / "em.zarr")]
+    out = tmp_path / "out.zarr"
+    assert run_app([*words, "--onto", str(tmp_path / "lm.zarr"), "--out", str(out)]) == 0
+    assert (open_volume(out).read() == 7).all()
+
+
 def test_a_transform_from_em_to_lm_is_refused(files, capsys):
     folder, transform = files
     write_transform(affine_of(transform).inverse(), folder / "back.json")

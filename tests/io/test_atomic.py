@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from clemreg.io.atomic import atomic_path, remove
+from clemreg.io.atomic import atomic_path, discard
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def busy(tmp_path):
 def test_a_folder_is_removed_while_threads_still_write_to_it(busy):
     """As those of a library do for a moment after one of them has met a full disk."""
     time.sleep(0.05)
-    remove(busy)
+    discard(busy)
     assert not busy.exists()
 
 
@@ -78,7 +78,7 @@ def test_what_cannot_be_removed_is_told_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.rmtree", refuse)
     begin = time.monotonic()
     with pytest.raises(PermissionError):
-        remove(tmp_path / "a")
+        discard(tmp_path / "a")
     assert time.monotonic() - begin < 1
 
 

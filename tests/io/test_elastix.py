@@ -140,6 +140,17 @@ def test_a_folder_of_the_same_name_within_does_not_hide_the_one_that_is_named(tm
     np.testing.assert_allclose(found([[0.0, 0.0, 0.0]]), [[6000, -4000, 2000]])
 
 
+def test_a_bare_name_is_not_looked_for_in_other_folders(tmp_path, monkeypatch):
+    """Every result of elastix has such names: that of another one may lie above."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "first.txt").write_text(elastix_text("TranslationTransform", SHIFT))
+    last = elastix_text("TranslationTransform", SHIFT, initial="first.txt")
+    (tmp_path / "run" / "last.txt").write_text(last)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingError, match=r"names the initial transform 'first.txt'"):
+        read_transform(tmp_path / "run" / "last.txt")
+
+
 def test_an_initial_transform_taken_from_beside_is_told(tmp_path, caplog):
     (tmp_path / "first.txt").write_text(elastix_text("TranslationTransform", SHIFT))
     last = elastix_text("TranslationTransform", SHIFT, initial="/nowhere/first.txt")
