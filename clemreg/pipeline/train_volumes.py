@@ -63,7 +63,8 @@ class RealData(Section):
 
     Only `rows` along y and `columns` along x (first, end) are annotated; (0, 0): all. The volume is
     taken to end there, so that nothing is learnt where outlines are cut off or missing. It is
-    averaged over `pool` voxels along each axis when it is loaded.
+    averaged over `pool` voxels along each axis when it is loaded. `upright`: it was annotated slice
+    by slice, and patches keep its z.
     """
 
     organelles: ClassVar[tuple[str, ...]] = ("mito",)
@@ -76,6 +77,7 @@ class RealData(Section):
     rows: tuple[int, int] = (0, 0)
     columns: tuple[int, int] = (0, 0)
     pool: Annotated[int, Field(ge=1, le=32)] = 1
+    upright: bool = False
     weight: Weight = 0.5
 
     def located(self, base: Path, folders: dict[str, str]) -> RealData:
@@ -186,6 +188,7 @@ def _slices(entry: RealData, first: int, end: int, weight: float) -> TrainingVol
         (z, y, x),
         weight,
         entry.name,
+        entry.upright,
     )
 
 

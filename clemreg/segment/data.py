@@ -38,6 +38,9 @@ class TrainingVolume:
         How often this volume is drawn, relative to the others.
     name
         For messages and the model card.
+    upright
+        It was annotated slice by slice: patches are turned about z and mirrored, but z stays z,
+        since outlines end otherwise across slices than within them.
     """
 
     em: NDArray[np.generic]
@@ -45,6 +48,7 @@ class TrainingVolume:
     spacing_nm: tuple[float, float, float]
     weight: float = 1.0
     name: str = ""
+    upright: bool = False
 
     def __post_init__(self) -> None:
         unknown = set(self.distances_nm) - set(ORGANELLES)
@@ -79,6 +83,9 @@ class PatchOptions:
         Share of patches of which only a part is seen, as if the volume ended at its faces: a slab
         across one axis, or what lies between two or three pairs of faces. Thin volumes are all
         border, and at an edge or a corner of a volume little is left to see.
+    plain
+        Share of the patches of volumes at `spacing_nm` that are taken as they are, neither
+        magnified nor changed in appearance: what prediction will see of such data.
     """
 
     spacing_nm: float
@@ -86,6 +93,7 @@ class PatchOptions:
     halo: int
     scale: tuple[float, float] = (0.8, 1.25)
     slabs: float = 0.0
+    plain: float = 0.0
 
 
 def contrast_limits(em: NDArray[np.generic]) -> tuple[float, float]:
@@ -125,14 +133,28 @@ class PatchSampler:
         chosen = rng.choice(len(self.volumes), p=self.probabilities)
         volume, limits = self.volumes[chosen]
         size = self.options.output + 2 * self.options.halo
-        step = self.options.spacing_nm * rng.uniform(*self.options.scale)
-        scale = step * rng.uniform(0.95, 1.05, 3) / np.asarray(volume.spacing_nm)
+        plain = self._is_plain(rng, volume)
+        scale = np.ones(3) if plain else self._scale(rng, volume)
         low = self._corner(rng, volume, scale, self.places[chosen])
+        if plain:
+            low = np.floor(low)
         ends = self._ends(rng, volume, low, scale)
         em, distances, known = self._cut(volume, low, scale, size, ends)
-        x = recolour(rng, normalise(em, limits))
-        turned = _turn(rng, x, distances, known)
+        x = normalise(em, limits)
+        if not plain:
+            x = recolour(rng, x)
+        turned = _turn(rng, x, distances, known, upright=volume.upright)
         return turned[0], turned[1], turned[2]
+
+    def _is_plain(self, rng: np.random.Generator, volume: TrainingVolume) -> bool:
+        if not self.options.plain or not np.allclose(volume.spacing_nm, self.options.spacing_nm):
+            return False
+        return bool(rng.random() < self.options.plain)
+
+    def _scale(self, rng: np.random.Generator, volume: TrainingVolume) -> NDArray[np.float64]:
+        """Voxels of the volume per voxel of the patch, along each axis."""
+        step = self.options.spacing_nm * rng.uniform(*self.options.scale)
+        return np.asarray(step * rng.uniform(0.95, 1.05, 3) / np.asarray(volume.spacing_nm))
 
     def _corner(
         self,
@@ -318,9 +340,12 @@ def _jittered(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
     return out
 
 
-def _turn(rng: np.random.Generator, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """Mirror and permute the last three axes of all arrays alike."""
-    axes = [int(a) - 3 for a in rng.permutation(3)]
+def _turn(
+    rng: np.random.Generator, *arrays: NDArray[Any], upright: bool
+) -> tuple[NDArray[Any], ...]:
+    """Mirror and permute the last three axes of all arrays alike; upright, only y and x."""
+    free = 2 if upright else 3
+    axes = [-3][: 3 - free] + [int(a) - free for a in rng.permutation(free)]
     flipped = tuple(axis for axis in (-3, -2, -1) if rng.random() < 0.5)
     turned = []
     for array in arrays:

@@ -54,6 +54,7 @@ RANGES = {
     "balance": _SHARE,
     "scale": _POSITIVE,
     "slabs": _SHARE,
+    "plain": _SHARE,
     "average": _DECAY,
     "seed": _FROM_ZERO,
     "threads": _COUNT,
@@ -94,6 +95,9 @@ class TrainOptions:
         Range of random magnification.
     slabs
         Share of patches of which only a part is seen, as if the volume ended at its faces.
+    plain
+        Share of the patches of volumes at `spacing_nm` that are taken as they are, neither
+        magnified nor changed in appearance.
     average
         Decay of the moving average of the weights.
     seed
@@ -148,6 +152,7 @@ class TrainOptions:
     balance: float = 1.0
     scale: tuple[float, float] = (0.8, 1.25)
     slabs: float = 0.0
+    plain: float = 0.0
     average: float = 0.998
     seed: int = 0
     threads: int = 2

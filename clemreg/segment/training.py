@@ -163,7 +163,12 @@ def volume_patches(volumes: Sequence[TrainingVolume], options: TrainOptions) -> 
             hint="train it on crops: [[cosem]] or [[cellmap]]",
         )
     patches = PatchOptions(
-        options.spacing_nm, options.output, shape.halo, options.scale, options.slabs
+        options.spacing_nm,
+        options.output,
+        shape.halo,
+        options.scale,
+        options.slabs,
+        options.plain,
     )
     return VolumePatches(PatchSampler(volumes, patches), options.classes)
 

@@ -147,6 +147,17 @@ def test_rows_and_columns_without_outlines_are_not_there(config):
     assert real.distances_nm["mito"][5, 0, 0] > 40
 
 
+def test_a_volume_annotated_slice_by_slice_is_upright(config):
+    path, _, _ = config
+    folder = (f"mine={path.parent / 'data'}",)
+    assert not next(training_volumes(load_train_config(path, folder))).upright
+    path.write_text(CONFIG.replace("[simulated]", "upright = true\n[simulated]"))
+    loaded = load_train_config(path, folder)
+    real, simulated = training_volumes(loaded)
+    (held_out,) = held_out_volumes(loaded.real[0])
+    assert (real.upright, held_out.upright, simulated.upright) == (True, True, False)
+
+
 @pytest.mark.parametrize("part", ["[30, 10]", "[0, 100]", "[-5, 10]", "[5, 5]", "[0, -1]"])
 def test_held_out_slices_that_are_not_there_are_refused(config, part):
     path, _, _ = config

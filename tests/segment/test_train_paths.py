@@ -188,6 +188,7 @@ def test_options_that_do_not_fit(changed, text):
         ("elastic_nm", (-3.0, math.nan), "from 0 on"),
         ("balance", (5.0, -0.1, math.nan), "from 0 to 1"),
         ("slabs", (2.0, -0.5), "from 0 to 1"),
+        ("plain", (1.5, -0.1), "from 0 to 1"),
         ("freeze", (2.0, -0.5), "from 0 to 1"),
         ("average", (1.0, 2.0, -2.0), "from 0 to below 1"),
         ("revisit", (1.0, 1.5, -0.1), "from 0 to below 1"),
