@@ -25,7 +25,7 @@ from clemreg.pipeline.train import (  # noqa: E402
     training_volumes,
 )
 from clemreg.pipeline.train_volumes import held_out_volumes, real_volumes  # noqa: E402
-from clemreg.segment.models import load_model  # noqa: E402
+from clemreg.segment.models import bundled_models, load_model, model_shape  # noqa: E402
 from clemreg.space.grid import Grid  # noqa: E402
 from clemreg.volume import Volume  # noqa: E402
 
@@ -503,10 +503,20 @@ def test_misspelt_keys_are_refused_by_name(tmp_path, section, key):
         load_train_config(path)
 
 
-@pytest.mark.parametrize("name", ["16nm", "8nm", "8nm-fine", "8nm-outline", "8nm-tuned"])
-def test_the_recipes_of_the_bundled_networks_are_valid(name):
-    recipe = files("clemreg.segment") / "models" / f"mito-{name}.toml"
-    assert load_train_config(Path(str(recipe))).train_options().classes[:2] == ("mito", "mito_mem")
+RECIPES = sorted(Path(str(files("clemreg.segment") / "models")).glob("*.toml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_recipes_of_the_bundled_networks_are_valid(recipe):
+    assert load_train_config(recipe).train_options().classes[:2] == ("mito", "mito_mem")
+
+
+def test_each_bundled_network_has_a_recipe_of_its_shape():
+    recipes = {path.stem: path for path in RECIPES}
+    for card in bundled_models():
+        options = load_train_config(recipes[card.name]).train_options()
+        assert options.network() == model_shape(card.name)
+        assert (options.spacing_nm,) * 3 == card.spacing_nm
 
 
 def test_the_example_of_the_guide_is_valid(tmp_path):
