@@ -34,6 +34,8 @@ class Skeleton:
         (E, 2) indices of nodes.
     radius_nm
         (N,) radius at each node; NaN where unknown.
+    kinds
+        (N,) SWC type of each node (1 soma, 2 axon, 3 dendrite ...); None: not told.
 
     Raises
     ------
@@ -44,6 +46,7 @@ class Skeleton:
     nodes_nm: FloatArray
     edges: IntArray
     radius_nm: FloatArray
+    kinds: IntArray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.nodes_nm)
@@ -52,6 +55,7 @@ class Skeleton:
             and self.edges.ndim == 2
             and self.edges.shape[1] == 2
             and self.radius_nm.shape == (n,)
+            and (self.kinds is None or self.kinds.shape == (n,))
         )
         if not fits or (self.edges.size and not 0 <= self.edges.min() <= self.edges.max() < n):
             raise GridError(
@@ -143,7 +147,10 @@ def read_skeleton(path: str | Path, *, unit: str = "um") -> Skeleton:
 
 
 def write_skeleton(skeleton: Skeleton, path: str | Path, *, unit: str = "um") -> None:
-    """Write SWC (in `unit`; rings are cut) or NML (in nm), by the name of the file.
+    """Write SWC (in `unit`; rings are cut) or NML (in nm, without `kinds`), by its name.
+
+    Nodes of an SWC file that was read keep their numbers from 1 on, and so their roots, if parents
+    came before children there.
 
     Raises
     ------
@@ -162,17 +169,19 @@ def write_skeleton(skeleton: Skeleton, path: str | Path, *, unit: str = "um") ->
 def _read_swc(path: Path, unit: str) -> Skeleton:
     ids: dict[int, int] = {}
     rows: list[tuple[list[float], float, int, int]] = []
+    kinds: list[int] = []
     for number, line in enumerate(read_text(path, "SWC skeleton").splitlines(), start=1):
         if line.startswith(_SWC_UNIT):
             unit = line.removeprefix(_SWC_UNIT).strip()
         fields = line.partition("#")[0].split()
         if not fields:
             continue
-        node, position, radius, parent = _swc_row(fields, path, number)
+        node, kind, position, radius, parent = _swc_row(fields, path, number)
         if node in ids:
             raise FormatError(f"{path}, line {number}: node {node} is there twice")
         ids[node] = len(ids)
         rows.append((position, radius, parent, number))
+        kinds.append(kind)
     edges = []
     for child, (_, _, parent, number) in enumerate(rows):
         if parent == -1:
@@ -183,16 +192,18 @@ def _read_swc(path: Path, unit: str) -> Skeleton:
     factor = nm_per(unit)
     radii = np.array([r if r > 0 else np.nan for _, r, _, _ in rows], dtype=np.float64)
     nodes = flip(np.array([p for p, *_ in rows], dtype=np.float64).reshape(-1, 3)) * factor
-    return Skeleton(nodes, np.array(edges, dtype=np.intp).reshape(-1, 2), radii * factor)
+    pairs = np.array(edges, dtype=np.intp).reshape(-1, 2)
+    return Skeleton(nodes, pairs, radii * factor, np.array(kinds, dtype=np.intp))
 
 
-def _swc_row(fields: list[str], path: Path, line: int) -> tuple[int, list[float], float, int]:
+def _swc_row(fields: list[str], path: Path, line: int) -> tuple[int, int, list[float], float, int]:
     try:
-        node, _kind, x, y, z, radius, parent = fields
-        row = int(node), [float(x), float(y), float(z)], float(radius), int(parent)
+        node, kind, x, y, z, radius, parent = fields
+        place = [float(x), float(y), float(z)]
+        row = int(node), int(float(kind)), place, float(radius), int(parent)
     except ValueError:
-        row = -1, [np.nan], 0.0, -1
-    if not np.isfinite(row[1]).all():
+        row = -1, 0, [np.nan], 0.0, -1
+    if not np.isfinite(row[2]).all():
         raise FormatError(
             f"{path}, line {line}: {' '.join(fields)!r} is not an SWC node",
             hint="a node is: number, type, x, y, z, radius, parent",
@@ -205,22 +216,28 @@ def _swc_text(skeleton: Skeleton, unit: str) -> str:
     place = {node: k for k, node in enumerate(order, start=1)}
     xyz = flip(skeleton.nodes_nm) / nm_per(unit)
     radius = np.nan_to_num(skeleton.radius_nm, nan=0.0) / nm_per(unit)
+    kinds = np.zeros(len(order), int) if skeleton.kinds is None else skeleton.kinds
     lines = [_SWC_UNIT + unit, "# number type x y z radius parent"]
     for node in order:
         up = place[parent[node]] if parent[node] >= 0 else -1
         x, y, z = (repr(float(v)) for v in xyz[node])
-        lines.append(f"{place[node]} 0 {x} {y} {z} {float(radius[node])!r} {up}")
+        lines.append(f"{place[node]} {kinds[node]} {x} {y} {z} {float(radius[node])!r} {up}")
     return "\n".join(lines) + "\n"
 
 
 def _forest(skeleton: Skeleton) -> tuple[list[int], list[int]]:
     """Nodes with parents before children, and the parent of each (-1: root); rings are cut."""
-    count = len(skeleton.nodes_nm)
+    count, edges = len(skeleton.nodes_nm), skeleton.edges
+    parent = [-1] * count
+    if (edges[:, 0] < edges[:, 1]).all() and len(set(edges[:, 1].tolist())) == len(edges):
+        for a, b in edges.tolist():  # a forest already, as read
+            parent[b] = a
+        return list(range(count)), parent
     neighbours: list[list[int]] = [[] for _ in range(count)]
-    for a, b in skeleton.edges.tolist():
+    for a, b in edges.tolist():
         neighbours[a].append(b)
         neighbours[b].append(a)
-    parent, seen, order = [-1] * count, [False] * count, []
+    seen, order = [False] * count, []
     # Ends make better roots: a line then has its nodes in order.
     for root in sorted(range(count), key=lambda n: len(neighbours[n]) > 1):
         waiting = [] if seen[root] else [root]

@@ -30,6 +30,29 @@ def test_units_and_axes_of_swc(tmp_path):
     assert read_skeleton(path, unit="nm").nodes_nm[1].tolist() == [4, 2, 1.5]
 
 
+def test_types_numbers_and_root_of_swc_are_kept(tmp_path):
+    """A soma in the middle of two neurites is the root, although it is no end."""
+    nodes = ["1 1 5 6 7 0.5 -1", "2 2 6 6 7 0.1 1", "3 2 7 6 7 0.1 2", "9 3 4 6 7 0.2 1"]
+    (tmp_path / "a.swc").write_text("\n".join(nodes))
+    found = read_skeleton(tmp_path / "a.swc")
+    assert found.kinds.tolist() == [1, 2, 2, 3]
+    write_skeleton(found, tmp_path / "b.swc")
+    rows = [line.split() for line in (tmp_path / "b.swc").read_text().splitlines()[2:]]
+    assert [(r[0], r[1], r[6]) for r in rows] == [
+        ("1", "1", "-1"),
+        ("2", "2", "1"),
+        ("3", "2", "2"),
+        ("4", "3", "1"),
+    ]
+    np.testing.assert_allclose([float(r[2]) for r in rows], [5, 6, 7, 4])
+    # Children may come before their parents; then the nodes are numbered anew.
+    (tmp_path / "a.swc").write_text("\n".join(nodes[::-1]))
+    write_skeleton(read_skeleton(tmp_path / "a.swc"), tmp_path / "b.swc")
+    again = read_skeleton(tmp_path / "b.swc")
+    pairs = sorted(sorted(again.kinds[edge].tolist()) for edge in again.edges)
+    assert pairs == [[1, 2], [1, 3], [2, 2]]
+
+
 def test_nml_uses_its_voxel_size(tmp_path):
     path = tmp_path / "t.nml"
     path.write_text(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -304,7 +305,9 @@ def test_command_maps_meshes_skeletons_and_points_both_ways(files):
     folder, transform = files
     mesh, points = tetrahedron(), tetrahedron().vertices_nm
     write_mesh(mesh, folder / "m.obj", unit="um")
-    write_skeleton(Skeleton.of_lines([points], 10.0), folder / "s.swc")
+    kinds = np.arange(1, len(points) + 1)
+    line = dataclasses.replace(Skeleton.of_lines([points], 10.0), kinds=kinds)
+    write_skeleton(line, folder / "s.swc")
     write_points(points, folder / "p.csv")
     t = str(folder / "t.json")
 
@@ -320,6 +323,8 @@ def test_command_maps_meshes_skeletons_and_points_both_ways(files):
     np.testing.assert_allclose(read_skeleton(folder / "s.nml").nodes_nm, back, atol=1e-3)
     scale = np.cbrt(np.abs(transform.determinant(back)))
     np.testing.assert_allclose(read_skeleton(folder / "s.nml").radius_nm, 10 / scale, rtol=1e-4)
+    assert apply("s.swc", "moved.swc", "--inverse") == 0
+    np.testing.assert_array_equal(read_skeleton(folder / "moved.swc").kinds, kinds)
     assert apply("p.csv", "q.csv", "--inverse") == 0
     np.testing.assert_allclose(read_points(folder / "q.csv"), back, atol=1e-3)
     assert apply("q.csv", "r.csv") == 0
