@@ -149,8 +149,8 @@ def read_skeleton(path: str | Path, *, unit: str = "um") -> Skeleton:
 def write_skeleton(skeleton: Skeleton, path: str | Path, *, unit: str = "um") -> None:
     """Write SWC (in `unit`; rings are cut) or NML (in nm, without `kinds`), by its name.
 
-    Nodes of an SWC file that was read keep their numbers from 1 on, and so their roots, if parents
-    came before children there.
+    Nodes of an SWC file that was read stay in their order, numbered from 1 on, and roots stay roots
+    if parents came before children there.
 
     Raises
     ------
@@ -168,8 +168,7 @@ def write_skeleton(skeleton: Skeleton, path: str | Path, *, unit: str = "um") ->
 
 def _read_swc(path: Path, unit: str) -> Skeleton:
     ids: dict[int, int] = {}
-    rows: list[tuple[list[float], float, int, int]] = []
-    kinds: list[int] = []
+    rows: list[tuple[int, list[float], float, int, int]] = []
     for number, line in enumerate(read_text(path, "SWC skeleton").splitlines(), start=1):
         if line.startswith(_SWC_UNIT):
             unit = line.removeprefix(_SWC_UNIT).strip()
@@ -180,20 +179,19 @@ def _read_swc(path: Path, unit: str) -> Skeleton:
         if node in ids:
             raise FormatError(f"{path}, line {number}: node {node} is there twice")
         ids[node] = len(ids)
-        rows.append((position, radius, parent, number))
-        kinds.append(kind)
+        rows.append((kind, position, radius, parent, number))
     edges = []
-    for child, (_, _, parent, number) in enumerate(rows):
+    for child, (*_, parent, number) in enumerate(rows):
         if parent == -1:
             continue
         if parent not in ids:
             raise FormatError(f"{path}, line {number}: parent {parent} is not in the file")
         edges.append((ids[parent], child))
     factor = nm_per(unit)
-    radii = np.array([r if r > 0 else np.nan for _, r, _, _ in rows], dtype=np.float64)
-    nodes = flip(np.array([p for p, *_ in rows], dtype=np.float64).reshape(-1, 3)) * factor
+    radii = np.array([r if r > 0 else np.nan for _, _, r, _, _ in rows], dtype=np.float64)
+    nodes = flip(np.array([p for _, p, *_ in rows], dtype=np.float64).reshape(-1, 3)) * factor
     pairs = np.array(edges, dtype=np.intp).reshape(-1, 2)
-    return Skeleton(nodes, pairs, radii * factor, np.array(kinds, dtype=np.intp))
+    return Skeleton(nodes, pairs, radii * factor, np.array([k for k, *_ in rows], dtype=np.intp))
 
 
 def _swc_row(fields: list[str], path: Path, line: int) -> tuple[int, int, list[float], float, int]:

@@ -188,7 +188,7 @@ def _slices(entry: RealData, first: int, end: int, weight: float) -> TrainingVol
         (z, y, x),
         weight,
         entry.name,
-        entry.upright,
+        upright=entry.upright,
     )
 
 

@@ -203,11 +203,3 @@ def recolour(
     changed = np.clip(changed + rng.uniform(*options.brightness), 0, 1)
     toned = changed ** rng.uniform(*options.gamma)
     return np.asarray(2 * toned - 1, dtype=np.float32)
-
-
-def turn(rng: np.random.Generator, *arrays: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """Mirror and transpose the last three axes of all arrays alike; each of the 48 ways."""
-    order = rng.permutation(3) - 3
-    mirrored = tuple(int(a) for a in (-3, -2, -1) if rng.random() < 0.5)
-    turned = (np.flip(np.moveaxis(a, order.tolist(), (-3, -2, -1)), mirrored) for a in arrays)
-    return tuple(np.ascontiguousarray(a) for a in turned)

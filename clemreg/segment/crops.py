@@ -16,12 +16,12 @@ from clemreg.segment.augment import (
     Deformation,
     draw_deformation,
     recolour,
-    turn,
     warp,
 )
 from clemreg.segment.blockwise import read_extended
 from clemreg.segment.cellmap import CellMapCrop
 from clemreg.segment.classes import CATEGORIES, Annotation, category
+from clemreg.segment.data import turn
 from clemreg.segment.groundtruth import AnnotatedCrop, CosemCrop
 from clemreg.segment.reading import misfit
 from clemreg.segment.sampling import BoolArray, FloatArray, Patch, PatchShape

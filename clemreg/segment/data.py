@@ -143,8 +143,8 @@ class PatchSampler:
         x = normalise(em, limits)
         if not plain:
             x = recolour(rng, x)
-        turned = _turn(rng, x, distances, known, upright=volume.upright)
-        return turned[0], turned[1], turned[2]
+        x, distances, known = turn(rng, x, distances, known, upright=volume.upright)
+        return x, distances, known
 
     def _is_plain(self, rng: np.random.Generator, volume: TrainingVolume) -> bool:
         if not self.options.plain or not np.allclose(volume.spacing_nm, self.options.spacing_nm):
@@ -340,15 +340,14 @@ def _jittered(rng: np.random.Generator, x: FloatVolume) -> FloatVolume:
     return out
 
 
-def _turn(
-    rng: np.random.Generator, *arrays: NDArray[Any], upright: bool
+def turn(
+    rng: np.random.Generator, *arrays: NDArray[Any], upright: bool = False
 ) -> tuple[NDArray[Any], ...]:
-    """Mirror and permute the last three axes of all arrays alike; upright, only y and x."""
-    free = 2 if upright else 3
-    axes = [-3][: 3 - free] + [int(a) - free for a in rng.permutation(free)]
-    flipped = tuple(axis for axis in (-3, -2, -1) if rng.random() < 0.5)
-    turned = []
-    for array in arrays:
-        permuted = np.moveaxis(array, axes, (-3, -2, -1))
-        turned.append(np.ascontiguousarray(np.flip(permuted, flipped)))
-    return tuple(turned)
+    """Mirror and transpose the last three axes (z, y, x) of all arrays alike.
+
+    Each of the 48 ways; upright, each of the 16 in which z stays z.
+    """
+    order = np.array([-3, *rng.permutation(2) - 2]) if upright else rng.permutation(3) - 3
+    mirrored = tuple(axis for axis in (-3, -2, -1) if rng.random() < 0.5)
+    turned = (np.flip(np.moveaxis(a, order.tolist(), (-3, -2, -1)), mirrored) for a in arrays)
+    return tuple(np.ascontiguousarray(a) for a in turned)

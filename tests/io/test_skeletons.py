@@ -30,7 +30,7 @@ def test_units_and_axes_of_swc(tmp_path):
     assert read_skeleton(path, unit="nm").nodes_nm[1].tolist() == [4, 2, 1.5]
 
 
-def test_types_numbers_and_root_of_swc_are_kept(tmp_path):
+def test_types_order_and_root_of_swc_are_kept(tmp_path):
     """A soma in the middle of two neurites is the root, although it is no end."""
     nodes = ["1 1 5 6 7 0.5 -1", "2 2 6 6 7 0.1 1", "3 2 7 6 7 0.1 2", "9 3 4 6 7 0.2 1"]
     (tmp_path / "a.swc").write_text("\n".join(nodes))
@@ -75,6 +75,9 @@ def test_rings_and_branches(tmp_path):
     assert len(read_skeleton(tmp_path / "r.nml").edges) == 3
     write_skeleton(ring, tmp_path / "r.swc")  # trees cannot hold a ring: one edge is cut
     assert len(read_skeleton(tmp_path / "r.swc").edges) == 2
+    joined = Skeleton(RING[:3], np.array([[0, 2], [1, 2]]), np.full(3, np.nan))
+    write_skeleton(joined, tmp_path / "j.swc")  # a node of an SWC file has one parent only
+    assert read_skeleton(tmp_path / "j.swc").parts()[0] == 1
     nodes = np.array([[0.0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 1], [0, 2, 1]])
     tree = Skeleton(nodes, np.array([[0, 1], [1, 2], [3, 1], [4, 3]]), np.full(5, np.nan))
     assert sorted(len(part) for part in tree.lines()) == [2, 2, 3]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from clemreg.errors import ConfigError, DataError
-from clemreg.segment.augment import AugmentOptions, draw_deformation, recolour, turn, warp
+from clemreg.segment.augment import AugmentOptions, draw_deformation, recolour, warp
+from clemreg.segment.data import turn
 from clemreg.space.grid import Box, Grid
 
 EM = Grid((30, 42, 50), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), "em")
