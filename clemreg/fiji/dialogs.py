@@ -8,6 +8,7 @@ from typing import Any
 
 _OPENED = 200  # WindowEvent.WINDOW_OPENED
 _WINDOW_EVENTS = 64  # AWTEvent.WINDOW_EVENT_MASK
+_AGAIN_MS = 100
 MACRO_ERROR = "Macro Error"
 
 
@@ -15,7 +16,9 @@ MACRO_ERROR = "Macro Error"
 def closing_dialogs(*, only: str = "") -> Iterator[list[str]]:
     """Close every dialog that opens while this is active, and collect the texts.
 
-    A modal dialog would stop a macro for ever when nobody sees the screen.
+    A modal dialog would stop a macro for ever when nobody sees the screen. One is closed again and
+    again, because the first time may be too early: Java tells of a dialog before the thread that
+    shows it begins to wait, and then waits for ever for what has already happened.
 
     Parameters
     ----------
@@ -30,6 +33,7 @@ def closing_dialogs(*, only: str = "") -> Iterator[list[str]]:
     import jpype
 
     seen: list[str] = []
+    opened: list[Any] = []
     dialog_class = jpype.JClass("java.awt.Dialog")
 
     def dispatched(event: Any) -> None:
@@ -40,17 +44,30 @@ def closing_dialogs(*, only: str = "") -> Iterator[list[str]]:
         if only and title != only:
             return
         seen.append(": ".join(filter(None, [title, _text_of(window)])))
-        if hasattr(window, "close"):  # waitForUser waits for this one
-            window.close()
-        window.dispose()
+        opened.append(window)
+        _close(window)
+
+    def again(_event: Any) -> None:
+        for window in opened:
+            _close(window)
 
     listener = jpype.JProxy("java.awt.event.AWTEventListener", dict={"eventDispatched": dispatched})
+    closer = jpype.JProxy("java.awt.event.ActionListener", dict={"actionPerformed": again})
+    timer = jpype.JClass("javax.swing.Timer")(_AGAIN_MS, closer)
     toolkit = jpype.JClass("java.awt.Toolkit").getDefaultToolkit()
     toolkit.addAWTEventListener(listener, _WINDOW_EVENTS)
+    timer.start()
     try:
         yield seen
     finally:
+        timer.stop()
         toolkit.removeAWTEventListener(listener)
+
+
+def _close(dialog: Any) -> None:
+    if hasattr(dialog, "close"):  # waitForUser waits for this one
+        dialog.close()
+    dialog.dispose()
 
 
 def _text_of(container: Any) -> str:

@@ -35,6 +35,30 @@ def test_a_dialog_is_closed_named_and_an_error(imagej, code, text):
     assert imagej.alive
 
 
+def test_a_dialog_is_closed_even_before_anybody_waits_for_it(imagej, tmp_path):
+    """On a busy machine Java tells of a dialog long before the thread that shows it waits."""
+    script = tmp_path / "busy.groovy"
+    script.write_text(
+        "class Busy extends java.awt.EventQueue {\n"
+        "    boolean busy = true\n"
+        "    void postEvent(java.awt.AWTEvent event) {\n"
+        "        super.postEvent(event)\n"
+        "        boolean opened = event.getID() == java.awt.event.WindowEvent.WINDOW_OPENED\n"
+        "        if (busy && opened && !isDispatchThread()) Thread.sleep(400)\n"
+        "    }\n"
+        "}\n"
+        "def events = new Busy()\n"
+        "java.awt.Toolkit.getDefaultToolkit().getSystemEventQueue().push(events)\n"
+        "try {\n"
+        '    ij.IJ.showMessage("Modal", "one")\n'
+        '    new ij.gui.WaitForUserDialog("Not modal", "two").show()\n'
+        "} finally { events.busy = false }\n"
+    )
+    answer = imagej.script(script, {})
+    assert answer["error"] is None
+    assert answer["imagej_dialogs"] == ["Modal: one", "Not modal: two"]
+
+
 def test_what_does_not_end_is_ended(imagej):
     with pytest.raises(AssertionError, match="did not answer within 2 s"):
         imagej.macro("while (true) wait(10);", seconds=2)
