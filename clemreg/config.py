@@ -46,12 +46,15 @@ class EmInput(Section):
         Any volume that `clemreg info` can read; relative to the configuration file.
     voxel_size
         ``"x, y, z unit"``; only to override what the file says.
+    channel
+        Name or number of its channel, if it has several; None: the first.
     prediction
         A prediction or mask from elsewhere; then `segment` is skipped.
     """
 
     path: str
     voxel_size: XyzLength | None = None
+    channel: str | int | None = None
     prediction: str | None = None
 
 

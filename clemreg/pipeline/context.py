@@ -63,10 +63,14 @@ class RunContext:
         return file if Path(name).suffix and Path(file).is_file() else name
 
     def open_em(self) -> Volume:
-        """Open the EM, frame ``"em"``; its first channel if it has several."""
+        """Open the EM, frame ``"em"``: the channel that is named, or the first."""
+        channel = self.config.em.channel
+        return self.open_whole_em().channel(0 if channel is None else channel)
+
+    def open_whole_em(self) -> Volume:
+        """Open the EM with all its channels, frame ``"em"``."""
         em = self.config.em
-        volume = _open(resolve(em.path, self.base), em.voxel_size, "em")
-        return volume.channel(0) if volume.channels else volume
+        return _open(resolve(em.path, self.base), em.voxel_size, "em")
 
     def open_lm(self) -> Volume:
         """Open the light volume with all its channels, frame ``"lm"``."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from clemreg.pipeline.voxels import (
     LM_VOXEL_NM,
     SEGMENTATION_VOXEL_NM,
     Finding,
+    check_em_channel,
     check_fields,
     check_prediction,
     check_roles,
@@ -29,6 +31,8 @@ from clemreg.pipeline.voxels import (
 from clemreg.register.structure import structure
 from clemreg.space.transform import Affine
 from clemreg.volume import Volume
+
+log = logging.getLogger(__name__)
 
 
 def check_installation() -> tuple[Finding, ...]:
@@ -69,6 +73,8 @@ def check_config(path: Path) -> tuple[Finding, ...]:
 def refuse_impossible(config: RunConfig, base: Path) -> None:
     """Stop before anything is computed if a later step of the run cannot succeed.
 
+    What is only unusual is logged: it is known before hours of computing, not after.
+
     Raises
     ------
     ClemregError
@@ -77,6 +83,8 @@ def refuse_impossible(config: RunConfig, base: Path) -> None:
     for finding in _check_inputs(config, base):
         if finding.status == "error":
             raise DataError(f"{finding.subject}: {finding.text}", hint=finding.hint)
+        if finding.status == "warning":
+            log.warning("%s: %s; %s", finding.subject, finding.text, finding.hint)
 
 
 def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
@@ -94,6 +102,7 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
             yield Finding("error", name, error.message, error.hint)
     if "EM" in volumes:
         yield check_voxels("EM", volumes["EM"], EM_VOXEL_NM)
+        yield check_em_channel(context.open_whole_em(), config.em.channel)
     if "LM" in volumes:
         yield check_voxels("LM", volumes["LM"], LM_VOXEL_NM)
         yield from _check_light(context, volumes["LM"])

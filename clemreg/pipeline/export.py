@@ -130,10 +130,10 @@ def open_scene(run: Path | None, files: SceneFiles | None) -> Scene:
     ConfigError
         Neither or both are given.
     """
-    from clemreg.pipeline.run import open_run
+    from clemreg.pipeline.run import open_finished
 
     if run is not None and files is None:
-        return scene_of_run(open_run(run))
+        return scene_of_run(open_finished(run))
     return scene_of_files(scene_files(run, files))
 
 
@@ -145,10 +145,10 @@ def scene_files(run: Path | None, files: SceneFiles | None) -> SceneFiles:
     ConfigError
         Neither or both are given.
     """
-    from clemreg.pipeline.run import open_run
+    from clemreg.pipeline.run import open_finished
 
     if run is not None and files is None:
-        return files_of_run(open_run(run))
+        return files_of_run(open_finished(run))
     if files is not None and run is None:
         return files
     raise ConfigError(

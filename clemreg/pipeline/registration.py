@@ -13,7 +13,13 @@ from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.features import moving_options, open_prediction, open_prepared
 from clemreg.pipeline.halves import find_halves, write_halves
 from clemreg.pipeline.register import StageChoice, read_guides
-from clemreg.pipeline.voxels import check_prediction, sentences, suspicious_voxels
+from clemreg.pipeline.voxels import (
+    Finding,
+    check_em_channel,
+    check_prediction,
+    sentences,
+    suspicious_voxels,
+)
 from clemreg.register.apply import apply_to_image, covering_box
 from clemreg.register.guides import Guides
 from clemreg.register.matching import Channel
@@ -63,7 +69,7 @@ def register_run(context: RunContext) -> None:
         prediction = open_prediction(context)
         unusual = (
             *suspicious_voxels(prediction, context.open_lm()),
-            *sentences([check_prediction(context.open_em(), prediction)]),
+            *sentences([check_prediction(context.open_em(), prediction), _em_channel(context)]),
         )
         result = replace(result, warnings=(*unusual, *result.warnings))
         result.save(folder, fixed.grid)
@@ -72,6 +78,10 @@ def register_run(context: RunContext) -> None:
         write_halves(halves, folder, fixed.grid)
         for image in (folder / "elastix-runs").rglob("*.npy"):
             image.unlink()  # the prepared images are kept once, as zarr
+
+
+def _em_channel(context: RunContext) -> Finding:
+    return check_em_channel(context.open_whole_em(), context.config.em.channel)
 
 
 def run_guides(context: RunContext, first: Channel) -> Guides:

@@ -21,6 +21,7 @@ from clemreg.pipeline.segment import SegmentSettings, segment_volume
 from clemreg.pipeline.steps import (
     Step,
     claim_folder,
+    is_marked,
     one_run_at_a_time,
     run_steps,
     unfinished,
@@ -98,7 +99,7 @@ def plan(context: RunContext) -> list[Step]:
     """Return the steps with what each depends on."""
     config = context.config
     inputs = context.inputs()
-    em = {"em": inputs["em"], "size": config.em.voxel_size}
+    em = {"em": inputs["em"], "size": config.em.voxel_size, "channel": config.em.channel}
     light = {k: getattr(config.lm, k) for k in ("voxel_size", "channel", "shifts")}
     lm = {"lm": inputs["lm"]} | light
     given = [k for k in inputs if k in ("landmarks", "truth") or k.startswith("proof.")]
@@ -149,6 +150,27 @@ def plan(context: RunContext) -> list[Step]:
         ),
         step("export", export_run, config.export.model_dump(), (context.path("export"),)),
     ]
+
+
+def open_finished(folder: Path) -> RunContext:
+    """Return the context of a run whose images and transform belong together.
+
+    Raises
+    ------
+    MissingError
+        The folder is not that of a run.
+    DataError
+        The run was stopped before the EM was registered and resampled.
+    """
+    context = open_run(folder)
+    missing = [name for name in STEPS[: STEPS.index("evaluate")] if not is_marked(folder, name)]
+    if missing:
+        # After a change of the configuration, files of before lie beside those of after.
+        raise DataError(
+            f"the run in {folder} was stopped: {', '.join(missing)} not done",
+            hint="`clemreg run CONFIG` does what is missing",
+        )
+    return context
 
 
 def rewrite_report(folder: Path) -> Path:

@@ -146,6 +146,11 @@ def finished(folder: Path, step: Step, fingerprint: str) -> float | None:
     return float(record["seconds"])
 
 
+def is_marked(folder: Path, name: str) -> bool:
+    """Whether a step has been finished, with whatever inputs."""
+    return _marker(folder, name).is_file()
+
+
 def _do(folder: Path, step: Step, fingerprint: str) -> float:
     begin = time.monotonic()
     step.action()

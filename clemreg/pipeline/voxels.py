@@ -148,6 +148,15 @@ def check_roles(em: Volume, lm: Volume) -> Finding:
     return Finding("ok", "EM and LM", "the EM has the finer voxels")
 
 
+def check_em_channel(em: Volume, chosen: str | int | None) -> Finding:
+    """Find an EM of several channels, of which nobody has said which one is meant."""
+    name, names = "EM channel", ", ".join(em.channels)
+    if len(em.channels) > 1 and chosen is None:
+        hint = "name the one that is meant in em.channel"
+        return Finding("warning", name, f"the first of {names} is taken", hint)
+    return Finding("ok", name, f"{chosen!r} of {names}" if chosen is not None else "the only one")
+
+
 def check_prediction(em: Volume, prediction: Volume) -> Finding:
     """Compare the place of a prediction from elsewhere with that of the EM it was made from.
 

@@ -15,6 +15,7 @@ from clemreg.io.volumes import write_volume
 from clemreg.pipeline import evaluation, features, registration, reporting
 from clemreg.pipeline import run as whole
 from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.export import open_scene, scene_files
 from clemreg.pipeline.run import rewrite_report, run_pipeline
 from clemreg.space import Grid
 from clemreg.volume import Volume
@@ -112,6 +113,40 @@ def test_a_shift_of_no_channel_is_refused_before_anything_is_written(job):
         job.run(lm={"shifts": {"nope": "1, 2, 3 nm"}})
     assert (job.folder / "run" / "run.json").read_bytes() == before
     assert job.report() == ["report"]
+
+
+def test_no_export_of_a_run_that_was_stopped_after_a_change(job):
+    """The transform of before beside the configuration of after."""
+    job.run()
+    assert scene_files(job.folder / "run", None).transform.endswith("transform.json")
+    job.killed_in = "register"
+    with pytest.raises(KeyboardInterrupt):
+        job.run(register={"seed": 5})
+    for opened in (open_scene, scene_files):
+        with pytest.raises(DataError, match="was stopped: register not done") as caught:
+            opened(job.folder / "run", None)
+        assert "clemreg run" in caught.value.hint
+
+
+def test_the_channel_of_an_em_that_has_several(job, caplog):
+    backscattered = np.arange(np.prod(EM.shape)).reshape(EM.shape) % 251
+    two = np.stack([np.zeros_like(backscattered), backscattered]).astype("u1")
+    write_volume(job.folder / "two.zarr", Volume(two, EM, channels=("SE", "BSE")))
+
+    def opened(**em):
+        config = RunConfig.model_validate({"em": em, "lm": {"path": "lm.zarr"}})
+        return RunContext(config, job.folder, lambda _title: None).open_em()
+
+    np.testing.assert_array_equal(opened(path="two.zarr", channel="BSE").read(), backscattered)
+    np.testing.assert_array_equal(opened(path="two.zarr", channel=1).read(), backscattered)
+    assert not opened(path="two.zarr").read().any()
+    assert opened(path="em.zarr").grid == EM
+
+    job.run(em={"path": "two.zarr"})
+    assert "the first of SE, BSE is taken; name the one that is meant in em.channel" in caplog.text
+    assert job.run(em={"path": "two.zarr", "channel": "BSE"}) == list(STEPS)
+    with pytest.raises(DataError, match=r"EM: .*no channel 'nope'"):
+        job.run(em={"path": "two.zarr", "channel": "nope"})
 
 
 @pytest.mark.parametrize(
