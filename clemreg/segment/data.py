@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.errors import DataError
+from clemreg.errors import ConfigError, DataError
 from clemreg.segment.targets import ORGANELLES
 
 FloatVolume = NDArray[np.float32]
@@ -114,7 +114,15 @@ def normalise(em: NDArray[np.generic], limits: tuple[float, float]) -> FloatVolu
 
 
 class PatchSampler:
-    """Draws random patches: input in about [-1, 1], distances and where they are known."""
+    """Draws random patches: input in about [-1, 1], distances and where they are known.
+
+    Raises
+    ------
+    DataError
+        There is no volume.
+    ConfigError
+        Patches are to be taken as they are, and no volume has their voxel size.
+    """
 
     def __init__(self, volumes: Sequence[TrainingVolume], options: PatchOptions) -> None:
         if not volumes:
@@ -124,6 +132,13 @@ class PatchSampler:
         self.probabilities = weights / weights.sum()
         self.options = options
         self.places = [_places(v) for v in volumes]
+        if options.plain and not any(map(self._at_spacing, volumes)):
+            found = sorted({v.spacing_nm[::-1] for v in volumes})
+            raise ConfigError(
+                f"plain = {options.plain:g} asks for patches as they are, and no volume has voxels "
+                f"of {options.spacing_nm:g} nm: x, y, z = {'; '.join(map(str, found))} nm",
+                hint="leave plain away, or train at the voxel size of a volume",
+            )
 
     def draw(self, rng: np.random.Generator) -> tuple[FloatVolume, FloatVolume, NDArray[np.bool_]]:
         """Return one patch: input (z, y, x) with halo; distances and where they are known without.
@@ -147,9 +162,12 @@ class PatchSampler:
         return x, distances, known
 
     def _is_plain(self, rng: np.random.Generator, volume: TrainingVolume) -> bool:
-        if not self.options.plain or not np.allclose(volume.spacing_nm, self.options.spacing_nm):
+        if not self.options.plain or not self._at_spacing(volume):
             return False
         return bool(rng.random() < self.options.plain)
+
+    def _at_spacing(self, volume: TrainingVolume) -> bool:
+        return np.allclose(volume.spacing_nm, self.options.spacing_nm)
 
     def _scale(self, rng: np.random.Generator, volume: TrainingVolume) -> NDArray[np.float64]:
         """Voxels of the volume per voxel of the patch, along each axis."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from clemreg.errors import ConfigError
 from clemreg.segment import data
 from clemreg.segment.data import PatchOptions, PatchSampler, TrainingVolume, contrast_limits
 
@@ -56,10 +59,17 @@ def test_a_share_of_the_patches_at_the_voxel_size_is_plain(monkeypatch, spacing,
     changed = []
     monkeypatch.setattr(data, "recolour", lambda _rng, x: changed.append(x) or x)
     options = PatchOptions(16.0, 8, 2, scale=(1.0, 1.0), plain=plain)
-    sampler = PatchSampler([numbered(spacing)], options)
+    never = replace(numbered(), weight=0.0)
+    sampler = PatchSampler([numbered(spacing), never], options)
     for seed in range(200):
         sampler.draw(np.random.default_rng(seed))
     assert abs(1 - len(changed) / 200 - share) < 0.1
+
+
+def test_plain_patches_of_no_volume_are_refused():
+    options = PatchOptions(16.0, 8, 2, plain=0.3)
+    with pytest.raises(ConfigError, match=r"plain = 0.3 .* of 16 nm: .* = \(12.0, 16.0, 20.0\) nm"):
+        PatchSampler([numbered((20.0, 16.0, 12.0))], options)
 
 
 def test_without_plain_ones_the_patches_are_what_they_were():
