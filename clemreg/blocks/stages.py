@@ -15,10 +15,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from clemreg.blocks.executors import Executor, Serial
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
-from clemreg.blocks.run import Ledger, Progress, check_ledger, remove_ledger, run
+from clemreg.blocks.pyramid import write_pyramid
+from clemreg.blocks.run import Ledger, Progress, run
+from clemreg.blocks.unfinished import forget, open_ledger
 from clemreg.errors import DataError
-from clemreg.io.atomic import atomic_path, partial_path
+from clemreg.io.atomic import atomic_path
 from clemreg.io.volumes import VolumeWriter, WriteOptions, create_volume, open_volume
 from clemreg.space.grid import Box, Grid, Shape, Triple
 from clemreg.volume import Volume
@@ -134,22 +135,17 @@ def map_volume(
     if not out.exists():
         options = stored(options or WriteOptions(levels=1), grid, how.block)
         options = replace(options, resume=True)
-        ledger_path = partial_path(out).with_suffix(".blocks")
-        check_ledger(ledger_path)
-        if not partial_path(out).exists():
-            remove_ledger(ledger_path)
-            remove_ledgers(ledger_path)
+        ledger = open_ledger(out, f"{grid} {np.dtype(dtype)} {how.block}")
         with create_volume(out, grid, dtype, options=options) as writer:
             run(
                 _WriteBlock(read, writer),
                 how.blocks(grid),
                 executor=how.executor,
-                ledger=Ledger(ledger_path, f"{grid} {np.dtype(dtype)} {how.block}"),
+                ledger=ledger,
                 progress=how.progress,
             )
-            write_pyramid(writer, ledger_path, how.executor, how.progress)
-        remove_ledger(ledger_path)
-        remove_ledgers(ledger_path)
+            write_pyramid(writer, ledger.path, how.executor, how.progress)
+        forget(out)
     return open_volume(out, frame=grid.frame)
 
 

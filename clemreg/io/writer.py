@@ -247,9 +247,8 @@ def _pool(array: NDArray[Any], factor: Sequence[int], labels: bool) -> NDArray[A
     if labels:
         return pool_mode(array, factor)
     mean = pool_mean(array, factor)
-    return (
-        np.rint(mean).astype(array.dtype) if array.dtype.kind in "iu" else mean.astype(array.dtype)
-    )
+    rounded = array.dtype.kind in "iub"
+    return np.rint(mean).astype(array.dtype) if rounded else mean.astype(array.dtype)
 
 
 def _remove_torn(folder: Path) -> None:

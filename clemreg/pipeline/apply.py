@@ -24,6 +24,7 @@ from clemreg.io.points import read_point_names, read_points, write_points
 from clemreg.io.skeletons import read_skeleton, write_skeleton
 from clemreg.io.transforms import read_fixed_grid, read_transform
 from clemreg.io.volumes import open_labels, open_volume, write_tiff
+from clemreg.pipeline.steps import input_fingerprint
 from clemreg.pipeline.voxels import hinting
 from clemreg.register.apply import ApplyOptions, apply_to_image, apply_to_points
 from clemreg.register.estimate import estimate_apply
@@ -233,7 +234,8 @@ def _apply_image(
     command: ApplyCommand, used: Transform, progress: Progress | None
 ) -> tuple[str, ...]:
     image, grid = _image_and_grid(command, used)
-    out, options = command.out, command.options
+    out = command.out
+    options = replace(command.options, inputs=input_fingerprint(command.subject) or "")
     if out.suffix.lower() == ".n5":
         options = replace(options, format="n5")
     if out.suffix.lower() not in TIFFS:

@@ -20,7 +20,7 @@ from clemreg.pipeline.voxels import (
     sentences,
     suspicious_voxels,
 )
-from clemreg.register.apply import apply_to_image, covering_box
+from clemreg.register.apply import ApplyOptions, apply_to_image, covering_box
 from clemreg.register.guides import Guides
 from clemreg.register.matching import Channel
 from clemreg.register.orientation import OrientationOptions
@@ -133,5 +133,7 @@ def apply_run(context: RunContext) -> None:
     for coarser in em.coarser:  # not finer than the LM, or the result would alias
         if all(a <= b for a, b in zip(coarser.grid.spacing_nm, lm.grid.spacing_nm, strict=True)):
             level = coarser
+    options = ApplyOptions(inputs=context.inputs()["em"] or "")
     with context.progress("apply") as progress:
-        apply_to_image(transform, level, onto, context.path("warped_em.zarr"), progress=progress)
+        out = context.path("warped_em.zarr")
+        apply_to_image(transform, level, onto, out, options, progress=progress)

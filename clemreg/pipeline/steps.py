@@ -3,7 +3,8 @@
 A step's marker ``steps/<name>.json`` is removed before the step starts and written, whole, after
 its outputs are in place. It holds a fingerprint of everything the step depended on. So after
 Ctrl-C, `kill -9` or a full disk, the same command does again just what is not finished, and after
-a change of configuration just what that change touches.
+a change of configuration just what that change touches. While a step works, ``steps/<name>.begun``
+holds the fingerprint, too: blocks that a killed one has done count for that fingerprint only.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from clemreg.blocks.unfinished import drop
 from clemreg.errors import ConfigError, StorageError
-from clemreg.io.atomic import atomic_write_json, is_free, make_folder
+from clemreg.io.atomic import atomic_write_json, atomic_write_text, is_free, make_folder
 
 log = logging.getLogger(__name__)
 
@@ -153,13 +155,26 @@ def is_marked(folder: Path, name: str) -> bool:
 
 def _do(folder: Path, step: Step, fingerprint: str) -> float:
     begin = time.monotonic()
+    begun = _marker(folder, step.name).with_suffix(".begun")
+    if _text_of(begun) not in (None, fingerprint):
+        for output in step.outputs:  # killed, and something has changed since
+            drop(output)
+    atomic_write_text(begun, fingerprint)
     step.action()
     seconds = time.monotonic() - begin
     atomic_write_json(
         _marker(folder, step.name), {"fingerprint": fingerprint, "seconds": round(seconds, 3)}
     )
+    begun.unlink(missing_ok=True)
     log.info("step %s took %.1f s", step.name, seconds)
     return seconds
+
+
+def _text_of(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def _marker(folder: Path, name: str) -> Path:
@@ -185,11 +200,14 @@ def input_fingerprint(path: str | Path | None) -> str | None:
 
     A zarr or N5 folder is known by sizes and times of all that is in it; one of more than
     `MANY_FILES` by its metadata files and the times of its upper two folders, so that a million
-    chunks need not be listed.
+    chunks need not be listed. Of a path with ``::inner``, the inner name counts as well.
     """
     if path is None:
         return None
-    target = Path(str(path).partition("::")[0])
+    file, separator, inner = str(path).partition("::")
+    target = Path(file)
+    if separator:
+        return f"{input_fingerprint(target)}::{inner}"
     if target.is_file():
         stat = target.stat()
         return f"{target}:{stat.st_size}:{stat.st_mtime_ns}"

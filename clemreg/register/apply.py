@@ -13,10 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from clemreg.blocks.executors import Serial, Threads
 from clemreg.blocks.plan import Block, plan_blocks
-from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
-from clemreg.blocks.run import Ledger, Progress, run
+from clemreg.blocks.pyramid import write_pyramid
+from clemreg.blocks.run import Progress, run
+from clemreg.blocks.unfinished import forget, open_ledger
 from clemreg.errors import FrameError, GridError
-from clemreg.io.atomic import partial_path, remove
 from clemreg.io.cache import cached
 from clemreg.io.volumes import WriteOptions, create_volume, open_labels, open_volume
 from clemreg.io.writer import Format
@@ -108,7 +108,7 @@ def _fill(result: NDArray[Any], planes: Planes, image: Volume, source: Box) -> N
     channels = np.ascontiguousarray(part if image.channels else part[None], kind)
     labels = isinstance(image, Labels)
     values = np.empty(result.shape[2:], kind if labels else np.float64)
-    sample, rounded = (nearest, False) if labels else (linear, kind.kind in "iu")
+    sample, rounded = (nearest, False) if labels else (linear, part.dtype.kind in "iub")
     first, shape = np.array(source.start), np.array(image.shape)
     for z in range(len(planes)):
         index = planes[z]
@@ -166,12 +166,16 @@ class ApplyOptions:
     tolerance_voxels
         Largest error of a position, in voxels of the image; 0 evaluates the transform at every
         voxel.
+    inputs
+        Text that changes with the voxels of the image, such as a fingerprint of its file: a killed
+        run does not go on with other ones.
     """
 
     format: Format = "zarr"
     block: Shape = BLOCK
     workers: int = 1
     tolerance_voxels: float = TOLERANCE_VOXELS
+    inputs: str = ""
 
 
 def apply_to_image(
@@ -203,18 +207,18 @@ def apply_to_image(
     -------
     Volume
         What was written.
+
+    Raises
+    ------
+    FormatError
+        The unfinished output is of another transform, image, grid or option.
     """
     check_frames(transform, image, onto)
     options = options or ApplyOptions(block=BLOCK)
     positions = Positions(transform, onto, image.grid, options.tolerance_voxels)
     is_labels = isinstance(image, Labels)
     source = cached(image)
-    ledger_path = out.with_name(f".{out.name}.ledger")
-    if not partial_path(out).exists():
-        remove(ledger_path)
-        remove_ledgers(ledger_path)
     executor = Threads(options.workers) if options.workers > 1 else Serial()
-    ledger = Ledger(ledger_path, _job(transform, image, onto, options))
     with create_volume(
         out,
         onto,
@@ -227,11 +231,11 @@ def apply_to_image(
         def work(block: Block) -> None:
             writer[block.core] = warp_box(positions, source, block.core)
 
+        ledger = open_ledger(out, _job(transform, image, onto, options))
         blocks = plan_blocks(onto.shape, options.block)
         run(work, blocks, executor=executor, ledger=ledger, progress=progress)
-        write_pyramid(writer, ledger_path, executor, progress)
-    remove(ledger_path)
-    remove_ledgers(ledger_path)
+        write_pyramid(writer, ledger.path, executor, progress)
+    forget(out)
     opener = open_labels if is_labels else open_volume
     return opener(out, frame=onto.frame)
 
@@ -242,7 +246,8 @@ def _job(transform: Transform, image: Volume, onto: Grid, options: ApplyOptions)
     axes = np.linspace(0.02, 0.98, 7)
     points = corner + np.array(list(itertools.product(axes, repeat=3))) * (far - corner)
     print_ = hashlib.sha256(np.round(transform(points), 3).tobytes()).hexdigest()[:16]
-    return f"apply {print_} {image.name} {image.dtype} {image.grid} {onto} {options}"
+    kind = f"{type(image).__name__} {image.name} {image.dtype} {image.grid}"
+    return f"apply {print_} {kind} {onto} {options}"
 
 
 def covering_box(transform: Transform, image: Grid, onto: Grid, margin_nm: float = 0.0) -> Box:

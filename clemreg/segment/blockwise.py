@@ -6,17 +6,15 @@ import logging
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.blocks.executors import Threads
-from clemreg.blocks.pyramid import remove_ledgers, write_pyramid
+from clemreg.blocks.pyramid import write_pyramid
 from clemreg.blocks.run import Ledger, Progress
-from clemreg.errors import ConfigError, DataError, FormatError
-from clemreg.io.atomic import partial_path, remove
+from clemreg.errors import ConfigError, DataError
 from clemreg.io.volumes import VolumeWriter
 from clemreg.segment.data import contrast_limits
 from clemreg.space.grid import Box, Grid, Shape
@@ -96,29 +94,6 @@ class PredictOptions:
         return f"{self.precise} {self.views} {mask} {self.inputs}"
 
 
-def open_ledger(out: Path, job: str) -> Ledger:
-    """Ledger beside an output; a new one unless the unfinished output is there, too.
-
-    Raises
-    ------
-    FormatError
-        The unfinished output is of another network, EM, block or option.
-    """
-    partial = partial_path(out)
-    path = partial.with_suffix(".blocks")
-    if not partial.exists():
-        path.unlink(missing_ok=True)
-        remove_ledgers(path)
-    try:
-        return Ledger(path, job)
-    except FormatError as error:
-        raise FormatError(
-            f"{partial} is an unfinished output of another network, EM, mask, block or option, or "
-            "one of these files was changed since",
-            hint=f"choose another output, or remove {partial.name} and {path.name}",
-        ) from error
-
-
 def finish(writer: VolumeWriter, ledger: Ledger, progress: Progress | None) -> None:
     """Make the coarser levels of an output whose finest is written, several blocks at a time."""
 
@@ -127,12 +102,6 @@ def finish(writer: VolumeWriter, ledger: Ledger, progress: Progress | None) -> N
             progress(done, total, "coarser levels")
 
     write_pyramid(writer, ledger.path, Threads(WORKERS), told)
-
-
-def forget(ledger: Ledger) -> None:
-    """Remove the notes on an output that is in place."""
-    remove(ledger.path)
-    remove_ledgers(ledger.path)
 
 
 def read_extended(volume: Volume, box: Box) -> NDArray[np.float32]:

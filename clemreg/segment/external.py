@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Progress, run
+from clemreg.blocks.unfinished import forget, open_ledger
 from clemreg.errors import ConfigError
 from clemreg.io.quantise import quantise
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
@@ -22,8 +23,6 @@ from clemreg.segment.blockwise import (
     Where,
     find_limits,
     finish,
-    forget,
-    open_ledger,
 )
 from clemreg.segment.contract import BlockNetwork
 from clemreg.segment.reading import Reader, misfit, reader_for
@@ -105,7 +104,7 @@ def predict_with(
         if fresh:
             where.warn_if_nowhere()
         finish(writer, ledger, progress)
-    forget(ledger)
+    forget(out)
     return open_volume(out, frame=volume.grid.frame)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block, plan_blocks
 from clemreg.blocks.run import Progress, run
+from clemreg.blocks.unfinished import forget, open_ledger
 from clemreg.errors import DataError
 from clemreg.io.volumes import WriteOptions, create_volume, open_volume
 from clemreg.segment.blockwise import (
@@ -26,8 +27,6 @@ from clemreg.segment.blockwise import (
     Where,
     find_limits,
     finish,
-    forget,
-    open_ledger,
 )
 from clemreg.segment.data import normalise
 from clemreg.segment.inference import Ends, FastUNet, joined, mirrored
@@ -111,7 +110,7 @@ def predict(
         if fresh:
             where.warn_if_nowhere()
         finish(writer, ledger, progress)
-    forget(ledger)
+    forget(out)
     return open_volume(out, frame=volume.grid.frame)
 
 

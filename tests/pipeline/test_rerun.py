@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -163,6 +164,15 @@ def test_a_step_is_done_again_when_a_file_that_it_reads_has_changed(job, file, s
     assert job.run(**section) == []
     (job.folder / file).write_text(AFFINE + "(MaximumNumberOfIterations 2000)")
     assert job.run(**section) == list(STEPS)[list(STEPS).index(first) :]
+
+
+def test_another_dataset_of_the_same_file_is_another_input(job):
+    with h5py.File(job.folder / "lm.h5", "w") as file:
+        file["a"] = file["b"] = np.zeros(LM.shape, np.uint8)
+    light = {"voxel_size": "60, 60, 104 nm", "channel": 0}
+    assert job.run(lm={"path": "lm.h5::a", **light}) == list(STEPS)
+    assert job.run(lm={"path": "lm.h5::a", **light}) == []
+    assert job.run(lm={"path": "lm.h5::b", **light}) == list(STEPS)[1:]
 
 
 def test_the_network_is_a_file_beside_the_configuration_or_a_bundled_one(tmp_path):

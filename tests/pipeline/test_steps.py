@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from clemreg.blocks.unfinished import open_ledger
 from clemreg.errors import ConfigError, StorageError
+from clemreg.io.atomic import partial_path
 from clemreg.pipeline.steps import Step, input_fingerprint, one_run_at_a_time, run_steps
 
 
@@ -90,6 +92,30 @@ def test_a_torn_marker_counts_for_nothing(tmp_path):
     assert calls[3:] == ["a"]
 
 
+@pytest.mark.parametrize(("changed", "goes_on"), [(False, True), (True, False)])
+def test_blocks_of_a_killed_step_count_for_the_same_inputs_only(tmp_path, changed, goes_on):
+    out = tmp_path / "a.zarr"
+    found = []
+
+    def work(*, killed=False):
+        found.append((partial_path(out).exists(), sorted(open_ledger(out, "the job").done)))
+        partial_path(out).mkdir(exist_ok=True)
+        open_ledger(out, "the job").add(7)
+        if killed:
+            raise KeyboardInterrupt
+        partial_path(out).rename(out)
+
+    def step(**how):
+        inputs = {"x": 2 if changed and not how else 1}
+        return [Step("a", lambda: work(**how), inputs, outputs=(out,))]
+
+    with pytest.raises(KeyboardInterrupt):
+        run_steps(step(killed=True), tmp_path)
+    run_steps(step(), tmp_path)
+    assert found == [(False, []), (True, [7]) if goes_on else (False, [])]
+    assert sorted(path.name for path in (tmp_path / "steps").iterdir()) == ["a.json"]
+
+
 def test_markers_say_how_long_a_step_took(tmp_path):
     seconds = run_steps([Step("nap", lambda: time.sleep(0.05), {})], tmp_path)
     assert 0.05 <= seconds["nap"] < 5
@@ -131,9 +157,11 @@ def test_input_fingerprints_follow_content(tmp_path):
     assert input_fingerprint(file) != before
     folder = tmp_path / "a.zarr"
     (folder / "0").mkdir(parents=True)
-    empty = input_fingerprint(folder)
+    empty, inner = input_fingerprint(folder), input_fingerprint(f"{folder}::0")
     (folder / "0" / "zarr.json").write_text("{}")
-    assert input_fingerprint(f"{folder}::0") == input_fingerprint(folder) != empty
+    assert input_fingerprint(folder) != empty
+    assert input_fingerprint(f"{folder}::0") != inner
+    assert input_fingerprint(f"{folder}::0") != input_fingerprint(f"{folder}::1")
     assert input_fingerprint(None) is None
 
 

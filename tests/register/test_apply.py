@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -220,6 +221,36 @@ def test_a_place_without_an_inverse_is_an_error_and_not_a_number():
         positions(Box((70, 70, 70), (78, 78, 78)))
 
 
+def test_a_killed_run_goes_on_with_the_same_image_only(tmp_path):
+    """Ids are not mixed with means of them, nor voxels with those of a file that was replaced."""
+    ids, out = Volume(em_pixels(), EM, name="em"), tmp_path / "o.zarr"
+    same = ApplyOptions(block=(64, 64, 64), inputs="one file")
+
+    def stop(done, _total, _text):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply_to_image(smooth_transform(), ids, LM, out, same, progress=stop)
+    as_labels = Labels(em_pixels(), EM, name="em")
+    for image, options in ((as_labels, same), (ids, replace(same, inputs="another"))):
+        with pytest.raises(FormatError, match="unfinished output of another job"):
+            apply_to_image(smooth_transform(), image, LM, out, options)
+    apply_to_image(smooth_transform(), ids, LM, out, same)
+
+
+def test_a_boolean_image_is_rounded_as_one_of_bytes(tmp_path):
+    far = np.linalg.norm(np.indices(EM.shape).T - np.asarray(EM.shape) / 2, axis=-1).T
+    ball, shift = far < 11.5, Affine.from_linear(np.eye(3), (3.0, 4.0, 5.0), "lm", "em")
+    onto = Grid(EM.shape, EM.spacing_nm, EM.origin_nm, "lm")
+    as_bool = apply_to_image(shift, Volume(ball, EM), onto, tmp_path / "b.zarr")
+    as_bytes = apply_to_image(shift, Volume(ball.astype("u1"), EM), onto, tmp_path / "u.zarr")
+    assert as_bool.dtype == bool
+    for one, other in zip(as_bool.levels, as_bytes.levels, strict=True):
+        np.testing.assert_array_equal(one.read(), other.read().astype(bool))
+    assert abs(int(as_bool.read().sum()) - int(ball.sum())) < 0.03 * ball.sum()
+
+
 @pytest.mark.parametrize("name", ["o.zarr", "o.n5"])
 def test_a_killed_run_goes_on(tmp_path, name):
     transform, image = smooth_transform(), Volume(em_pixels(), EM, name="em")
@@ -235,7 +266,7 @@ def test_a_killed_run_goes_on(tmp_path, name):
         apply_to_image(transform, image, LM, tmp_path / name, options, progress=stop)
     assert not (tmp_path / name).exists()
     other = smooth_transform(seed=9)
-    with pytest.raises(FormatError, match="belongs to another job"):
+    with pytest.raises(FormatError, match="unfinished output of another job"):
         apply_to_image(other, image, LM, tmp_path / name, options)
     out = apply_to_image(
         transform, image, LM, tmp_path / name, options, progress=lambda n, *_: seen.append(n)

@@ -509,7 +509,7 @@ def test_a_changed_file_of_the_same_name_is_not_gone_on_with(tmp_path, changed):
         segment_file(str(files["em"]), out, model=script, settings=settings, progress=stop)
     before = open_volume(files[changed])
     write_volume(files[changed], Volume(255 - before.read(), EM))
-    with pytest.raises(FormatError, match=r"mask, block or option, or one of these files was chan"):
+    with pytest.raises(FormatError, match=r"inputs, options or blocks, or a file was changed"):
         segment_file(str(files["em"]), out, model=script, settings=settings)
     assert not out.exists()
 
