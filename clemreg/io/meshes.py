@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.errors import FormatError, GridError, MissingError
+from clemreg.errors import FormatError, GridError, MissingError, VoxelSizeError
 from clemreg.io.atomic import atomic_path, atomic_write_text
 from clemreg.io.tables import read_text
 from clemreg.io.xyz import FloatArray, flip
@@ -22,6 +23,9 @@ _PLY_TYPES = {
     "ushort": "u2", "uint16": "u2", "int": "i4", "int32": "i4", "uint": "u4", "uint32": "u4",
     "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
+_PLY_END = re.compile(rb"end_header\r?\n")
+_UNIT = re.compile(rb"^(?:#|comment) unit: *(?P<unit>[!-~]+)", re.MULTILINE)
+_COMMENTS = 4096  # bytes of a file in which its unit is looked for
 _PLY_KINDS = {"ascii": "ascii", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -57,13 +61,36 @@ class Mesh:
         return float((a * np.cross(b, c)).sum() / 6)
 
 
+def mesh_unit(path: str | Path) -> str | None:
+    """Return the unit that a mesh file says in a comment, as `write_mesh` writes it, or None.
+
+    Raises
+    ------
+    MissingError
+        There is no such file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise MissingError(f"mesh {file} is not there", hint="check the path")
+    with file.open("rb") as stream:
+        said = _UNIT.search(stream.read(_COMMENTS))
+    if said is None:
+        return None
+    unit = said["unit"].decode("ascii")
+    try:
+        nm_per(unit)
+    except VoxelSizeError:  # a comment like any other
+        return None
+    return unit
+
+
 def read_mesh(path: str | Path, *, unit: str = "nm") -> Mesh:
     """Read an OBJ or PLY file (ASCII or binary); polygons are cut into triangles.
 
     Parameters
     ----------
     unit
-        Unit of the coordinates; neither format says it.
+        Unit of the coordinates in a file that does not say it, see `mesh_unit`.
 
     Raises
     ------
@@ -83,7 +110,7 @@ def read_mesh(path: str | Path, *, unit: str = "nm") -> Mesh:
     if not np.isfinite(xyz).all():
         raise FormatError(f"{file}: a vertex is not finite")
     try:
-        return Mesh(flip(xyz) * nm_per(unit), faces)
+        return Mesh(flip(xyz) * nm_per(mesh_unit(file) or unit), faces)
     except GridError as error:
         raise FormatError(f"{file}: {error.message}") from error
 
@@ -149,9 +176,11 @@ class _Element:
 def _read_ply(path: Path) -> tuple[FloatArray, NDArray[np.intp]]:
     if not path.is_file():
         raise MissingError(f"PLY mesh {path} is not there", hint="check the path")
-    head, mark, body = path.read_bytes().partition(b"end_header\n")
-    if not head.startswith(b"ply") or not mark:
-        raise FormatError(f"{path} is not a PLY mesh", hint='it starts with "ply"')
+    head, *rest = _PLY_END.split(path.read_bytes(), maxsplit=1)
+    if not head.startswith(b"ply") or not rest:
+        hint = 'it starts with "ply", and its header ends with a line "end_header"'
+        raise FormatError(f"{path} is not a PLY mesh", hint=hint)
+    (body,) = rest
     try:
         kind, elements = _ply_header(head.decode("ascii"))
         rows = _ply_ascii(body, elements) if kind == "ascii" else _ply_binary(body, elements, kind)

@@ -19,7 +19,7 @@ from clemreg.io.localisations import (
     read_localisations,
     write_localisations,
 )
-from clemreg.io.meshes import read_mesh, write_mesh
+from clemreg.io.meshes import mesh_unit, read_mesh, write_mesh
 from clemreg.io.points import read_point_names, read_points, write_points
 from clemreg.io.skeletons import read_skeleton, write_skeleton
 from clemreg.io.transforms import read_fixed_grid, read_transform
@@ -104,6 +104,11 @@ class ApplyCommand:
         """Lower-case suffix of the subject."""
         return Path(self.subject.partition("::")[0]).suffix.lower()
 
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """How the output of a subject that is made of points may end."""
+        return next((kinds for kinds in (MESHES, SKELETONS) if self.kind in kinds), TABLES)
+
 
 def apply_file(command: ApplyCommand, progress: Progress | None = None) -> tuple[str, ...]:
     """Map points, vertices or nodes, or resample an image.
@@ -127,10 +132,10 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> tuple
             f"an image cannot be written as {command.out.name!r}",
             hint=f"let --out end in {', '.join(IMAGES)}",
         )
-    if mapped is not None and command.out.suffix.lower() in IMAGES:
+    if mapped is not None and command.out.suffix.lower() not in command.endings:
         raise ConfigError(
             f"{command.subject} is no image and cannot be written as {command.out.name!r}",
-            hint=f"let --out end in {command.kind}",
+            hint=f"let --out end in {' or '.join(command.endings)}",
         )
     require_free_output(command.out, overwrite=command.overwrite)
     used = _transform(command)
@@ -200,7 +205,7 @@ def _mapped(command: ApplyCommand) -> Callable[[Transform], Moved] | None:
         return given, moved
 
     def mesh(used: Transform) -> Moved:
-        length = unit or "nm"
+        length = mesh_unit(subject) or unit or "nm"
         given = read_mesh(subject, unit=length)
         moved = apply_to_mesh(used, given)
         write_mesh(moved, out, unit=length)
@@ -213,7 +218,8 @@ def _mapped(command: ApplyCommand) -> Callable[[Transform], Moved] | None:
         write_skeleton(moved, out)
         return given.nodes_nm, moved.nodes_nm
 
-    if command.kind in HDF5 and looks_like_localisations(subject):
+    # With an inner part, it is an image of the file.
+    if command.kind in HDF5 and "::" not in subject and looks_like_localisations(subject):
         return localisations
     kinds = {TABLES: points, MESHES: mesh, SKELETONS: skeleton}
     return next((work for suffixes, work in kinds.items() if command.kind in suffixes), None)

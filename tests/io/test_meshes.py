@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clemreg.errors import FormatError, GridError, MissingError
-from clemreg.io.meshes import Mesh, read_mesh, write_mesh
+from clemreg.io.meshes import Mesh, mesh_unit, read_mesh, write_mesh
 
 MESH = Mesh(
     np.array([[0.5, 1, 2], [0, 0, 100], [0, 50.25, 0], [20, 0, 0]]),
@@ -17,7 +17,8 @@ MESH = Mesh(
 @pytest.mark.parametrize("name", ["m.obj", "m.ply"])
 def test_a_mesh_comes_back(tmp_path, name):
     write_mesh(MESH, tmp_path / name, unit="um")
-    back = read_mesh(tmp_path / name, unit="um")
+    assert mesh_unit(tmp_path / name) == "um"
+    back = read_mesh(tmp_path / name)
     np.testing.assert_allclose(back.vertices_nm, MESH.vertices_nm, rtol=1e-12)
     np.testing.assert_array_equal(back.faces, MESH.faces)
 
@@ -55,6 +56,8 @@ def test_other_peoples_files(tmp_path):
     ply.write_text(head.format("ascii 1.0") + "1 2 3 255\n4 5 6 0\n7 8 9 0\n3 0 1 2\n")
     expected = [[3, 2, 1], [6, 5, 4], [9, 8, 7]]
     assert read_mesh(ply).vertices_nm.tolist() == expected
+    ply.write_bytes(ply.read_bytes().replace(b"\n", b"\r\n"))  # from Windows
+    assert read_mesh(ply).vertices_nm.tolist() == expected
     rows = b"".join(struct.pack(">fffB", *v[::-1], 7) for v in expected)
     face = struct.pack(">Biii", 3, 0, 1, 2)
     ply.write_bytes(head.format("binary_big_endian 1.0").encode() + rows + face)
@@ -63,6 +66,13 @@ def test_other_peoples_files(tmp_path):
     ply.write_bytes(head.format("binary_big_endian 1.0").encode() + rows + face[:-1])
     with pytest.raises(FormatError, match="damaged PLY"):
         read_mesh(ply)
+
+
+def test_a_unit_that_is_none_is_a_comment_like_any_other(tmp_path):
+    obj = tmp_path / "m.obj"
+    obj.write_text("# unit: cubit\nv 1 2 3\nv 4 5 6\nv 7 8 9\nf 1 2 3\n")
+    assert mesh_unit(obj) is None
+    assert read_mesh(obj, unit="um").vertices_nm[0].tolist() == [3000, 2000, 1000]
 
 
 def test_damaged_files_are_named(tmp_path):

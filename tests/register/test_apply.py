@@ -4,6 +4,7 @@ import dataclasses
 import json
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -11,7 +12,7 @@ import tifffile
 
 from clemreg.cli.app import run_app
 from clemreg.errors import ConvergenceError, FormatError, FrameError
-from clemreg.io.meshes import Mesh, read_mesh, write_mesh
+from clemreg.io.meshes import Mesh, mesh_unit, read_mesh, write_mesh
 from clemreg.io.points import read_points, write_points
 from clemreg.io.skeletons import Skeleton, read_skeleton, write_skeleton
 from clemreg.io.transforms import write_transform
@@ -346,9 +347,11 @@ def test_command_maps_meshes_skeletons_and_points_both_ways(files):
         return run_app(["apply", t, str(folder / source), "--out", str(folder / out), *more])
 
     back = transform.inverse()(points)
-    assert apply("m.obj", "m.ply", "--inverse", "--unit", "um") == 0
-    found = read_mesh(folder / "m.ply", unit="um")
-    np.testing.assert_allclose(found.vertices_nm, back, atol=1e-3)
+    for more in ([], ["--unit", "um"], ["--unit", "mm"]):  # the file says um
+        assert apply("m.obj", "m.ply", "--inverse", "--overwrite", *more) == 0
+        assert mesh_unit(folder / "m.ply") == "um"
+        found = read_mesh(folder / "m.ply")
+        np.testing.assert_allclose(found.vertices_nm, back, atol=1e-3)
     assert found.volume_nm3() > 0
     assert apply("s.swc", "s.nml", "--inverse") == 0
     np.testing.assert_allclose(read_skeleton(folder / "s.nml").nodes_nm, back, atol=1e-3)
@@ -368,7 +371,9 @@ def test_points_beside_the_light_volume_are_remarked(files, capsys):
     write_transform(transform, folder / "t.json", fixed_grid=LM)
     mesh = tetrahedron()
     centred = Mesh(mesh.vertices_nm - mesh.vertices_nm.mean(0) + EM.centre_nm, mesh.faces)
-    write_mesh(centred, folder / "um.ply", unit="um")
+    write_mesh(centred, folder / "says.ply", unit="um")
+    said_so, nothing = b"comment unit: um", b"comment by somebody else"
+    (folder / "um.ply").write_bytes((folder / "says.ply").read_bytes().replace(said_so, nothing))
     write_points(LM.to_world([[3.0, 4.0, 5.0]]), folder / "p.csv")
     t = str(folder / "t.json")
 
@@ -377,6 +382,7 @@ def test_points_beside_the_light_volume_are_remarked(files, capsys):
         return " ".join(capsys.readouterr().err.split())
 
     assert "note" not in said("um.ply", "a.ply", "--inverse", "--unit", "um")
+    assert "note" not in said("says.ply", "says-a.ply", "--inverse")
     wrong = said("um.ply", "b.ply", "--inverse")
     assert "note: 4 of 4 points" in wrong
     assert "check their unit (--unit) and the direction (--inverse)" in wrong
@@ -409,6 +415,29 @@ def test_an_output_of_unknown_kind_is_refused(files, capsys):
     assert "let --out end in .zarr, .n5, .tif, .tiff" in capsys.readouterr().err
     assert not (folder / "o.png").exists()
     assert run_app([*words, str(folder / "o.zarr"), "--tolerance", "-1"]) == 2
+
+
+@pytest.mark.parametrize("name", ["p.ply", "p.swc", "p.hdf5", "p.zarr", "p"])
+def test_points_are_not_written_under_the_name_of_something_else(files, capsys, name):
+    folder, _ = files
+    write_points(np.zeros((3, 3)), folder / "p.csv")
+    words = ["apply", str(folder / "t.json"), str(folder / "p.csv"), "--out"]
+    assert run_app([*words, str(folder / name)]) == 1
+    assert "let --out end in .csv" in capsys.readouterr().err
+    assert not (folder / name).exists()
+
+
+def test_a_dataset_of_a_file_with_several_is_an_image(files):
+    folder, transform = files
+    with h5py.File(folder / "both.h5", "w") as file:
+        file["other"], file["em"] = np.zeros((2, 3, 4), "u1"), em_pixels()
+    words = ["apply", str(folder / "t.json"), str(folder / "both.h5::em"), "--onto"]
+    words += [str(folder / "lm.zarr"), "--out", str(folder / "o.zarr")]
+    assert run_app([*words, "--subject-spacing", xyz_text(EM)]) == 0
+    em = Grid(EM.shape, EM.spacing_nm, (0.0, 0.0, 0.0), "em")
+    expected = warp_box(Positions(transform, LM, em), Volume(em_pixels(), em), LM.box)
+    assert expected.any()
+    np.testing.assert_array_equal(open_volume(folder / "o.zarr").read(), expected)
 
 
 def test_images_without_voxel_size_get_theirs_by_option(files, capsys):
