@@ -16,6 +16,7 @@ from typing import Any
 from clemreg import __version__
 from clemreg.blocks.run import Progress
 from clemreg.config import RunConfig, resolve
+from clemreg.pipeline.light import light_channel
 from clemreg.pipeline.register import GuideFiles, split_channel
 from clemreg.pipeline.steps import input_fingerprint
 from clemreg.space.grid import Triple
@@ -76,6 +77,12 @@ class RunContext:
         """Open the light volume with all its channels, frame ``"lm"``."""
         lm = self.config.lm
         return _open(resolve(lm.path, self.base), lm.voxel_size, "lm")
+
+    def fitted_channels(self, lm: Volume) -> set[str]:
+        """Names of the channels of the light volume that drive the registration."""
+        further = (split_channel(text)[0] for text in self.config.register_.channels)
+        names = (self.config.lm.channel, *further)
+        return {light_channel(lm, name, {}).name for name in names}
 
     def shifts_nm(self) -> dict[str, Triple]:
         """Return the chromatic shift zyx of each channel that has one."""

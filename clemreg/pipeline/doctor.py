@@ -130,21 +130,21 @@ def _check_light(context: RunContext, lm: Volume) -> Iterator[Finding]:
 
     yield _tried("LM channel", open_channel)
     if context.config.lm.check_channel is not None:
-        yield _check_unused(lm, channel, context.config.lm.check_channel)
+        yield _check_unused(context, lm, context.config.lm.check_channel)
     if shifts:
         yield _tried("LM shifts", match_shifts)
 
 
-def _check_unused(lm: Volume, used: str | int, check: str | int) -> Finding:
+def _check_unused(context: RunContext, lm: Volume, check: str | int) -> Finding:
     subject = "LM check channel"
     try:
-        one, other = (light_channel(lm, name, {}).name for name in (check, used))
+        name, fitted = light_channel(lm, check, {}).name, context.fitted_channels(lm)
     except ClemregError as error:
         return Finding("error", subject, error.message, error.hint)
-    if one == other:
+    if name in fitted:
         hint = "name another channel in lm.check_channel; the report leaves out its figure"
-        return Finding("warning", subject, f"{one!r} is the channel that is registered", hint)
-    return Finding("ok", subject, f"{one!r}, for a figure of the report")
+        return Finding("warning", subject, f"{name!r} is registered", hint)
+    return Finding("ok", subject, f"{name!r}, for a figure of the report")
 
 
 def _check_further(context: RunContext, lm: Volume) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clemreg.errors import ConvergenceError
+from clemreg.errors import ConfigError, ConvergenceError
 from clemreg.evaluate.compare import compare_transforms
 from clemreg.evaluate.jacobian import evaluate_jacobian
 from clemreg.evaluate.landmarks import LandmarkReport, evaluate_landmarks
@@ -155,12 +155,19 @@ def open_held_out(context: RunContext, text: str) -> tuple[Volume, Volume, Kind]
 
     Raises
     ------
+    ConfigError
+        The channel drives the registration.
     ClemregError
         The entry is not of the form ``CHANNEL=EM_VOLUME``, or one of them is not there.
     """
     name, path, _ = split_channel(text)
     whole = context.open_lm()
     lm = light_channel(whole, name, context.shifts_nm())
+    if lm.name in context.fitted_channels(whole):
+        raise ConfigError(
+            f"channel {name!r} is registered: what is fitted proves nothing",
+            hint="name one that is neither lm.channel nor in register.channels",
+        )
     em = open_volume(context.input(path) or path, frame="em")
     em, kind = structure(em, lm.name if whole.channels else None)
     return lm, em, kind

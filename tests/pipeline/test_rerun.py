@@ -107,6 +107,17 @@ def test_a_check_channel_that_is_not_there_is_refused(job):
     assert job.run(lm={"check_channel": 0}) == ["report", "export"]  # warned of: it is fitted
 
 
+def test_a_channel_that_is_fitted_too_is_no_proof(job, caplog):
+    further = {"channels": ["er=em.zarr@0.5"]}
+    with pytest.raises(DataError, match=r"proof.overlap: channel 'er' is registered"):
+        job.run(register=further, proof={"overlap": ["er=em.zarr"]})
+    with pytest.raises(DataError, match=r"proof.overlap: channel 'mito' is registered"):
+        job.run(proof={"overlap": ["mito=em.zarr"]})
+    assert job.did == []
+    assert job.run(register=further, lm={"check_channel": "er"}) == list(STEPS)
+    assert "LM check channel: 'er' is registered" in caplog.text
+
+
 def test_a_shift_of_no_channel_is_refused_before_anything_is_written(job):
     job.run()
     before = (job.folder / "run" / "run.json").read_bytes()
