@@ -36,7 +36,6 @@ def report_run(context: RunContext) -> None:
     grid, inside = evaluation_grid(context, transform)
     points = grid.points_nm().reshape(-1, 3)[inside.ravel()]
     affine = best_affine(transform, points)
-    scale = float(np.linalg.det(affine.linear))
     with context.progress("report") as progress:
         progress(0, 2, "figures")
         inputs = ReportInputs(
@@ -48,8 +47,8 @@ def report_run(context: RunContext) -> None:
             affine=affine,
             grid=shown.grid,
             point_errors_nm=None if landmarks is None else landmarks.points.error_nm,
-            determinants=transform.determinant(points) / scale,
-            determinant_plane=_determinant_plane(transform, shown.grid) / scale,
+            determinants=transform.determinant(points),
+            determinant_plane=_determinant_plane(transform, shown.grid),
             worst=_worst(landmarks),
             rater_errors_nm=_rater_errors(landmarks),
             repeats=read_repeats(context),
@@ -68,13 +67,13 @@ def _predicted_error(context: RunContext) -> Volume | None:
 
 
 def _check(context: RunContext) -> Overlay | None:
-    """Return the check channel on the registered EM; None without one, or if it was fitted."""
+    """Return the check channel on the registered EM; None without one, or if it is fitted."""
     lm = context.config.lm
     if lm.check_channel is None:
         return None
     whole, shifts = context.open_lm(), context.shifts_nm()
     channel = light_channel(whole, lm.check_channel, shifts)
-    if channel.name == light_channel(whole, lm.channel, shifts).name:
+    if channel.name in context.fitted_channels(whole):
         return None
     em = _to_show(context.open_output("warped_em.zarr", "lm"))
     light = warp_block(Affine.identity("lm", "lm"), channel, em.grid)  # has a shift of its own

@@ -215,37 +215,36 @@ def jacobian_figure(
     determinants: FloatArray,
     plane: FloatArray,
     grid: Grid,
-    affine_determinant: float | None = None,
+    affine_determinant: float = 1.0,
 ) -> bytes:
-    """Draw the determinant after the affine: a plane of it, and its histogram.
+    """Draw the determinant after the affine: a plane of it, and histograms of it and before.
 
     Parameters
     ----------
     determinants
-        (N,) all values.
+        (N,) of the whole transform; negative where it mirrors.
     plane
-        (y, x) values of one plane of `grid`; NaN is left out.
+        (y, x) in one plane of `grid`, of the whole transform; NaN is left out.
     affine_determinant
-        Of the affine that was divided out: the histogram shows the whole transform too.
+        Of the affine that is divided out.
     """
     height, width = grid.extent_nm[1:]
     figure, axes = canvas.new_figure(1, 2, (10, min(7.0, max(3.4, 4.2 * height / width + 0.6))))
     left, right = axes[0]
+    plane, after = plane / affine_determinant, determinants / affine_determinant
     spread = max(0.05, float(np.nanpercentile(np.abs(plane - 1), 99.5)))
     image = canvas.show_picture(
         left, plane, grid, 0, cmap="RdBu_r", vmin=1 - spread, vmax=1 + spread
     )
     canvas.scale_bar(left, INK)
     canvas.colour_bar(figure, image, left, "local volume, EM / LM")
-    values = [(determinants, "after the affine", INK)]
-    if affine_determinant:
-        values.insert(0, (determinants * abs(affine_determinant), "whole transform", "#b9c0cc"))
+    values = [(determinants, "whole transform", "#b9c0cc"), (after, "after the affine", INK)]
     bins = np.linspace(*_range([v for v, *_ in values]), 81)
     for data, words, colour in values:
         right.hist(data, bins=bins, color=colour, alpha=0.85, label=words, histtype="stepfilled")
     right.axvline(1, color=SOFT, lw=1)
     if bins[0] <= 0:
-        right.axvline(0, color="#b3261e", lw=1.5, ls="--", label="0 or less: fold")
+        right.axvline(0, color="#b3261e", lw=1.5, ls="--", label="another sign: fold")
     right.set_yticks([])
     right.set_xlabel("Jacobian determinant", fontsize=9)
     right.set_ylabel("share of the volume", fontsize=9)

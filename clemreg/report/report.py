@@ -170,12 +170,12 @@ def _deformation_figures(inputs: ReportInputs, numbers: Mapping[str, Any]) -> It
             figures.deformation_figure(transform, inputs.affine, grid),
         )
     if inputs.determinants is not None and inputs.determinant_plane is not None:
-        scale = (numbers["jacobian"] or {}).get("affine_determinant")
+        scale = (numbers["jacobian"] or {}).get("affine_determinant") or 1.0
         yield Figure(
             "Local volume change",
             "Jacobian determinant: left, after the best affine, in the middle plane; right, "
-            "all of the imaged volume. 1 is no change; 0 or less is a fold, which tissue "
-            "cannot do.",
+            "all of the imaged volume, and of the whole transform (negative if it mirrors). "
+            "1 after the affine is no change; 0 or less is a fold, which tissue cannot do.",
             figures.jacobian_figure(inputs.determinants, inputs.determinant_plane, grid, scale),
         )
     if transform is not None and inputs.repeats:

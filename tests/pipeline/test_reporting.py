@@ -52,13 +52,14 @@ def test_the_check_channel_is_shown_on_the_registered_em(tmp_path):
     em = np.random.default_rng(0).integers(90, 160, part.shape).astype(np.uint8)
     write_volume(tmp_path / "run" / "warped_em.zarr", Volume(em, part))
 
-    def shown(check):
+    def shown(check, *further):
         light = {"path": "lm.zarr", "check_channel": check, "shifts": {"er": "52, 120, 0 nm"}}
         sections = {"em": {"path": "em.zarr"}, "lm": light, "output": {"dir": "run"}}
+        sections["register"] = {"channels": further}
         return _check(RunContext(RunConfig.model_validate(sections), tmp_path, lambda _title: None))
 
     found = shown("er")
     assert found.grid == part
     assert np.argwhere(found.lm > 0.5).tolist() == [[2, 8, 11]]
     assert found.em.std() > 0.1
-    assert shown(None) is shown("mito") is shown(0) is None
+    assert shown(None) is shown("mito") is shown(0) is shown("er", "1=er.zarr") is None

@@ -177,6 +177,21 @@ def test_the_affine_line_is_left_out_where_it_would_squeeze_the_plot():
     assert [value for value, *_ in levels] == [25.0, 90.0, 30.0]
 
 
+@pytest.mark.parametrize("scale", [1.1121, -1.25])
+def test_the_determinant_is_shown_with_its_sign_and_without_the_affine(monkeypatch, scale):
+    monkeypatch.setattr(figures.canvas, "png", lambda figure: figure)
+    after = np.linspace(0.8, 1.2, 400)
+    plane = np.full(GRID.shape[1:], 1.05 * scale)
+    figure = figures.jacobian_figure(after * scale, plane, GRID, scale)
+    left, right = figure.axes[:2]
+    np.testing.assert_allclose(left.images[0].get_array(), 1.05)
+    filled = [patch.get_xy()[patch.get_xy()[:, 1] > 0, 0] for patch in right.patches]
+    spans = [(x.min(), x.max()) for x in filled]
+    width = np.ptp(right.get_xlim()) / 40  # of two bins
+    np.testing.assert_allclose(spans[0], sorted((0.8 * scale, 1.2 * scale)), atol=width)
+    np.testing.assert_allclose(spans[1], (0.8, 1.2), atol=width)
+
+
 @pytest.mark.parametrize("grid", [GRID, SLICE, ROD], ids=["box", "slice", "rod"])
 def test_every_figure_survives_odd_shapes(grid):
     flat = Overlay(np.zeros(grid.shape, np.float32), np.ones(grid.shape, np.float32), grid)
