@@ -336,6 +336,12 @@ def _bspline(file: ParameterFile, scale: float, source: str, target: str) -> BSp
     )
 
 
+def fits_elastix(transform: Transform) -> bool:
+    """Whether a transform is made of what elastix's files can hold."""
+    parts = transform.parts if isinstance(transform, Chain) else (transform,)
+    return all(isinstance(part, (Affine, BSpline)) for part in parts)
+
+
 def write_elastix(
     transform: Transform, folder: str | Path, fixed_grid: Grid, *, unit: str = "um"
 ) -> tuple[Path, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from clemreg.export.bdv_append import append_bdv
 from clemreg.export.bigwarp import write_sampled_landmarks
 from clemreg.export.replace import N5, require_free, require_free_folder
 from clemreg.io.atomic import atomic_path, atomic_write_json, is_unfinished
-from clemreg.io.elastix_files import write_elastix
+from clemreg.io.elastix_files import fits_elastix, write_elastix
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.registration import read_result
 from clemreg.pipeline.scene import (
@@ -24,6 +25,8 @@ from clemreg.pipeline.scene import (
     scene_of_run,
 )
 from clemreg.register.apply import covering_box
+
+log = logging.getLogger(__name__)
 
 
 def export_run(context: RunContext) -> None:
@@ -42,8 +45,10 @@ def export_run(context: RunContext) -> None:
                 transform, covered, folder / "bigwarp-landmarks.csv", 800.0
             )
             atomic_write_json(folder / "bigwarp-landmarks.json", vars(error))
-        if wanted.elastix:
+        if wanted.elastix and fits_elastix(transform):
             write_elastix(transform, folder / "elastix", lm)
+        elif wanted.elastix:
+            log.warning("no elastix files: they have no transform for a correction by landmarks")
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,9 @@ def export_elastix(transform: str, grid_of: str, out: Path, *, overwrite: bool =
     """
     taken = [out] if out.is_file() else sorted(out.glob("TransformParameters.*.txt"))
     require_free(*taken, overwrite=overwrite and not out.is_file())
-    write_elastix(read_transform(transform), out, _lm_grid(grid_of))
+    written = write_elastix(read_transform(transform), out, _lm_grid(grid_of))
+    for path in set(taken) - set(written):  # the last one is given to transformix: not an old one
+        path.unlink()
     return out
 
 

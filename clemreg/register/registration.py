@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.run import Progress
 from clemreg.io.atomic import atomic_write_json
-from clemreg.io.elastix_files import write_elastix
+from clemreg.io.elastix_files import fits_elastix, write_elastix
 from clemreg.io.transforms import write_transform
 from clemreg.register.engines import (
     ElastixStages,
@@ -39,7 +39,6 @@ from clemreg.register.trusted import filled, trusted_at
 from clemreg.register.worker import ElastixWorker
 from clemreg.space.grid import Grid
 from clemreg.space.resample import sample_array
-from clemreg.space.tps import ThinPlateSpline
 from clemreg.space.transform import Affine, Chain, Transform
 from clemreg.volume import Volume
 
@@ -158,7 +157,7 @@ class RegistrationResult:
         write_transform(start, folder / "orientation.json", fixed_grid=fixed_grid)
         for number, repeat in enumerate(self.repeats):
             write_transform(repeat, folder / f"repeat-{number}.json", fixed_grid=fixed_grid)
-        if _is_elastix(self.transform):
+        if fits_elastix(self.transform):
             write_elastix(self.transform, folder / "elastix", fixed_grid)
         atomic_write_json(folder / "registration.json", self.to_json())
         write_transform(self.transform, folder / "transform.json", fixed_grid=fixed_grid)
@@ -262,12 +261,6 @@ def _grid_spacing(stages: Stages) -> tuple[float, float, float] | None:
     if isinstance(stages, NewtonStages):
         return stages.deformation.grid_spacing_um
     return None if stages.parameters else stages.bspline.grid_spacing_um
-
-
-def _is_elastix(transform: Transform) -> bool:
-    """Whether it is made of what elastix's files can hold."""
-    parts = transform.parts if isinstance(transform, Chain) else (transform,)
-    return not any(isinstance(part, ThinPlateSpline) for part in parts)
 
 
 class _Finder:

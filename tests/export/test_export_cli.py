@@ -17,7 +17,7 @@ from clemreg.io.transforms import read_transform, write_transform
 from clemreg.io.volumes import write_volume
 from clemreg.space import Affine, Grid
 from clemreg.space.landmarks import Landmarks
-from clemreg.testing import random_bspline
+from clemreg.testing import random_affine, random_bspline
 from clemreg.volume import Labels, Volume
 
 RNG = np.random.default_rng(3)
@@ -248,6 +248,24 @@ def test_itk_of_a_spline_is_sampled(files, capsys):
         point = LM.to_world(index)
         found = np.array(read.TransformPoint((point[::-1] / 1e3).tolist()))[::-1] * 1e3
         np.testing.assert_allclose(found, spline(point[None])[0], atol=1e-3)
+
+
+def test_no_file_of_a_longer_chain_stays_beside_a_shorter_one(files):
+    """The last file is given to transformix: it must not be an old one."""
+    folder, _, _ = files
+    out, grid = f"--out={folder / 'e'}", f"--grid-of={folder / 'lm.zarr'}"
+    assert run_app(["export", "elastix", str(folder / "t.json"), grid, out]) == 0
+    (folder / "e" / "notes.txt").touch()
+    affine = random_affine(RNG, "lm", "em")
+    write_transform(affine, folder / "a.json")
+    again = ["export", "elastix", str(folder / "a.json"), grid, out]
+    assert run_app(again) == 1
+    assert run_app([*again, "--overwrite"]) == 0
+    found = sorted(path.name for path in (folder / "e").iterdir())
+    assert found == ["TransformParameters.0.txt", "notes.txt"]
+    back = read_transform(folder / "e" / "TransformParameters.0.txt")
+    points = LM.corners_nm()
+    np.testing.assert_allclose(back(points), affine(points), atol=1e-6)
 
 
 @pytest.mark.interop
