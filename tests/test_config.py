@@ -20,6 +20,11 @@ def test_two_paths_are_enough(config):
     assert (loaded.em.path, loaded.lm.path, loaded.lm.channel) == ("em.zarr", "lm.tif", "mito")
 
 
+def test_a_byte_order_mark_is_no_fault(config):
+    config.write_bytes(b"\xef\xbb\xbf" + MINIMAL.encode())
+    assert load_run_config(config).em.path == "em.zarr"
+
+
 def test_overrides_are_toml_values_or_plain_words(config):
     loaded = load_run_config(
         config,

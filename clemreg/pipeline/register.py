@@ -401,13 +401,22 @@ def split_channel(text: str) -> tuple[str, str, float]:
     path, at, weight = rest.rpartition("@")
     if not equals or not rest:
         raise ConfigError(f"{where}: {text!r} is not of the form CHANNEL=EM_VOLUME[@WEIGHT]")
-    try:
-        value = float(weight) if at else 1.0
-    except ValueError:
-        raise ConfigError(f"{where}: {text!r}: the weight {weight!r} is not a number") from None
+    if at and set(weight) & set("./\\") and not _is_number(weight):  # a name with an at sign
+        return name, rest, 1.0
+    if at and not _is_number(weight):
+        raise ConfigError(f"{where}: {text!r}: the weight {weight!r} is not a number")
+    value = float(weight) if at else 1.0
     if not 0 < value < math.inf:
         raise ConfigError(f"{where}: {text!r}: the weight must be positive")
     return name, path if at else rest, value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _further(lm: Volume, text: str, psf: MovingOptions, shifts_nm: Mapping[str, Triple]) -> Channel:

@@ -118,7 +118,7 @@ def _grid(command: RenderCommand, kept: Mapping[str, Localisations]) -> Grid:
         )
     if command.onto is not None:
         return open_volume(command.onto, frame="lm").grid
-    return covering_grid(kept, np.asarray(command.spacing_nm))
+    return covering_grid(kept, np.asarray(command.spacing_nm), command.options.extra_blur_nm)
 
 
 def _figures(read: Localisations, kept: Localisations, grid: Grid) -> dict[str, Any]:

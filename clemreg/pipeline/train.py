@@ -140,7 +140,7 @@ def load_train_config(path: Path, data: Sequence[str] = ()) -> TrainConfig:
     if not path.is_file():
         raise MissingError(f"no training configuration at {path}")
     try:
-        config = TrainConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        config = TrainConfig.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     except ValidationError as error:

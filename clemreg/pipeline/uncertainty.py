@@ -67,12 +67,14 @@ def predict_error(
     ConfigError
         The model is unknown, or nothing says what the noise is.
     DataError
-        The rater has no landmarks.
+        The rater has no landmarks, or there is none.
     """
     if command.model not in ("rigid", "similarity", "affine"):
         raise ConfigError(
             f"unknown model {command.model!r}", hint="use rigid, similarity or affine"
         )
+    if not command.landmarks.rater:
+        raise DataError("the table of landmarks has no rows")
     rater = command.rater if command.rater is not None else command.landmarks.rater[0]
     noise = _noise(command, rater)
     mine = np.array([name == rater for name in command.landmarks.rater])

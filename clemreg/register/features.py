@@ -337,12 +337,27 @@ def _density(
             )
         kept = (image != 0) & ~_outside(beyond, volume.grid, options)
         return _large_enough(kept, volume.grid, options).astype(np.float32)
-    scale = 255.0 if np.issubdtype(image.dtype, np.integer) else 1.0
+    scale = _probability_of_one(image, volume.name or "EM segmentation")
     result: Image = np.clip(image.astype(np.float32) / np.float32(scale), 0, 1)
     if options.kind == "auto":
         _check_probability(result, volume.name or "EM segmentation")
     result[_outside(beyond, volume.grid, options)] = 0
     return result
+
+
+def _probability_of_one(image: Image, name: str) -> float:
+    """Return the value that stands for a probability of 1."""
+    if not np.issubdtype(image.dtype, np.integer):
+        return 1.0
+    most = int(image.max())
+    if most <= 255:
+        return 255.0
+    if image.dtype.itemsize == 2 and image.dtype.kind == "u":
+        return 65535.0
+    raise DataError(
+        f"{name} holds {image.dtype} up to {most}, no probability",
+        hint="one is 0 to 1 as float, 0 to 255, or 0 to 65535 as uint16",
+    )
 
 
 def _check_probability(image: Image, name: str) -> None:

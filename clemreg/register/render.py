@@ -75,9 +75,11 @@ def choose(localisations: Localisations, options: RenderOptions) -> Localisation
     return kept
 
 
-def covering_grid(channels: Mapping[str, Localisations], spacing_nm: FloatArray) -> Grid:
+def covering_grid(
+    channels: Mapping[str, Localisations], spacing_nm: FloatArray, extra_blur_nm: float = 0.0
+) -> Grid:
     """Grid that holds every localisation with four standard deviations around."""
-    reach = [REACH_SIGMA * one.precision_nm for one in channels.values()]
+    reach = [REACH_SIGMA * _sigma_nm(one, extra_blur_nm) for one in channels.values()]
     pairs = list(zip(channels.values(), reach, strict=True))
     low = np.min([(one.points_nm - r).min(axis=0) for one, r in pairs], axis=0)
     high = np.max([(one.points_nm + r).max(axis=0) for one, r in pairs], axis=0)
@@ -125,7 +127,7 @@ def render_box(
     localisations: Localisations, grid: Grid, box: Box, extra_blur_nm: float = 0.0
 ) -> FloatArray:
     """Count (z, y, x) in the voxels of `box`; the same to the last bit in every box."""
-    sigma = np.sqrt(localisations.precision_nm**2 + extra_blur_nm**2)
+    sigma = _sigma_nm(localisations, extra_blur_nm)
     index = grid.to_index(localisations.points_nm)
     spread = sigma / np.asarray(grid.spacing_nm)
     first = np.floor(index - REACH_SIGMA * spread + 0.5).astype(np.intp)
@@ -142,6 +144,10 @@ def render_box(
             which = members[begin : begin + at_once]
             _add(result, box, first[which], _axis_weights(index, spread, first, which, width))
     return result.reshape(box.shape)
+
+
+def _sigma_nm(localisations: Localisations, extra_blur_nm: float) -> FloatArray:
+    return np.sqrt(localisations.precision_nm**2 + extra_blur_nm**2)
 
 
 def _axis_weights(

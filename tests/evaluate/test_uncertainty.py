@@ -183,6 +183,23 @@ def test_no_place_is_suggested_twice():
     assert len(suggest_landmarks_nm(known, places[:0], 2)[0]) == 0
 
 
+def test_command_refuses_a_table_without_rows(tmp_path, capsys):
+    grid = Grid((5, 6, 7), (104.0, 52.0, 52.0), frame="lm")
+    write_volume(tmp_path / "lm.zarr", Volume(np.ones(grid.shape, "u1"), grid))
+    write_transform(random_affine(np.random.default_rng(0), "lm", "em"), tmp_path / "t.json")
+    (tmp_path / "l.csv").write_text("Pt-index,Rater ID,em-x,em-y,em-z,lm-x,lm-y,lm-z\n")
+    words = ["evaluate", "uncertainty", "--transform", str(tmp_path / "t.json"), "--landmarks"]
+    words += [
+        str(tmp_path / "l.csv"),
+        "--grid-of",
+        str(tmp_path / "lm.zarr"),
+        "--noise",
+        "35, 20, 80 nm",
+    ]
+    assert run_app(words) == 1
+    assert "error: the table of landmarks has no rows" in capsys.readouterr().err
+
+
 def test_command_maps_the_error_and_suggests_places(tmp_path, capsys):
     rng = np.random.default_rng(5)
     lm = Grid((9, 30, 34), (104.0, 52.0, 52.0), (10.0, 20.0, 30.0), "lm")

@@ -14,15 +14,18 @@ from scipy.ndimage import gaussian_filter
 from clemreg.config import RunConfig
 from clemreg.errors import ConfigError
 from clemreg.io.points import write_landmarks
-from clemreg.io.transforms import read_transform
+from clemreg.io.transforms import read_transform, write_transform
 from clemreg.io.volumes import write_volume
 from clemreg.pipeline.context import RunContext
+from clemreg.pipeline.export import export_run
 from clemreg.pipeline.features import open_prepared, prepare
+from clemreg.pipeline.register import split_channel
 from clemreg.pipeline.registration import register_run, run_guides
 from clemreg.pipeline.run import plan
 from clemreg.register.matching import Channel
 from clemreg.simulate.tubes import TubeOptions, simulate_tubes
 from clemreg.space import Affine, Grid, Landmarks
+from clemreg.space.tps import ThinPlateSpline
 from clemreg.volume import Volume
 
 LM = Grid((12, 30, 34), (104.0, 60.0, 52.0), (300.0, -200.0, 70.0), "lm")
@@ -116,6 +119,39 @@ def test_a_chromatic_shift_of_the_configuration_reaches_the_images(folder):
     assert er.fixed.grid.origin_nm == (330.0, -205.0, 82.0)
     changed = register_inputs(context)["prepare"]
     assert changed != register_inputs(context_of(folder))["prepare"]
+
+
+def test_a_correction_by_landmarks_is_exported_but_to_elastix(folder, caplog):
+    context = context_of(folder)
+    export = context.config.export.model_copy(update={"bdv": False})
+    context = replace(context, config=context.config.model_copy(update={"export": export}))
+    places = LM.corners_nm()
+    there = places + EM.centre_nm - LM.centre_nm + np.eye(8)[:, :3] * 40
+    spline = ThinPlateSpline(places, there, "lm", "em")
+    write_transform(spline, context.path("registration", "transform.json"))
+    export_run(context)
+    written = {path.name for path in context.path("export").iterdir()}
+    assert written == {"bigwarp-landmarks.csv", "bigwarp-landmarks.json"}
+    assert "no elastix files" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("er=er.zarr", ("er", "er.zarr", 1.0)),
+        ("er=er.zarr@0.5", ("er", "er.zarr", 0.5)),
+        ("er=er@4nm.zarr", ("er", "er@4nm.zarr", 1.0)),
+        ("er=me@lab/er.zarr", ("er", "me@lab/er.zarr", 1.0)),
+        ("er=er@4nm.zarr@1e-1", ("er", "er@4nm.zarr", 0.1)),
+    ],
+)
+def test_an_at_sign_may_belong_to_the_path(text, found):
+    assert split_channel(text) == found
+
+
+def test_a_weight_that_is_no_number_is_refused():
+    with pytest.raises(ConfigError, match="the weight 'half' is not a number"):
+        split_channel("er=er.zarr@half")
 
 
 def register_inputs(context):

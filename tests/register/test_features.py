@@ -179,6 +179,19 @@ def test_ids_are_a_mask_and_bytes_that_go_up_to_255_a_probability():
     assert np.array_equal(seen(shades, kind="mask"), INSIDE)
 
 
+def test_a_probability_may_have_sixteen_bits():
+    shades = np.random.default_rng(0).integers(1, 256, GRID.shape).astype(np.uint16) * INSIDE
+    assert np.array_equal(
+        *(
+            prepare_moving(Volume(each, GRID), GRID.spacing_nm, MovingOptions(kind="probability"))
+            .read()
+            for each in (shades.astype(np.uint8), (shades * 257).astype(np.uint16))
+        )
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"int32 up to 65535, no probability"):
+        seen((shades * 257).astype(np.int32), kind="probability")
+
+
 def test_a_volume_of_classes_is_no_mask():
     """Where everything is something, the mitochondria must be named."""
     with pytest.raises(DataError, match="without a voxel that is 0"):

@@ -96,14 +96,14 @@ def test_filters():
 
 def test_channels_and_blur_are_written(tmp_path):
     a, b = cloud(50, 1), cloud(70, 2)
-    grid = covering_grid({"a": a, "b": b}, np.array([40.0, 20, 20]))
-    options = RenderOptions(extra_blur_nm=15)
+    grid = covering_grid({"a": a, "b": b}, np.array([40.0, 20, 20]), 150.0)
+    options = RenderOptions(extra_blur_nm=150)
     out = render({"a": a, "b": b}, grid, tmp_path / "o.zarr", options)
     assert out.channels == ("a", "b")
     assert out.grid == grid
-    assert out.read().sum(axis=(1, 2, 3)) == pytest.approx([50, 70], rel=0.01)
+    assert out.read().sum(axis=(1, 2, 3)) == pytest.approx([50, 70], rel=1e-5)
     np.testing.assert_allclose(
-        out.channel("b").read(), render_box(b, grid, grid.box, 15), atol=1e-6
+        out.channel("b").read(), render_box(b, grid, grid.box, 150), atol=1e-6
     )
 
 
@@ -221,6 +221,14 @@ def test_command_draws_each_label_set_as_a_channel(tmp_path, capsys):
     assert run_app(["render", f"mito={table}@1", f"er={table}@2", *more]) == 0
     drawn = json.loads(figures.read_text())["render"]["channels"]
     assert (drawn["mito"]["drawn"], drawn["er"]["drawn"]) == (3, 2)
+
+
+def test_command_draws_all_of_what_is_blurred(tmp_path):
+    """The sum of the volume is the number of localisations."""
+    write_localisations(cloud(60, 1), tmp_path / "mito.csv")
+    words = ["render", str(tmp_path / "mito.csv"), "--spacing", "40,40,40 nm", "--blur", "150"]
+    assert run_app([*words, "--out", str(tmp_path / "o.zarr")]) == 0
+    assert open_volume(tmp_path / "o.zarr").read().sum() == pytest.approx(60, rel=1e-5)
 
 
 def test_command_refuses_two_channels_of_one_name(tmp_path, capsys):
