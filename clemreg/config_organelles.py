@@ -90,6 +90,10 @@ class ContactConfig(Section):
         """Name of the output."""
         return self.name or f"{self.a}_{self.b or self.a}"
 
+    def side(self, name: str) -> str:
+        """Name of what is measured on the side of organelle `name`."""
+        return f"{self.title}-{name}"
+
 
 class PlanarityConfig(Section):
     """Sheets and tubes; as the options of `clemreg planarity`.
@@ -272,6 +276,14 @@ class OrganellesConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _sides_have_names_of_their_own(self) -> Self:
+        if twice := _twice(contact.side(name) for contact, name in self.planar_sides):
+            raise ValueError(
+                f"the planarity of two contacts is called {twice}; give one contact another name"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ribosomes_sit_on_something_known(self) -> Self:
         if self.ribosomes is None:
             return self
@@ -298,6 +310,17 @@ class OrganellesConfig(Section):
     def planar(self) -> tuple[str, ...]:
         """Organelles whose planarity is measured."""
         return self.planarity.organelles if self.planarity else ()
+
+    @property
+    def planar_sides(self) -> tuple[tuple[ContactConfig, str], ...]:
+        """Each contact with each of its organelles that has a planarity, or is made of one."""
+        of = {part.title: part.of for part in self.reconstruct}
+        return tuple(
+            (contact, name)
+            for contact in self.contacts
+            for name in dict.fromkeys((contact.a, contact.b or contact.a))
+            if of.get(name, name) in self.planar
+        )
 
     @property
     def found(self) -> tuple[str, ...]:

@@ -303,18 +303,16 @@ class Chain:
         """Planarity of each contact site, on each side that has one."""
         if (config := self.config.planarity) is None:
             return
-        for contact in self.config.contacts:
+        for contact, name in self.config.planar_sides:
             of = (contact.a, contact.b or contact.a)
             settings = {"contact": contact.model_dump(), "planarity": config.model_dump()}
-            for name in dict.fromkeys(n for n in of if self._planar(n) in config.organelles):
-                work = partial(
-                    planar_sites_step,
-                    self.folder / "contacts" / contact.title,
-                    self.planarity(self._planar(name)),
-                    ("a" if name == contact.a else "b", config.cut),
-                )
-                title = f"{contact.title}-{name}"
-                yield self._step("contact_planarity", title, of, settings, work)
+            work = partial(
+                planar_sites_step,
+                self.folder / "contacts" / contact.title,
+                self.planarity(self._planar(name)),
+                ("a" if name == contact.a else "b", config.cut),
+            )
+            yield self._step("contact_planarity", contact.side(name), of, settings, work)
 
     def _contacts(self) -> Iterator[Step]:
         names = []
@@ -422,11 +420,9 @@ class Chain:
             for name in names:
                 organelles.setdefault(name, {})[verb] = self._found(verb, name)
         contacts = {c.title: self._found("contacts", c.title) for c in config.contacts}
-        for step in self._contact_planarity():
-            title = step.name.removeprefix("contact_planarity-")
-            contact, _, name = title.rpartition("-")
-            found = self._found("contact_planarity", title)
-            contacts[contact].setdefault("planarity", {})[name] = found
+        for contact, name in config.planar_sides:
+            found = self._found("contact_planarity", contact.side(name))
+            contacts[contact.title].setdefault("planarity", {})[name] = found
         report = {
             "title": config.output.title,
             "organelles": organelles,

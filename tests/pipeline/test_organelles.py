@@ -275,6 +275,21 @@ def test_each_site_knows_the_planarity_of_its_place(cell):
     assert found["planar"]["area_nm2"] == pytest.approx(table["area_a_nm2"].sum(), rel=1e-9)
 
 
+def test_contacts_of_what_is_reconstructed_have_its_planarity(copy, capsys):
+    """Also where a name holds the sign that parts contact and organelle in a folder's name."""
+    er, mito = '{a="er-reconstructed",b="mito",distance="20 nm"', '{a="mito",distance="40 nm"'
+    contacts = f'contacts=[{er}}},{er},name="between"}},{mito},name="between-er"}}]'
+    states(copy, capsys, "--set", contacts)
+    found = report(copy)["contacts"]
+    assert list(found) == ["er-reconstructed_mito", "between", "between-er"]
+    assert "planarity" not in found["between-er"]
+    for title in ("er-reconstructed_mito", "between"):
+        (side,) = found[title]["planarity"].items()
+        assert (side[0], side[1]["planar"]["sites"]) == ("er-reconstructed", 2)
+    page = (copy / "run" / "index.html").read_text()
+    assert page.count("2 of 2 (er-reconstructed)") == 2
+
+
 def test_ribosomes_are_on_the_sheet_and_in_the_open(cell):
     found = report(cell)["organelles"]["ribo"]["ribosomes"]
     assert found["classes"] == {"cytosolic": 1, "nuclear": 0, "sheet": 1, "tube": 0}
@@ -526,6 +541,15 @@ def test_what_is_wrong_is_named_before_any_work(cell, capsys, setting, message):
     assert message in text
     assert "Traceback" not in text
     assert not list((cell / "refused").rglob("*.csv"))
+
+
+def test_two_sides_of_contacts_that_would_have_one_folder(cell, capsys):
+    words = ["organelles", str(cell / "config.toml"), "--set", 'output.dir="refused"']
+    words += ["--set", 'reconstruct=[{of="er",name="off-er"}]']
+    words += ["--set", 'contacts=[{a="off-er",name="x"},{a="er",name="x-off"}]']
+    assert run_app(words) == 1
+    assert "the planarity of two contacts is called x-off-er" in capsys.readouterr().err
+    assert not (cell / "refused").exists()
 
 
 def test_no_configuration(tmp_path, capsys):
