@@ -18,7 +18,7 @@ from clemreg.blocks.stages import Blockwise, Part, Parts, stored
 from clemreg.errors import ConfigError
 from clemreg.io.atomic import atomic_path
 from clemreg.io.volumes import VolumeWriter
-from clemreg.measure.gather import gathered, same_grid
+from clemreg.measure.gather import gathered, read_ids, same_grid
 from clemreg.measure.sight import (
     Nodes,
     Scene,
@@ -111,6 +111,8 @@ def find_contacts(
 
     Raises
     ------
+    DataError
+        There are negative ids.
     GridError
         `a` and `b` have other voxels.
     ConfigError
@@ -156,11 +158,11 @@ class _Search:
         window = core.grow(margin).grow(2).clip(grid.shape)
         box = core.grow(margin).grow(margin).grow(2)
         inner = window.shift([-s for s in box.start])
-        a = _framed(_unsigned(self.a.read(window)), inner, box)
+        a = _framed(_unsigned(read_ids(self.a, window)), inner, box)
         if self.b is None:
             surface = _framed(surface_of(a[inner.slices]), inner, box)
             return Scene(box, a, a, surface, surface, grid.spacing_nm)
-        b = _framed(_unsigned(self.b.read(window)), inner, box)
+        b = _framed(_unsigned(read_ids(self.b, window)), inner, box)
         if self.options.overlap == "b":
             a[b != 0] = 0
         elif self.options.overlap == "a":

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Part, Parts, collect
-from clemreg.errors import GridError
+from clemreg.errors import DataError, GridError
 from clemreg.space.grid import Box
-from clemreg.volume import Volume
+from clemreg.volume import Labels, Volume
 
 
 @contextmanager
@@ -70,6 +70,22 @@ def read_padded(volume: Volume, box: Box) -> NDArray[Any]:
     if inside.size:
         result[inside.shift(tuple(-s for s in box.start)).slices] = volume.read(inside)
     return result
+
+
+def read_ids(labels: Labels, box: Box) -> NDArray[Any]:
+    """Ids (z, y, x) of a box.
+
+    Raises
+    ------
+    DataError
+        One is negative.
+    """
+    ids = labels.read(box)
+    if ids.dtype.kind == "i" and ids.min(initial=0) < 0:
+        raise DataError(
+            f"{labels.name or 'labels'} has negative ids", hint="ids are 0 (none) or more"
+        )
+    return ids
 
 
 @contextmanager

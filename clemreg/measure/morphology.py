@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clemreg.blocks.plan import Block
 from clemreg.blocks.stages import Blockwise, Part
 from clemreg.errors import DataError
-from clemreg.measure.gather import gathered, same_grid
+from clemreg.measure.gather import gathered, read_ids, same_grid
 from clemreg.measure.surface import DIRECTIONS, areas_nm2, crofton_weights, crossings, face_areas
 from clemreg.measure.tables import Table
 from clemreg.space.grid import Box, Grid, Triple
@@ -156,12 +156,7 @@ class _Measure:
 
     def __call__(self, block: Block) -> Part:
         window = block.core.grow(1).clip(self.labels.shape)
-        array = self.labels.read(window)
-        if array.dtype.kind == "i" and array.size and array.min() < 0:
-            raise DataError(
-                f"{self.labels.name or 'labels'} has negative ids", hint="ids are 0 (none) or more"
-            )
-        array = array.astype(np.uint64, copy=False)
+        array = read_ids(self.labels, window).astype(np.uint64, copy=False)
         inner = array[block.core.shift([-s for s in window.start]).slices]
         found = _block_sums(inner, block.core.start)
         ids = np.unique(np.concatenate([found["ids"], _edge_ids(array)]))

@@ -79,3 +79,28 @@ def test_the_only_channel_is_taken(tmp_path, monkeypatch):
     for name in ("one", "none"):
         assert run_app(["measure", f"{name}.zarr", "--csv", f"{name}.csv"]) == 0
     assert (tmp_path / "one.csv").read_text() == (tmp_path / "none.csv").read_text()
+
+
+NEGATIVE = [
+    ["measure", "LABELS", "--csv", "x.csv"],
+    ["contacts", "LABELS", "--csv", "x.csv"],
+    ["contacts", "LABELS", "good.zarr", "--csv", "x.csv"],
+    ["contacts", "good.zarr", "LABELS", "--csv", "x.csv"],
+    ["contacts", "good.zarr", "LABELS", "--method", "naive", "--csv", "x.csv"],
+    ["skeletonize", "LABELS", "--csv", "x.csv"],
+    ["mesh", "LABELS", "--out", "x"],
+]
+
+
+@pytest.mark.parametrize("words", NEGATIVE, ids=[" ".join(words[:5]) for words in NEGATIVE])
+def test_a_negative_id_is_no_object(tmp_path, monkeypatch, capsys, words):
+    """Some programs write -1 for "unknown"; as uint64 it would be an object of its own."""
+    monkeypatch.chdir(tmp_path)
+    grid = hostile_grid()
+    ids = np.zeros(grid.shape, "i4")
+    ids[2:5], ids[5:8] = 70_001, -1
+    write_volume("labels.zarr", Labels(ids, grid))
+    write_volume("good.zarr", Labels(np.abs(ids), grid))
+    assert run_app([word.replace("LABELS", "labels.zarr") for word in words]) == 1
+    assert "labels.zarr has negative ids" in capsys.readouterr().err
+    assert not list(tmp_path.glob("x*"))
