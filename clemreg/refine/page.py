@@ -68,9 +68,6 @@ def scan_page(
 def _step(candidate: Candidate, sigma_nm: float, min_volume_nm3: float) -> str:
     """Line of a recipe that makes the candidate."""
     sigma, smallest = f"sigma_nm = {sigma_nm}", f"min_volume_nm3 = {min_volume_nm3}"
-    if candidate.naive:
-        smooth = f'{{ do = "smooth", {sigma} }}, {{ do = "threshold" }}'
-        return f'{smooth}, {{ do = "components", {smallest} }}'
     s = candidate.settings
     chosen = f"quantile = {s.quantile}, threshold = {s.threshold}"
     return f'{{ do = "watershed", {chosen}, {sigma}, {smallest} }}'

@@ -26,7 +26,7 @@ class Candidate:
     Attributes
     ----------
     settings
-        Quantile and threshold; a threshold of 1 gives plain connected components.
+        Quantile and threshold; a threshold of 1 merges all fragments that touch.
     ids
         Object of each fragment, from ``ids[1]``; 0 for those too small, and for background.
     objects, largest_um3, median_um3
@@ -46,7 +46,7 @@ class Candidate:
 
     @property
     def naive(self) -> bool:
-        """Whether nothing is split: plain components."""
+        """Whether nothing is split: the connected parts of what the watershed cuts."""
         return self.settings.threshold >= 1
 
 
@@ -87,7 +87,7 @@ def scan(
     Returns
     -------
     list of Candidate
-        Plain components first, then by quantile and threshold.
+        All fragments merged first, then by quantile and threshold.
     Labels
         The fragments, to look at candidates with.
     """

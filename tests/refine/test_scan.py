@@ -126,18 +126,40 @@ def test_the_command_shows_that_splitting_beats_components(tmp_path, sausages, c
     assert page.count("data:image/png;base64,") == 9
     lines = [html.unescape(code) for code in re.findall("<code>(.*)</code>", page)]
     found = [tomllib.loads(f"steps = [{line}]")["steps"] for line in lines]
-    assert [step["do"] for step in found[0]] == ["smooth", "threshold", "components"]
-    assert found[0][0]["sigma_nm"] == 12
-    assert found[0][2]["min_volume_nm3"] == 20_000
-    assert found[2] == [
-        {"do": "watershed", "quantile": 0.25, "threshold": 0.95, "sigma_nm": 12,
-         "min_volume_nm3": 20_000}
-    ]  # fmt: skip
+    assert [steps[0].pop("threshold") for steps in found] == [1.0, 0.2, 0.95]
+    same = {"do": "watershed", "quantile": 0.25, "sigma_nm": 12, "min_volume_nm3": 20_000}
+    assert found == [[same]] * 3
     assert "http" not in page
     assert sorted(p.name for p in (tmp_path / "scan").iterdir()) == [
         ".lock", "scan.html", "scan.json",
     ]  # fmt: skip
     assert "objects 2" in capsys.readouterr().out
+
+
+def test_the_line_of_each_row_makes_its_objects(tmp_path, monkeypatch):
+    """Also where the balls are joined by voxels just below the surface: 126, 127 is on it."""
+    monkeypatch.chdir(tmp_path)
+    grid = Grid((34, 42, 92), (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), "em")
+    points = grid.points_nm() - np.asarray(grid.origin_nm)
+    prediction = np.zeros(grid.shape, np.uint8)
+    prediction[7:28, 8:33, 20:62] = 126
+    for x in (80.0, 248.0):
+        prediction[np.linalg.norm(points - (89.0, 82.0, x), axis=-1) <= 48.0] = 200
+    write_volume("p.zarr", Volume(prediction, grid))
+    words = ["refine-scan", "p.zarr", "--out", "scan", "--quantiles", "0.5", "--thresholds", "0.6"]
+    assert run_app([*words, "--min-volume-nm3", "100000"]) == 0
+    rows = json.loads((tmp_path / "scan" / "scan.json").read_text())["candidates"]
+    assert [row["objects"] for row in rows] == [1, 2]
+    page = (tmp_path / "scan" / "scan.html").read_text()
+    for number, line in enumerate(re.findall("<code>(.*)</code>", page)):
+        steps = f"[organelles.mito]\nsteps = [{html.unescape(line)}]\n"
+        (tmp_path / "recipe.toml").write_text(steps)
+        out = f"out{number}.zarr"
+        words = ["refine", "p.zarr", "--recipe", "recipe.toml", "--organelle", "mito"]
+        assert run_app([*words, "--out", out]) == 0
+        made = json.loads((tmp_path / out / "clemreg.json").read_text())["organelles"]["mito"]
+        for name in ("objects", "largest_um3"):
+            assert made[name] == pytest.approx(rows[number][name], rel=1e-12)
 
 
 @pytest.mark.parametrize(
