@@ -16,6 +16,9 @@ from clemreg.errors import ConfigError, DataError, DependencyError, FormatError
 from clemreg.io.atomic import atomic_path, atomic_write_text
 from clemreg.io.tables import check_widths, read_rows
 
+# Columns of names: one that looks like a number is still a name.
+_NAMES = frozenset({"organelle", "organelle_a", "organelle_b", "touches"})
+
 
 @dataclass(frozen=True, eq=False)
 class Table:
@@ -142,6 +145,8 @@ def _write_parquet(path: Path, table: Table) -> None:
 def read_table(path: str | Path) -> Table:
     """Read a CSV that `write_table` wrote: whole numbers, numbers (empty is NaN) or texts.
 
+    Names of organelles are texts, whatever they look like.
+
     Raises
     ------
     MissingError
@@ -154,10 +159,14 @@ def read_table(path: str | Path) -> Table:
     if len(set(header.fields)) < len(header.fields):
         raise FormatError(f"{path}: two columns have one name")
     texts = [row.fields for row in rows]
-    return Table({name: _column([t[i] for t in texts]) for i, name in enumerate(header.fields)})
+    return Table(
+        {name: _column(name, [t[i] for t in texts]) for i, name in enumerate(header.fields)}
+    )
 
 
-def _column(texts: list[str]) -> NDArray[Any]:
+def _column(name: str, texts: list[str]) -> NDArray[Any]:
+    if name in _NAMES:
+        return np.array(texts, np.str_)
     if texts and all(text.isdigit() for text in texts):
         return np.array([int(text) for text in texts], dtype=np.uint64)
     try:

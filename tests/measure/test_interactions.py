@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 
 import networkx as nx
@@ -55,6 +56,40 @@ def test_tables_without_rows_change_no_id(tmp_path):
     assert [empty[n].dtype.kind for n in ("a_id", "organelle_b", "gap_nm")] == ["u", "U", "f"]
     write_graphml(tmp_path / "g.graphml", empty)
     assert len(nx.read_graphml(tmp_path / "g.graphml")) == 0
+
+
+def fields(path):
+    """Columns as the texts that stand in the file."""
+    head, *rows = csv.reader(path.read_text().splitlines())
+    return dict(zip(head, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def test_a_name_that_looks_like_a_number_stays_a_name(tmp_path, monkeypatch):
+    """001 is not 1, 2e3 not 2000: as numbers, 001 and 1 would be one organelle."""
+    monkeypatch.chdir(tmp_path)
+    for name, a in (("x", "001"), ("y", "1")):
+        write_table(f"{name}.csv", contacts([(1, 2**63 + 3, 5, 8)], a, "2e3"))
+    words = [
+        "interactions",
+        "x.csv",
+        "y.csv",
+        "--csv",
+        "p.csv",
+        "--partners",
+        "t.csv",
+        "--graph",
+        "g.graphml",
+    ]
+    assert run_app(words) == 0
+    read = fields(tmp_path / "p.csv")
+    assert read["organelle_a"] == ["001", "1"]
+    assert read["organelle_b"] == ["2e3", "2e3"]
+    assert read["sites"] == ["1", "1"]
+    touched = fields(tmp_path / "t.csv")
+    assert touched["organelle"] == ["001", "1", "2e3"]
+    assert touched["touches"] == ["2e3", "2e3", "001+1"]
+    assert sorted(nx.read_graphml("g.graphml")) == ["001:1", "1:1", f"2e3:{2**63 + 3}"]
+    assert read_table("t.csv")["organelle"].tolist() == ["001", "1", "2e3"]
 
 
 def test_networkx_reads_the_graph(tmp_path, pairs):
