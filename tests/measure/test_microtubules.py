@@ -440,6 +440,35 @@ def test_what_is_everywhere_is_refused_before_the_program(tmp_path, monkeypatch,
     assert "PROGRESS 0/2 microtubules: cubes\n" in capsys.readouterr().err
 
 
+def test_a_mask_is_traced_or_said_to_be_one(tmp_path, monkeypatch, capsys, caplog):
+    """The same voxels in every way to store a mask; 1 of 255 is the background of a distance."""
+    monkeypatch.chdir(tmp_path)
+    lines = fine(ONE_LINE, 2.0)
+    near = cKDTree(lines).query(SMALL.points_nm().reshape(-1, 3))[0].reshape(SMALL.shape)
+    mask = near <= 12.5
+    said = {}
+    for name, values in {
+        "bool": mask, "f4": mask.astype("f4"), "u255": mask.astype("u1") * 255,
+        "u1": mask.astype("u1"), "u2": mask.astype("u2"), "empty": np.zeros(SMALL.shape, "u1"),
+    }.items():  # fmt: skip
+        write_volume(f"{name}.zarr", Volume(values, SMALL))
+        words = ["microtubules", f"{name}.zarr", "--out", name, "--json", f"{name}.json"]
+        code = run_app([*words, "--block", "32"])
+        said[name] = capsys.readouterr().err + caplog.text
+        caplog.clear()
+        assert code == (1 if name == "u2" else 0)
+        if code == 0:
+            found = json.loads((tmp_path / f"{name}.json").read_text())["microtubules"]
+            assert found["count"] == (0 if name in ("u1", "empty") else 1)
+    assert "u1.zarr ends at 1 of 255" in said["u1"]
+    assert "if it is a mask, save it as 0 and 255, or as bool" in said["u1"]
+    assert (
+        "holds uint16 from 0 to 1, expected uint8 signed distances, or bool or float"
+        in (said["u2"])
+    )
+    assert [name for name, text in said.items() if "ends at" in text] == ["u1"]
+
+
 def test_a_channel_is_chosen_by_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     right = predict(SMALL, [ONE_LINE])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from clemreg.measure.gather import gather, read_padded
 from clemreg.measure.lines import ball_offsets
 from clemreg.space.grid import Grid, Shape
 from clemreg.volume import Volume
+
+log = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.intp]
@@ -83,8 +86,9 @@ def as_probability(values: NDArray[Any]) -> FloatArray:
     if values.dtype.kind in "iu" or not (low >= 0 and high <= 1):
         raise DataError(
             f"the prediction holds {values.dtype} from {low:g} to {high:g}, expected uint8 signed "
-            "distances, or numbers from 0 to 1",
-            hint="store v = clip(round(128 tanh(d / 50 nm) + 127), 0, 255)",
+            "distances, or bool or float from 0 to 1",
+            hint="store v = clip(round(128 tanh(d / 50 nm) + 127), 0, 255); a mask as bool, or as "
+            "0 and 255 in uint8",
         )
     return values.astype(np.float64)
 
@@ -128,14 +132,25 @@ def find_candidates(
     block = tuple(max(1, b // c) * c for b, c in zip(how.block, cell, strict=True))
     blocks = plan_blocks(grid.shape, block, halo)
     work = _Strongest(prediction, cell, ball, options.threshold)
-    job = f"candidates {prediction.name} {grid} {options}"
+    job = f"candidates, largest {prediction.name} {grid} {options}"
     found = gather(work, blocks, how.named("candidates"), job=job, scratch=scratch)
+    _warn_of_mask(prediction, int(found["largest"].max(initial=0)))
     voxel, value, shift = found["voxel"], found["value"], found["shift"]
     order = np.argsort(np.ravel_multi_index(tuple(voxel.T), grid.shape), kind="stable")
     voxel, value, shift = voxel[order], value[order], shift[order]
     keep = _strongest_in_window(voxel, value, cell)
     points = grid.to_world(voxel) + shift * np.asarray(grid.spacing_nm)
     return Candidates(voxel[keep], points[keep])
+
+
+def _warn_of_mask(prediction: Volume, largest: int) -> None:
+    """Say why nothing can be found in a mask that is stored as 0 and 1."""
+    if largest == 1:
+        log.warning(
+            "%s ends at 1 of 255, so there is nothing in it: if it is a mask, save it as 0 and "
+            "255, or as bool",
+            prediction.name or "the prediction",
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,11 +163,14 @@ class _Strongest:
     threshold: float
 
     def __call__(self, block: Block) -> Part:
-        values = as_probability(read_padded(self.prediction, block.read))
+        stored = read_padded(self.prediction, block.read)
+        values = as_probability(stored)
+        largest = stored.max(initial=0) if stored.dtype == np.uint8 else 0
         inner = block.core.shift(tuple(-s for s in block.read.start))
         local, value = _strongest(values[inner.slices], self.cell, self.threshold)
         shift = _centroid(values, local + np.asarray(inner.start), self.ball, self.threshold)
-        return {"voxel": local + np.asarray(block.core.start), "value": value, "shift": shift}
+        voxel = local + np.asarray(block.core.start)
+        return {"voxel": voxel, "value": value, "shift": shift, "largest": np.array([largest])}
 
 
 def _strongest(values: FloatArray, cell: Shape, threshold: float) -> tuple[IntArray, FloatArray]:
