@@ -118,6 +118,8 @@ def refine_cell(
 def find_predictions(source: str, recipe: Recipe, options: RefineOptions) -> dict[str, VolumeFile]:
     """Where the prediction of each organelle is, for those that are there.
 
+    Of several names of an organelle the first that is there counts, and its own comes last.
+
     Raises
     ------
     MissingError
@@ -141,11 +143,14 @@ def find_predictions(source: str, recipe: Recipe, options: RefineOptions) -> dic
         raise _nothing_found(source, recipe) from error
     if not volume.channels:
         return _single(source, recipe, options)
+    first = {
+        name: next((channel for channel in called if channel in volume.channels), None)
+        for name, called in names.items()
+    }
     return {
         name: VolumeFile(source, spacing, channel)
-        for name, called in names.items()
-        for channel in called[:-1] or called
-        if channel in volume.channels
+        for name, channel in first.items()
+        if channel is not None
     }
 
 

@@ -138,7 +138,8 @@ class Organelle(_Model):
     Attributes
     ----------
     source
-        Names under which the prediction may be found; none: the organelle's own.
+        Names under which the prediction may be found; the first that is there counts. The
+        organelle's own is the last of them.
     of
         Start from this organelle of the recipe instead of from a prediction.
     steps

@@ -210,6 +210,26 @@ def test_a_folder_of_files_and_the_portal_s_names(tmp_path):
     assert (found == expected()["mito"]).all()
 
 
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [(("late", "early", "ld"), "early"), (("ld", "late"), "late"), (("ld", "er"), "ld")],
+)
+def test_the_first_source_that_is_there_counts_as_channel_and_as_file(tmp_path, names, taken):
+    """The organelle's own name is the last."""
+    steps = 'source = ["early", "late"]\nsteps = [{ do = "threshold" }]'
+    (tmp_path / "recipe.toml").write_text(f"[organelles.ld]\n{steps}\n")
+    volumes = {name: blobs(number) for number, name in enumerate(names)}
+    both = Volume(np.stack(list(volumes.values())), GRID, names)
+    write_volume(tmp_path / "channels.zarr", both)
+    for name, values in volumes.items():
+        write_volume(tmp_path / "folder" / f"{name}.zarr", Volume(values, GRID))
+    for source in ("channels.zarr", "folder"):
+        words = [str(tmp_path / source), "--recipe", str(tmp_path / "recipe.toml")]
+        assert run_app(["refine", *words, "--out", str(tmp_path / f"{source}.out")]) == 0
+        found = open_labels(tmp_path / f"{source}.out" / "ld").read() > 0
+        np.testing.assert_array_equal(found, volumes[taken] >= 127)
+
+
 def test_a_file_without_channels_is_the_organelle_that_is_named(tmp_path, capsys):
     write_volume(tmp_path / "p.zarr", Volume(PREDICTIONS["mito"], GRID))
     arguments = ["refine", str(tmp_path / "p.zarr")]  # the generic recipe
