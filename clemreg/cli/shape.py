@@ -169,8 +169,8 @@ def mesh(
     labels: LabelsArgument,
     out: Annotated[Path, typer.Option(help="Folder for one mesh for each object.")],
     format: Annotated[str, typer.Option(help="ply, obj or neuroglancer.")] = "ply",  # noqa: A002
-    smoothing: Annotated[int, typer.Option(help="Rounds of Taubin smoothing.")] = 20,
-    keep: Annotated[float, typer.Option(help="Part of the triangles to keep.")] = 0.2,
+    smoothing: Annotated[int, typer.Option(help="Rounds of Taubin smoothing, at most.")] = 20,
+    keep: Annotated[float, typer.Option(help="Part of the triangles to keep, at least.")] = 0.2,
     memory_gb: Annotated[
         float, typer.Option(help="Of one object and worker; larger objects are refused.")
     ] = 4.0,

@@ -23,6 +23,9 @@ from clemreg.volume import Labels
 BYTES_PER_VOXEL = 40
 """Of an object's box, in memory, while it is meshed."""
 
+LARGEST_CHANGE = 0.05
+"""Part of a mesh's volume that smoothing may take or add, and fewer triangles after it."""
+
 _LAMBDA, _MU = 0.5, -0.53
 _FEWEST = 4  # triangles of a closed surface
 
@@ -43,9 +46,11 @@ class MeshOptions:
     Attributes
     ----------
     smoothing
-        Rounds of Taubin smoothing.
+        Rounds of Taubin smoothing; fewer where they would change the volume by more than
+        `LARGEST_CHANGE`.
     keep
-        Part of the triangles to keep, above 0 to 1 (all).
+        Part of the triangles to keep, above 0 to 1 (all); more where fewer would change the
+        volume so.
     largest_box_voxels
         An object is meshed as a whole, in memory: about `BYTES_PER_VOXEL` for each voxel of its
         box and each worker. Larger ones are refused.
@@ -128,7 +133,8 @@ class _MeshOne:
 def mesh_mask(mask: NDArray[np.bool_], grid: Grid, options: MeshOptions) -> Mesh:
     """Mesh one object: marching cubes half-way between voxels, smoothed, with fewer triangles.
 
-    Where the array ends, the mesh is closed.
+    Where the array ends, the mesh is closed. Marching cubes leaves a sixth of a single voxel, and
+    half of a line of them.
 
     Parameters
     ----------
@@ -144,12 +150,42 @@ def mesh_mask(mask: NDArray[np.bool_], grid: Grid, options: MeshOptions) -> Mesh
     mesh = Mesh(grid.to_world(index - 1.0), np.asarray(faces, np.intp))
     if mesh.volume_nm3() < 0:
         mesh = replace(mesh, faces=np.ascontiguousarray(mesh.faces[:, ::-1]))
-    mesh = smooth(mesh, options.smoothing)
-    return simplify(mesh, options.keep) if options.keep < 1 else mesh
+    return _simplified(_smoothed(mesh, options.smoothing), options.keep)
+
+
+def _smoothed(mesh: Mesh, rounds: int) -> Mesh:
+    """Smooth in as many rounds as keep the volume, halving them.
+
+    Across a thread of one or two voxels the shape itself is the short wave that smoothing takes.
+    """
+    while rounds:
+        found = smooth(mesh, rounds)
+        if _keeps_volume(found, mesh):
+            return found
+        rounds //= 2
+    return mesh
+
+
+def _simplified(mesh: Mesh, keep: float) -> Mesh:
+    """Keep as few triangles as keep the volume, doubling them."""
+    while keep < 1:
+        found = simplify(mesh, keep)
+        if _keeps_volume(found, mesh):
+            return found
+        keep *= 2
+    return mesh
+
+
+def _keeps_volume(made: Mesh, mesh: Mesh) -> bool:
+    volume = mesh.volume_nm3()
+    return abs(made.volume_nm3() - volume) <= LARGEST_CHANGE * volume
 
 
 def smooth(mesh: Mesh, rounds: int) -> Mesh:
-    """Smooth without shrinking: a step inwards, a slightly larger one outwards (Taubin 1995)."""
+    """Smooth without shrinking: a step inwards, a slightly larger one outwards (Taubin 1995).
+
+    What is only one or two voxels thick shrinks all the same.
+    """
     from scipy.sparse import coo_array, diags_array
 
     count = len(mesh.vertices_nm)

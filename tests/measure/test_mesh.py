@@ -119,6 +119,51 @@ def test_an_object_of_one_voxel_keeps_its_surface():
     np.testing.assert_allclose(mesh.vertices_nm.mean(0), grid.to_world((1, 1, 1)))
 
 
+def thin_mask(name):
+    """Objects of few voxels across, anywhere in the array."""
+    mask = np.zeros((11, 17, 23), bool)
+    if name == "voxel":
+        mask[4, 5, 6] = True
+    elif name == "thread":
+        mask[4, 5, 2:21] = True
+    elif name == "double thread":
+        mask[4:6, 5:7, 2:21] = True
+    elif name == "winding thread":
+        for z, y, x in zip(range(2, 9), range(3, 10), range(4, 11), strict=True):
+            mask[z, y, x] = mask[z, y, x + 1] = mask[z, y + 1, x + 1] = True
+    else:
+        z, y, x = np.ogrid[-4:7, -7:10, -9:14]
+        mask = (z * 5.24) ** 2 + (y * 4.0) ** 2 + (x * 4.0) ** 2 <= 9.0**2
+    return mask
+
+
+THIN = ["voxel", "thread", "double thread", "winding thread", "speck"]
+
+
+@pytest.mark.parametrize("name", THIN)
+@pytest.mark.parametrize("options", [(20, 1.0), (20, 0.2), (50, 0.1), (7, 0.8)])
+def test_thin_objects_keep_the_volume_that_marching_cubes_leaves(name, options):
+    pytest.importorskip("fast_simplification")
+    mask = thin_mask(name)
+    grid = Grid(mask.shape, (5.24, 4.0, 4.0), (300.0, -200.0, 70.0))
+    plain = mesh_mask(mask, grid, MeshOptions(0, 1)).volume_nm3()
+    mesh = mesh_mask(mask, grid, MeshOptions(*options))
+    assert 0.95**2 <= mesh.volume_nm3() / plain <= 1.05**2
+    assert len(mesh.faces) >= 4
+    if name == "thread":  # a rhombus is half of each face; at both ends a pyramid
+        expected = 5.24 * 4.0 * 4.0 / 2 * (18 + 1 / 3)
+        assert mesh.volume_nm3() == pytest.approx(expected, rel=0.1)
+        low, high = mesh.vertices_nm[:, 2].min(), mesh.vertices_nm[:, 2].max()
+        np.testing.assert_allclose([low, high], [70 + 4 * 1.5, 70 + 4 * 20.5], atol=4)
+
+
+def test_the_table_has_the_volume_of_a_thread():
+    ids = thin_mask("thread").astype("u8") * (2**40 + 1)
+    labels = Labels(ids, Grid(ids.shape, (5.24, 4.0, 4.0), (300.0, -200.0, 70.0)))
+    row = next(mesh_objects(labels, lambda *_: None).rows())
+    assert row["volume_nm3"] == pytest.approx(5.24 * 4.0 * 4.0 / 2 * (18 + 1 / 3), rel=0.1)
+
+
 def read_ply(path):
     body = path.read_bytes()
     header, _, rest = body.partition(b"end_header\n")
