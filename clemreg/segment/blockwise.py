@@ -27,6 +27,8 @@ VIEWS = (1, 2, 4, 8)
 WORKERS = 3
 # Planes of a large volume that are looked at for its contrast.
 _PLANES = 24
+# Voxels of a level that is looked at for the contrast: of fewer, each is a mean of too many.
+_ENOUGH = 2**24
 _NO_NUMBERS = "NaN or infinite values"
 _MEND = "replace them first, for example by the grey value of empty resin"
 
@@ -146,14 +148,18 @@ def _repeat_ends(block: NDArray[np.float32], filled: tuple[slice, ...]) -> None:
 
 
 def find_limits(volume: Volume) -> tuple[float, float]:
-    """Percentiles of the coarsest level, or of a few planes of a large one.
+    """Percentiles of a few planes of the coarsest level that has voxels enough, else of the finest.
+
+    Coarser levels are averages, in which black and white come together to grey: the very coarsest
+    may be one voxel.
 
     Raises
     ------
     DataError
         The EM holds NaN or infinite values, or the same grey value everywhere.
     """
-    level = volume.levels[-1]
+    enough = [level for level in volume.levels if level.grid.size >= _ENOUGH]
+    level = enough[-1] if enough else volume
     planes = np.unique(np.linspace(0, level.shape[0] - 1, _PLANES).astype(int))
     sample = np.concatenate(
         [level.read(Box((int(z), 0, 0), (int(z) + 1, *level.shape[1:]))) for z in planes]

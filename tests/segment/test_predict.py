@@ -21,6 +21,7 @@ from clemreg.cli.app import run_app  # noqa: E402
 from clemreg.errors import ConfigError, DataError, FormatError, MissingError, VoxelSizeError  # noqa: E402
 from clemreg.io.quantise import quantise  # noqa: E402
 from clemreg.io.volumes import WriteOptions, open_volume, write_volume  # noqa: E402
+from clemreg.segment.blockwise import find_limits  # noqa: E402
 from clemreg.segment.data import contrast_limits, normalise  # noqa: E402
 from clemreg.segment.models import (  # noqa: E402
     FORMAT,
@@ -278,6 +279,55 @@ def test_contrast_limits_stand_for_black_and_white(tmp_path, em, model):
     assert (a.read() != c.read()).mean() > 0.3
 
 
+def with_averages(pixels, spacing, origin, count):
+    """Levels of averages of 2 x 2 x 2 voxels, down to one voxel along an axis."""
+    levels = []
+    for _ in range(count):
+        grid = Grid(pixels.shape, spacing, origin, "em")
+        levels.append(Volume(pixels, grid, name="em"))
+        factor = [2 if n > 1 else 1 for n in pixels.shape]
+        origin = tuple(o + (f - 1) / 2 * s for o, f, s in zip(origin, factor, spacing, strict=True))
+        spacing = tuple(f * s for f, s in zip(factor, spacing, strict=True))
+        z, y, x = (n // f for n, f in zip(pixels.shape, factor, strict=True))
+        blocks = pixels[: z * factor[0], : y * factor[1], : x * factor[2]].reshape(
+            z, factor[0], y, factor[1], x, factor[2]
+        )
+        pixels = blocks.mean((1, 3, 5)).round().astype(np.uint8)
+    return replace(levels[0], coarser=tuple(levels[1:]))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_black_and_white_do_not_depend_on_coarser_levels(count):
+    """Speckle of 30 and 220: averages of 8 voxels are grey, the last level is one voxel."""
+    pixels = np.random.default_rng(7).choice([30, 220], (22, 34, 46)).astype(np.uint8)
+    em = with_averages(pixels, (5.24, 4.0, 4.0), (300.0, -200.0, 70.0), count)
+    assert find_limits(em) == (30, 220)
+
+
+class Unread:
+    """Voxels that nobody may read."""
+
+    def __init__(self, shape):
+        self.shape, self.dtype = shape, np.dtype(np.uint8)
+
+    def __getitem__(self, key):
+        raise AssertionError(f"{self.shape} was read")
+
+
+def test_black_and_white_of_a_huge_volume_are_those_of_its_last_large_level():
+    """Of 5e11, 3e7 and 500 voxels, the middle ones are read."""
+    middle = np.full((240, 320, 400), 90, np.uint8)
+    middle[:, ::7] = 60
+    middle[:, 3::7] = 200
+    shapes = ((6000, 8000, 10000), middle.shape, (6, 8, 10))
+    arrays = Unread(shapes[0]), middle, Unread(shapes[2])
+    levels = [
+        Volume(a, Grid(s, (5.24 * k, 4.0 * k, 4.0 * k), (300.0, -200.0, 70.0), "em"))
+        for a, s, k in zip(arrays, shapes, (1, 25, 1000), strict=True)
+    ]
+    assert find_limits(replace(levels[0], coarser=tuple(levels[1:]))) == (60, 200)
+
+
 @pytest.mark.parametrize("block", [8, 24])
 def test_a_mask_says_where_to_predict(tmp_path, em, model, block):
     """A coarse, shifted mask that ends inside the EM; voxel by voxel the nearest of it counts."""
@@ -459,7 +509,8 @@ def test_an_empty_mask_and_a_coarser_level_are_told(tmp_path, em, model, caplog)
     fine = Grid(tuple(2 * n for n in em.shape), (8.0,) * 3, (-4.0,) * 3)
     pixels = em.read().repeat(2, 0).repeat(2, 1).repeat(2, 2)
     pyramid = Volume(pixels, fine, coarser=(em,))
-    again = predict(pyramid, model, tmp_path / "q.zarr", options=PredictOptions(precise=True))
+    options = PredictOptions(precise=True, limits=contrast_limits(em.read()))
+    again = predict(pyramid, model, tmp_path / "q.zarr", options=options)
     assert "those averaged to (16.0, 16.0, 16.0) nm are segmented" in caplog.text
     np.testing.assert_array_equal(again.read(), whole(em, model))
 
