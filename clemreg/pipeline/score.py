@@ -123,8 +123,18 @@ def report_scores(
 
 
 def _behind(em: str, request: ScoreRequest) -> Volume | None:
+    return _opened(em, request) if em else None
+
+
+def _opened(path: str | Path, request: ScoreRequest) -> Volume:
+    """Open a file; the voxel size that was given counts if the file has none."""
     spacing = given_xyz_nm(request.spacing)
-    return open_volume(em, spacing_nm=spacing) if em else None
+    try:
+        return open_volume(path)
+    except VoxelSizeError:
+        if spacing is None:
+            raise
+        return open_volume(path, spacing_nm=spacing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,10 +204,9 @@ def score_instance_files(prediction: str, truth: str, request: ScoreRequest) -> 
 
 
 def _open(prediction: str, truth: str, request: ScoreRequest) -> tuple[Volume, Volume, Grid]:
-    spacing = given_xyz_nm(request.spacing)
-    found = _channel(open_volume(prediction, spacing_nm=spacing), request)
+    found = _channel(_opened(prediction, request), request)
     try:
-        true = open_volume(truth, spacing_nm=spacing)
+        true = _opened(truth, request)
     except VoxelSizeError:
         # A mask without voxel size on the prediction's own voxels: its shape is the proof.
         true = open_volume(truth, spacing_nm=found.grid.spacing_nm)

@@ -168,3 +168,18 @@ def test_mistakes_are_explained(tmp_path, monkeypatch, capsys, arguments, code, 
         writer[GRID.box] = np.zeros((2, *GRID.shape))
     assert run_app(["score", *arguments]) == code
     assert text in capsys.readouterr().err
+
+
+def test_the_given_voxel_size_is_for_files_that_have_none(tmp_path):
+    """The truth does not say its voxels, a half of the prediction's, and is a part of it."""
+    coarse = Grid((11, 17, 23), (10.48, 8.0, 8.0), (2.62, 2.0, 2.0), "em")
+    p = blob(4)
+    write_volume(tmp_path / "p.zarr", Volume(p.astype(np.uint8), coarse))
+    t = blob(5, (14, 18, 22))
+    tifffile.imwrite(tmp_path / "t.tif", t.astype(np.uint8))
+    em = np.zeros(t.shape, np.uint8)
+    tifffile.imwrite(tmp_path / "em.tif", em)
+    files = tmp_path / "p.zarr", tmp_path / "t.tif"
+    page = "--em", tmp_path / "em.tif", "--report", tmp_path / "r.html"
+    found = run_score(tmp_path, *files, "--voxel-size", XYZ, "--metric", "dice", *page)
+    assert found["dice"] == pytest.approx(dice(p[:7, :9, :11], t[::2, ::2, ::2]))
