@@ -19,6 +19,7 @@ from clemreg.evaluate.masks import (
     mask_on,
     nonzero,
     one_of,
+    same_voxels,
     sampled,
 )
 from clemreg.evaluate.scores import ScoreOptions, Unannotated, score_masks, to_json
@@ -216,7 +217,7 @@ def _open(prediction: str, truth: str, request: ScoreRequest) -> tuple[Volume, V
     if true.channels:
         raise ConfigError(f"{truth} has channels {list(true.channels)}; the truth is one volume")
     grid = common_grid(found, true)
-    if grid == found.grid and grid.shape == true.shape:
+    if grid == found.grid and same_voxels(grid, true.grid):
         true = replace(true, grid=grid, coarser=())
     return found, true, grid
 

@@ -183,3 +183,11 @@ def test_the_given_voxel_size_is_for_files_that_have_none(tmp_path):
     page = "--em", tmp_path / "em.tif", "--report", tmp_path / "r.html"
     found = run_score(tmp_path, *files, "--voxel-size", XYZ, "--metric", "dice", *page)
     assert found["dice"] == pytest.approx(dice(p[:7, :9, :11], t[::2, ::2, ::2]))
+
+
+def test_as_many_voxels_of_twice_the_size_are_not_the_same_voxels(tmp_path, capsys):
+    other = Grid(GRID.shape, tuple(2 * s for s in GRID.spacing_nm), GRID.origin_nm, "em")
+    write_volume(tmp_path / "p.zarr", Volume(blob(1).astype(np.uint8), GRID))
+    write_volume(tmp_path / "t.zarr", Volume(blob(2).astype(np.uint8), other))
+    assert run_app(["score", str(tmp_path / "p.zarr"), str(tmp_path / "t.zarr")]) == 1
+    assert "do not divide" in capsys.readouterr().err
