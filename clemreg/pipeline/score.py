@@ -213,13 +213,20 @@ def _open(prediction: str, truth: str, request: ScoreRequest) -> tuple[Volume, V
         true = open_volume(truth, spacing_nm=found.grid.spacing_nm)
         if true.shape != found.shape:
             raise
-    true = true.channel(0) if len(true.channels) == 1 else true
-    if true.channels:
-        raise ConfigError(f"{truth} has channels {list(true.channels)}; the truth is one volume")
+    true = _single(true, truth)
     grid = common_grid(found, true)
     if grid == found.grid and same_voxels(grid, true.grid):
         true = replace(true, grid=grid, coarser=())
     return found, true, grid
+
+
+def _single(volume: Volume, path: str | Path) -> Volume:
+    if len(volume.channels) > 1:
+        raise ConfigError(
+            f"{path} has channels {', '.join(volume.channels)}; one volume is expected",
+            hint="save the channel that is meant as a volume of its own",
+        )
+    return volume.channel(0)
 
 
 def _channel(volume: Volume, request: ScoreRequest) -> Volume:
@@ -263,10 +270,7 @@ def _annotated(
     if request.unannotated == "background":
         return None
     if request.annotated is not None:
-        given = open_volume(request.annotated, spacing_nm=truth.grid.spacing_nm)
-        if given.shape == truth.shape:
-            given = replace(given, grid=truth.grid, coarser=())
-        return mask_on(given, grid, nonzero)
+        return mask_on(_known(request.annotated, truth, request), grid, nonzero)
     if kind is None:
         return None
     if kind.separate:
@@ -276,3 +280,21 @@ def _annotated(
             hint="add --annotated CROP/labels/all, or --unannotated background",
         )
     return mask_on(truth, grid, nonzero)
+
+
+def _known(path: Path, truth: Volume, request: ScoreRequest) -> Volume:
+    """Open the mask of what is known; without voxel size or origin it lies on the truth's voxels.
+
+    Of what it lacks, its shape is the proof.
+    """
+    try:
+        mask = open_volume(path)
+    except VoxelSizeError:
+        mask = open_volume(path, spacing_nm=truth.grid.spacing_nm)
+        if mask.shape[-3:] != truth.shape:
+            mask = _opened(path, request)
+    mask = _single(mask, path)
+    stated = any(mask.grid.origin_nm) and any(truth.grid.origin_nm)
+    if same_voxels(mask.grid, truth.grid) and not stated:
+        return replace(mask, grid=truth.grid, coarser=())
+    return mask

@@ -191,3 +191,52 @@ def test_as_many_voxels_of_twice_the_size_are_not_the_same_voxels(tmp_path, caps
     write_volume(tmp_path / "t.zarr", Volume(blob(2).astype(np.uint8), other))
     assert run_app(["score", str(tmp_path / "p.zarr"), str(tmp_path / "t.zarr")]) == 1
     assert "do not divide" in capsys.readouterr().err
+
+
+KNOWN_GRIDS = {
+    "as the truth": (GRID, (0, 0, 0)),
+    "finer": (
+        Grid((22, 34, 46), (2.62, 2.0, 2.0), (298.69, -201.0, 69.0), "em"),
+        (0, 0, 0),
+    ),
+    "larger": (
+        Grid((14, 21, 24), GRID.spacing_nm, (289.52, -208.0, 66.0), "em"),
+        (2, 2, 1),
+    ),
+    "without origin": (Grid(GRID.shape, GRID.spacing_nm, (0.0, 0.0, 0.0), "em"), (0, 0, 0)),
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN_GRIDS)
+def test_a_mask_of_what_is_known_lies_where_it_says(tmp_path, kind):
+    grid, first = KNOWN_GRIDS[kind]
+    p, t, known = blob(1), blob(2), blob(3, grid.shape, share=0.6)
+    for name, mask, on in (("p", p, GRID), ("t", t, GRID), ("known", known, grid)):
+        write_volume(tmp_path / f"{name}.zarr", Volume(mask.astype(np.uint8), on))
+    files = [tmp_path / f"{name}.zarr" for name in ("p", "t", "known")]
+    step = 2 if kind == "finer" else 1
+    where = tuple(slice(a, a + n * step, step) for a, n in zip(first, GRID.shape, strict=True))
+    k = known[where]
+    found = run_score(tmp_path, *files[:2], "--annotated", files[2], "--metric", "dice")
+    assert found["dice"] == pytest.approx(dice(p & k, t & k))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing", "text"),
+    [
+        ((11, 17, 23), (10.48, 8.0, 8.0), "do not divide"),
+        ((11, 17, 22), None, "does not say its voxel size"),
+    ],
+)
+def test_a_mask_whose_place_is_not_known_is_refused(tmp_path, capsys, shape, spacing, text):
+    """As many voxels of twice the size lie elsewhere."""
+    for name, seed in (("p", 1), ("t", 2)):
+        write_volume(tmp_path / f"{name}.zarr", Volume(blob(seed).astype(np.uint8), GRID))
+    known = tmp_path / ("known.zarr" if spacing else "known.tif")
+    if spacing:
+        write_volume(known, Volume(np.ones(shape, np.uint8), Grid(shape, spacing, GRID.origin_nm)))
+    else:
+        tifffile.imwrite(known, np.ones(shape, np.uint8))
+    files = [str(tmp_path / f"{name}.zarr") for name in "pt"]
+    assert run_app(["score", *files, "--annotated", str(known)]) == 1
+    assert text in capsys.readouterr().err
