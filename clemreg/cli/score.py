@@ -81,6 +81,7 @@ def score(
         annotated,
         unannotated_rule(unannotated),
         score_options(metric, tolerance, clip),
+        "objects" if instances else "anything",
     )
     with progress_bar("score") as progress:
         scores = dict(score_files(prediction, truth, request, progress=progress))

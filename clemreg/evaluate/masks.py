@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +100,34 @@ def _is_graded(volume: Volume) -> bool:
         if len(seen) > 2:
             return True
     return 0 not in seen and 1 not in seen
+
+
+def require_clear(volume: Volume, written: Literal["distance", "anything"]) -> None:
+    """Refuse uint8 values that may be either ids or a signed distance in which nothing is inside.
+
+    Parameters
+    ----------
+    written
+        ``distance``: it is called one, so only 0 and 1 look like something else.
+
+    Raises
+    ------
+    ConfigError
+        All values lie below the surface of a signed distance, and are no plain mask.
+    """
+    seen: set[int] = set()
+    for box in volume.grid.box.tiles((64, 256, 256)):
+        seen |= set(np.unique(volume.read(box)).tolist())
+        if max(seen) >= SURFACE:
+            return
+    unclear = max(seen) == 1 if written == "distance" else len(seen) > 2
+    if unclear:
+        raise ConfigError(
+            f"{volume.name} holds uint8 values from {min(seen)} to {max(seen)}: a mask or objects, "
+            f"or a signed distance in which nothing is inside, as nothing reaches {SURFACE}",
+            hint="say which: --threshold 1 for a mask or objects, "
+            f"--threshold {SURFACE} for a signed distance",
+        )
 
 
 def mask_on(volume: Volume, grid: Grid, test: Test) -> MaskView:

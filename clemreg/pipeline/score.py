@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from clemreg.blocks.run import Progress
-from clemreg.errors import ConfigError, DataError, VoxelSizeError
+from clemreg.errors import ConfigError, DataError, MissingError, VoxelSizeError
 from clemreg.evaluate.instances import score_instances
 from clemreg.evaluate.masks import (
     MaskView,
+    Test,
+    at_least,
     common_grid,
     foreground,
     mask_on,
     nonzero,
     one_of,
+    require_clear,
     same_voxels,
     sampled,
 )
 from clemreg.evaluate.scores import ScoreOptions, Unannotated, score_masks, to_json
+from clemreg.io.quantise import SURFACE
 from clemreg.io.volumes import open_volume
 from clemreg.report.scores import LabelScores, Slice, write_score_report
 from clemreg.segment.classes import Category, category
@@ -47,7 +51,7 @@ class ScoreRequest:
         Channel of the prediction; empty: the one called `label`, or the only one.
     threshold
         Foreground of the prediction from this value on; None: 127 in uint8 signed distances,
-        else all but 0.
+        else all but 0. A uint8 channel with the name of a class is a signed distance.
     annotated
         Mask file of the voxels whose truth is known.
     unannotated
@@ -55,6 +59,8 @@ class ScoreRequest:
         does.
     options
         Metrics, tolerance and clip distance.
+    holds
+        ``objects``: the prediction holds ids, whatever they look like.
     """
 
     spacing: str | None = None
@@ -64,6 +70,7 @@ class ScoreRequest:
     annotated: Path | None = None
     unannotated: Unannotated = "leave-out"
     options: ScoreOptions = field(default_factory=ScoreOptions)
+    holds: Literal["anything", "objects"] = "anything"
 
 
 def score_files(
@@ -74,7 +81,8 @@ def score_files(
     Raises
     ------
     ConfigError
-        The prediction has several channels and none is named; a metric or class is not known.
+        The prediction has several channels and none is named, or may be a signed distance or
+        ids; a metric or class is not known.
     GridError
         The voxels of the two do not fit.
     """
@@ -150,12 +158,14 @@ class _Compared:
 
     @classmethod
     def of(cls, prediction: str, truth: str, request: ScoreRequest) -> _Compared:
-        found, true, grid = _open(prediction, truth, request)
+        opened = _opened(prediction, request)
+        found, true, grid = _open(opened, truth, request)
+        test = _foreground(found, found.name if opened.channels else "", request)
         kind = category(request.label) if request.label else None
         return cls(
             kind.name if kind else found.name,
             grid,
-            mask_on(found, grid, foreground(found, request.threshold)),
+            mask_on(found, grid, test),
             _truth_mask(true, grid, kind),
             _annotated(true, grid, kind, request),
         )
@@ -193,7 +203,7 @@ def score_instance_files(prediction: str, truth: str, request: ScoreRequest) -> 
     GridError
         The voxels of the two do not fit.
     """
-    found, true, grid = _open(prediction, truth, request)
+    found, true, grid = _open(_opened(prediction, request), truth, request)
     if grid.shape != true.shape or grid.shape != found.shape:
         raise DataError(
             f"objects are compared voxel by voxel, but the prediction is {found.shape} and the "
@@ -204,8 +214,8 @@ def score_instance_files(prediction: str, truth: str, request: ScoreRequest) -> 
     return score_instances(found.data, true.data, annotated=annotated).to_json()
 
 
-def _open(prediction: str, truth: str, request: ScoreRequest) -> tuple[Volume, Volume, Grid]:
-    found = _channel(_opened(prediction, request), request)
+def _open(prediction: Volume, truth: str, request: ScoreRequest) -> tuple[Volume, Volume, Grid]:
+    found = _channel(prediction, request)
     try:
         true = _opened(truth, request)
     except VoxelSizeError:
@@ -252,6 +262,27 @@ def _known_name(channel: str) -> str:
         return category(channel).name
     except FileNotFoundError:
         return channel
+
+
+def _is_class(channel: str) -> bool:
+    try:
+        return bool(category(channel))
+    except MissingError:
+        return False
+
+
+def _foreground(found: Volume, channel: str, request: ScoreRequest) -> Test:
+    """Test for the foreground of a prediction that was a channel (empty: that has none)."""
+    if request.threshold is not None or found.dtype != np.uint8:
+        return foreground(found, request.threshold)
+    if request.holds == "objects":
+        return nonzero
+    # What `clemreg segment` writes, also where it found nothing.
+    if _is_class(channel):
+        require_clear(found, "distance")
+        return at_least(SURFACE)
+    require_clear(found, "anything")
+    return foreground(found)
 
 
 def _truth_mask(truth: Volume, grid: Grid, kind: Category | None) -> MaskView:

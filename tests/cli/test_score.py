@@ -240,3 +240,51 @@ def test_a_mask_whose_place_is_not_known_is_refused(tmp_path, capsys, shape, spa
     files = [str(tmp_path / f"{name}.zarr") for name in "pt"]
     assert run_app(["score", *files, "--annotated", str(known)]) == 1
     assert text in capsys.readouterr().err
+
+
+def test_a_few_objects_in_uint8_are_no_signed_distance(tmp_path, capsys):
+    t = label(blob(1))[0]
+    p = np.roll(t, 1, axis=2)
+    assert 3 < t.max() < 127
+    for name, ids in (("p", p), ("t", t)):
+        write_volume(tmp_path / f"{name}.zarr", Volume(ids.astype(np.uint8), GRID))
+    files = tmp_path / "p.zarr", tmp_path / "t.zarr"
+    assert run_app(["score", *map(str, files)]) == 1
+    assert "--threshold 1 for a mask or objects" in capsys.readouterr().err
+    expected = {"dice": pytest.approx(dice(p > 0, t > 0))}
+    assert run_score(tmp_path, *files, "--metric", "dice", "--threshold", "1") == expected
+    objects = run_score(tmp_path, *files, "--metric", "dice", "--instances")
+    assert objects["true_objects"] == t.max()
+    assert objects["dice"] == expected["dice"]
+
+
+def test_many_objects_in_uint8_are_objects_if_that_is_said(tmp_path):
+    t = label(blob(1))[0]
+    ids = np.where(t, 90 + 20 * (t % 7), 0).astype(np.uint8)  # on both sides of 127
+    for name in "pt":
+        write_volume(tmp_path / f"{name}.zarr", Volume(ids, GRID))
+    files = tmp_path / "p.zarr", tmp_path / "t.zarr"
+    assert run_score(tmp_path, *files, "--metric", "dice", "--instances")["dice"] == 1
+
+
+@pytest.mark.parametrize("values", [(0, 2), (0, 1, 40), (3,)])
+def test_a_class_in_which_nothing_was_found_has_no_foreground(tmp_path, values):
+    """As `clemreg segment` writes it: all voxels lie far outside."""
+    pixels = np.random.default_rng(3).choice(values, (2, *GRID.shape)).astype(np.uint8)
+    write_volume(tmp_path / "p.zarr", Volume(pixels, GRID, ("mito", "mito_mem")))
+    write_volume(tmp_path / "t.zarr", Volume(blob(2).astype(np.uint8), GRID))
+    files = tmp_path / "p.zarr", tmp_path / "t.zarr"
+    found = run_score(tmp_path, *files, "--channel", "mito_mem")
+    assert found["dice"] == 0
+    assert found["recall"] is None
+
+
+def test_a_class_of_0_and_1_may_be_either(tmp_path, capsys):
+    p, t = blob(1), blob(2)
+    write_volume(tmp_path / "p.zarr", Volume(p[None].astype(np.uint8), GRID, ("mito",)))
+    write_volume(tmp_path / "t.zarr", Volume(t.astype(np.uint8), GRID))
+    files = [str(tmp_path / f"{name}.zarr") for name in "pt"]
+    assert run_app(["score", *files]) == 1
+    assert "a mask or objects, or a signed distance" in capsys.readouterr().err
+    found = run_score(tmp_path, *files, "--threshold", "1", "--metric", "dice")
+    assert found["dice"] == pytest.approx(dice(p, t))
