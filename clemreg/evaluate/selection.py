@@ -76,7 +76,7 @@ def best(results: Sequence[Result], metric: str) -> Choice | None:
     if not ranked:
         return None
     value, iteration, setup, raw = ranked[0]
-    crops = tuple(sorted(crop for _, crop in _by_crop(groups[setup, iteration, raw])))
+    crops = tuple(sorted(crop for _, crop in by_crop(groups[setup, iteration, raw])))
     return Choice(labels.pop(), setup, iteration, raw, metric, sign * value, crops)
 
 
@@ -85,8 +85,14 @@ def _place(result: Result) -> tuple[str, str]:
     return result.parent_dataset_id, result.crop
 
 
-def _by_crop(results: Sequence[Result]) -> dict[tuple[str, str], float]:
-    """Score of a checkpoint by sample and crop; the same score of two files counts once."""
+def by_crop(results: Sequence[Result]) -> dict[tuple[str, str], float]:
+    """Score of a checkpoint by sample and crop; the same score of two files counts once.
+
+    Raises
+    ------
+    ConfigError
+        They were not measured in one way, or two predictions have different scores on a crop.
+    """
     _check_alike(results)
     scores: dict[tuple[str, str], Result] = {}
     for r in results:
@@ -113,7 +119,7 @@ def _check_alike(results: Sequence[Result]) -> None:
 
 
 def _mean(results: Sequence[Result]) -> float:
-    values = _by_crop(results).values()
+    values = by_crop(results).values()
     return math.fsum(values) / len(values)
 
 
@@ -180,7 +186,7 @@ def _value_on(results: Iterable[Result], choice: Choice, place: tuple[str, str])
         for r in results
         if _place(r) == place and (r.setup, r.iteration, r.raw_dataset) == choice.configuration
     ]
-    return _by_crop([r for r in own if not math.isnan(r.value)]).get(place, math.nan)
+    return by_crop([r for r in own if not math.isnan(r.value)]).get(place, math.nan)
 
 
 @dataclass(frozen=True)
@@ -358,7 +364,7 @@ def compare_same(
                 f"iteration_{name}": iteration,
                 f"raw_dataset_{name}": raw_dataset,
                 f"metric_params_{name}": mine[0].metric_params,
-                f"value_{name}": _by_crop(mine)[sample, crop],
+                f"value_{name}": by_crop(mine)[sample, crop],
             }
         rows.append(row)
     return rows

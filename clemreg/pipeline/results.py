@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from clemreg.evaluate.selection import (
     Choice,
     Mode,
     best,
+    by_crop,
     choose,
     convergence,
     crop_scores,
@@ -149,7 +151,13 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def report_store(store: Path, page: Path, metric: str) -> None:
-    """Write a page with the best checkpoint of every class: bars, and every score."""
+    """Write a page with the best checkpoint of every class: bars, and every score.
+
+    Raises
+    ------
+    ConfigError
+        Scores of it were not measured in one way: several thresholds or tolerances.
+    """
     results = open_store(store).find()
     rows = []
     for label in sorted({r.label for r in require(results, "anything")}):
@@ -165,8 +173,13 @@ def _label_scores(results: Sequence[Result], choice: Choice) -> LabelScores:
     mine = [r for r in results if (r.setup, r.iteration, r.raw_dataset) == choice.configuration]
     means: dict[str, float | None] = {}
     for metric in METRICS:
-        values = [r.value for r in mine if r.metric == metric and r.value == r.value]
+        values = _on_crops(mine, metric)
         if values:
-            means[metric] = sum(values) / len(values)
-    dice = tuple(r.value for r in mine if r.metric == "dice" and r.value == r.value)
-    return LabelScores(choice.label, means, f"{choice.setup} at {choice.iteration}", dice)
+            means[metric] = math.fsum(values) / len(values)
+    note = f"{choice.setup} at {choice.iteration}"
+    return LabelScores(choice.label, means, note, _on_crops(mine, "dice"))
+
+
+def _on_crops(results: Sequence[Result], metric: str) -> tuple[float, ...]:
+    scored = [r for r in results if r.metric == metric and not math.isnan(r.value)]
+    return tuple(by_crop(scored).values())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -105,6 +106,21 @@ def test_scores_of_two_kinds_are_not_averaged(store, capsys):
     ResultStore(store).add([replace(BASE, iteration=525_000, setup="setup25", threshold=140.0)])
     assert run_app(["results", "best", str(store)]) == 1
     assert "mito: scores with threshold 127.0 and 140.0" in capsys.readouterr().err
+
+
+def test_no_page_averages_scores_of_two_tolerances(store, tmp_path, capsys):
+    page = tmp_path / "r.html"
+    command = ["results", "report", str(store), "--out", str(page)]
+    of = replace(BASE, setup="setup01", iteration=525_000, metric="f1_score_with_tolerance")
+    ten, forty = ('{"tol_distance": 10}', '{"tol_distance": 40}')
+    some = [replace(of, metric_params=forty, crop=c, value=v) for c, v in (("1", 0.9), ("2", 0.5))]
+    # The same prediction in two files counts once: the mean is 0.7, not 2.3 / 3.
+    ResultStore(store).add([*some, replace(some[0], path="copy")])
+    assert run_app(command) == 0
+    assert re.search(r"f1_score_with_tolerance</t[dh]>\s*<td[^>]*>0\.700<", page.read_text())
+    ResultStore(store).add([replace(of, metric_params=ten, value=0.3)])
+    assert run_app([*command, "--overwrite"]) == 1
+    assert f"metric_params {ten} and {forty} are not averaged" in capsys.readouterr().err
 
 
 def test_one_class_without_a_metric_hides_no_other(store, tmp_path):
