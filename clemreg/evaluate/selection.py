@@ -285,7 +285,7 @@ def incomplete(results: Sequence[Result]) -> dict[tuple[str, str], tuple[int, ..
         wanted = {r.iteration for r in mine}
         groups: dict[tuple[str, ...], set[int]] = {}
         for r in mine:
-            groups.setdefault((r.crop, r.metric, r.raw_dataset), set()).add(r.iteration)
+            groups.setdefault((*_place(r), r.metric, r.raw_dataset), set()).add(r.iteration)
         lacking = sorted(set().union(*(wanted - found for found in groups.values())))
         if lacking:
             out[pair] = tuple(lacking)

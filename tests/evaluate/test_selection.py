@@ -170,6 +170,13 @@ def test_curves_are_means_over_crops():
     assert incomplete(table({("a", 1): {"1": 0.5, "2": 0.5}})) == {}
 
 
+def test_a_crop_of_one_sample_does_not_stand_in_for_that_of_another():
+    """Sample b has crop 1 at every checkpoint, sample a lacks it at the middle one."""
+    first = table({("s", k): {"1": 0.5} for k in (25_000, 75_000)}, parent_dataset_id="a")
+    second = table({("s", k): {"1": 0.7} for k in (25_000, 50_000, 75_000)}, parent_dataset_id="b")
+    assert incomplete([*first, *second]) == {("s", "mito"): (50_000,)}
+
+
 def test_arms_side_by_side():
     results = [
         *table({("a", 1): {"1": 0.5, "2": 0.6}, ("b", 2): {"1": 0.7, "2": 0.8}}),
