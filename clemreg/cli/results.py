@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -71,10 +72,10 @@ def best(
     json: JsonOption = None,
 ) -> None:
     """Best checkpoint for every class and sample."""
-    from clemreg.pipeline.results import best_checkpoints
+    from clemreg.pipeline.results import best_checkpoints, require_best
 
     require_free(out, overwrite=overwrite)
-    _answer(best_checkpoints(store, metric, _mode(mode)), out, json)
+    _answer(require_best(best_checkpoints(store, metric, _mode(mode)), metric), out, json)
 
 
 @app.command()
@@ -129,7 +130,7 @@ def _mode(text: str) -> Any:
     return cast("Any", text)
 
 
-def _answer(rows: list[dict[str, Any]], out: Path | None, json: Path | None) -> None:
+def _answer(rows: Sequence[dict[str, Any]], out: Path | None, json: Path | None) -> None:
     rows_table(rows)
     if out is not None:
         from clemreg.pipeline.results import write_rows

@@ -98,6 +98,22 @@ def best_checkpoints(
     return rows
 
 
+def require_best(rows: Sequence[dict[str, Any]], metric: str) -> Sequence[dict[str, Any]]:
+    """Return what `best_checkpoints` found, if it found anything.
+
+    Raises
+    ------
+    MissingError
+        Every score is NaN.
+    """
+    if not rows:
+        raise MissingError(
+            f"every score of {metric} of a raw prediction is NaN, so none is the best",
+            hint="choose by another metric: --metric NAME",
+        )
+    return rows
+
+
 def _described(choice: Choice) -> dict[str, Any]:
     return {
         "setup": choice.setup,

@@ -133,6 +133,16 @@ def test_one_class_without_a_metric_hides_no_other(store, tmp_path):
     assert (er["state"], er["iteration"], er["incomplete"]) == ("incomplete", None, [500_000])
 
 
+@pytest.mark.parametrize("mode", ["validation", "test"])
+def test_there_is_no_best_of_scores_that_are_all_nan(tmp_path, capsys, mode):
+    path = tmp_path / "nan.db"
+    ResultStore(path).add([replace(BASE, value=float("nan")), replace(BASE, refined=True)])
+    command = ["results", "best", str(path), "--mode", mode, "--out", str(tmp_path / "best.csv")]
+    assert run_app(command) == 1
+    assert "every score of dice of a raw prediction is NaN" in capsys.readouterr().err
+    assert not (tmp_path / "best.csv").exists()
+
+
 def test_a_table_replaces_scores_only_if_asked(store, tmp_path, capsys):
     write_csv([replace(BASE, value=0.61)], tmp_path / "new")
     command = ["results", "import", str(store), str(tmp_path / "new" / "mito.csv")]
