@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 
 from clemreg.errors import ConfigError, GridError
 from clemreg.io.quantise import SURFACE
-from clemreg.space.grid import Box, Grid, Shape
+from clemreg.space.grid import Box, Grid, Shape, Triple
 from clemreg.volume import LazyArray, Volume
 
 Test = Callable[[NDArray[Any]], NDArray[Any]]
 # Origins may differ by this part of a voxel: some files state corners, some centres.
 _ORIGIN_TOLERANCE = 0.3
+# Of voxels: which of two is taken for a place just between them is no matter of rounding.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
@@ -139,17 +141,9 @@ def mask_on(volume: Volume, grid: Grid, test: Test) -> MaskView:
         The voxel sizes do not fit, or the volume does not cover the grid.
     """
     own = volume.grid
-    ratio = np.asarray(grid.spacing_nm) / np.asarray(own.spacing_nm)
-    step = np.rint(ratio).astype(int)
     name = volume.name or "volume"
-    if (step < 1).any() or not np.allclose(ratio, step, rtol=1e-3):
-        raise GridError(
-            f"{name} has voxels of {own.spacing_nm} nm (z, y, x), which do not divide "
-            f"{grid.spacing_nm} nm",
-            hint="resample one onto the voxels of the other",
-        )
-    # The lower of the middle voxels: for voxels of half the size this is every second, from 0 on.
-    start = np.floor(own.to_index(grid.origin_nm) + _ORIGIN_TOLERANCE).astype(int)
+    step = _step(volume, grid)
+    start = _voxel_at(own, grid.origin_nm, step)
     last = start + (np.asarray(grid.shape) - 1) * step
     if (start < 0).any() or (last >= own.shape).any():
         raise GridError(
@@ -158,6 +152,29 @@ def mask_on(volume: Volume, grid: Grid, test: Test) -> MaskView:
             hint="check that both are in the same frame: `clemreg info` shows the origins",
         )
     return MaskView(volume.data, test, tuple(start), tuple(step), grid.shape)
+
+
+def _step(volume: Volume, grid: Grid) -> NDArray[np.int64]:
+    """How many voxels of a volume make one of a grid, along each axis."""
+    ratio = np.asarray(grid.spacing_nm) / np.asarray(volume.grid.spacing_nm)
+    step = np.asarray(np.rint(ratio), dtype=int)
+    if (step < 1).any() or not np.allclose(ratio, step, rtol=1e-3):
+        raise GridError(
+            f"{volume.name or 'volume'} has voxels of {volume.grid.spacing_nm} nm (z, y, x), which "
+            f"do not divide {grid.spacing_nm} nm",
+            hint="resample one onto the voxels of the other",
+        )
+    return step
+
+
+def _voxel_at(grid: Grid, place_nm: Triple, step: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Voxel that stands for one of `step` times the size around a place; it may lie outside.
+
+    The nearest, or the lower of two in the middle: of voxels of half the size every second, from 0
+    on.
+    """
+    tolerance = np.where(step % 2, 0.5, _ORIGIN_TOLERANCE) - _ROUNDING
+    return np.asarray(np.floor(grid.to_index(place_nm) + tolerance), dtype=int)
 
 
 def sampled(volume: Volume, grid: Grid) -> MaskView:
@@ -185,9 +202,13 @@ def common_grid(prediction: Volume, truth: Volume) -> Grid:
     p, t = prediction.grid, truth.grid
     if same_voxels(p, t) and (not any(p.origin_nm) or not any(t.origin_nm)):
         return p
-    step = np.maximum(1, np.rint(np.asarray(p.spacing_nm) / np.asarray(t.spacing_nm))).astype(int)
-    start = np.rint(p.to_index(t.origin_nm)).astype(int)
-    wanted = Box(tuple(start), tuple(start + -(-np.asarray(t.shape) // step)))
+    step = _step(truth, p)
+    near = np.rint(p.to_index(t.origin_nm)).astype(int)
+    first = _voxel_at(t, tuple(p.to_world(near)), step)
+    # Those that some voxel of the truth stands for: one that it half covers at an end is none.
+    low = near - first // step
+    high = near + (np.asarray(t.shape) - 1 - first) // step + 1
+    wanted = Box(tuple(low), tuple(high))
     found = wanted.clip(p.shape)
     missing = np.asarray(wanted.shape) - np.asarray(found.shape)
     if found.size == 0 or (missing > 1).any():

@@ -288,3 +288,42 @@ def test_a_class_of_0_and_1_may_be_either(tmp_path, capsys):
     assert "a mask or objects, or a signed distance" in capsys.readouterr().err
     found = run_score(tmp_path, *files, "--threshold", "1", "--metric", "dice")
     assert found["dice"] == pytest.approx(dice(p, t))
+
+
+def nearest(truth: Grid, places_nm: np.ndarray) -> np.ndarray:
+    """Voxel of the truth nearest to each place along z, by brute force; -1 beyond its ends.
+
+    Of two as near it is the lower.
+    """
+    centres = truth.origin_nm[0] + np.arange(truth.shape[0]) * truth.spacing_nm[0]
+    apart = np.abs(centres[None] - (places_nm[:, None] - 1e-3))
+    inside = apart.min(axis=1) <= truth.spacing_nm[0] / 2
+    return np.where(inside, apart.argmin(axis=1), -1)
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.4, -0.3, 0.0, 0.3, 0.4, 0.45, 0.5, 1.5])
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_truth_beside_the_voxels_of_the_prediction_is_scored(tmp_path, step, shift):
+    """Shifted by parts of its voxel along z, inside the prediction: the nearest voxels count."""
+    z = GRID.spacing_nm[0] / step
+    origin = (300 + 2 * 5.24 - (step - 1) / 2 * z + shift * z, -200.0, 70.0)
+    fine = Grid((7 * step, 17, 23), (z, 4.0, 4.0), origin, "em")
+    p, t = blob(1), blob(2, fine.shape)
+    write_volume(tmp_path / "p.zarr", Volume(p.astype(np.uint8), GRID))
+    write_volume(tmp_path / "t.zarr", Volume(t.astype(np.uint8), fine))
+    found = run_score(tmp_path, tmp_path / "p.zarr", tmp_path / "t.zarr", "--metric", "dice")
+    rows = nearest(fine, 300 + 5.24 * np.arange(11))
+    on = rows >= 0
+    assert found["dice"] == pytest.approx(dice(p[on], t[rows[on]]))
+
+
+@pytest.mark.parametrize("rest", [0, 1, 2])
+def test_a_finer_truth_ends_anywhere_in_a_voxel(tmp_path, rest):
+    """As 61 voxels of 2 nm from the edge of one of 6 nm on: the last is not the middle of one."""
+    fine = Grid((15 + rest, 17, 23), (5.24 / 3, 4.0, 4.0), (300 + 5.24 * 5 / 3, -200, 70), "em")
+    p, t = blob(1), blob(2, fine.shape)
+    write_volume(tmp_path / "p.zarr", Volume(p.astype(np.uint8), GRID))
+    write_volume(tmp_path / "t.zarr", Volume(t.astype(np.uint8), fine))
+    found = run_score(tmp_path, tmp_path / "p.zarr", tmp_path / "t.zarr", "--metric", "dice")
+    middles = t[1::3]
+    assert found["dice"] == pytest.approx(dice(p[2 : 2 + len(middles)], middles))
