@@ -124,6 +124,12 @@ def _write_cellmap_label(path: Path, array: Any, spacing_nm: Any, origin_nm: Any
 
 
 @pytest.fixture(scope="session")
+def write_cellmap_label() -> Any:
+    """Write a class of a crop as CellMap publishes it."""
+    return _write_cellmap_label
+
+
+@pytest.fixture(scope="session")
 def cellmap_sample(tmp_path_factory) -> Path:
     """EM ``em.zarr`` of a dark ball, and ``groundtruth`` with two crops: its parts, and no ER."""
     import numpy as np

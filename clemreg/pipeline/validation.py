@@ -106,8 +106,9 @@ def compared_on(prediction: Prediction, crop: AnnotatedCrop) -> tuple[LazyArray,
     GridError
         The prediction does not cover the crop.
     """
+    annotated_nm = np.asarray(crop.grid_of(prediction.label).spacing_nm)
     wanted = np.maximum(prediction.volume.grid.spacing_nm, OUTPUT_NM)
-    z, y, x = np.maximum(1, np.rint(wanted / np.asarray(crop.grid.spacing_nm))).astype(int)
+    z, y, x = np.maximum(1, np.rint(wanted / annotated_nm)).astype(int)
     truth, known, grid = crop.truth(prediction.label, (int(z), int(y), int(x)))
     if crop.of(prediction.label) is Annotation.ABSENT:
         truth = truth & False

@@ -88,25 +88,25 @@ class JoinedLabel:
     """A class that is annotated as its parts: membrane, lumen and so on.
 
     It is where one of them is, and known where one of them is or all are known.
-
-    Raises
-    ------
-    DataError
-        The parts lie on different grids.
     """
 
     parts: tuple[CellMapLabel, ...]
 
-    def __post_init__(self) -> None:
-        if len({part.grid for part in self.parts}) != 1:
-            raise DataError(
-                f"{', '.join(part.name for part in self.parts)} lie on different grids",
-                hint="name the classes of a crop that have the same voxels",
-            )
-
     @property
     def grid(self) -> Grid:
-        """Voxels of the annotation."""
+        """Voxels of the annotation.
+
+        Raises
+        ------
+        DataError
+            The parts lie on different grids.
+        """
+        if len({part.grid for part in self.parts}) != 1:
+            raise DataError(
+                f"{', '.join(part.name for part in self.parts)} lie on different grids, so no "
+                "class can be made of them",
+                hint="leave that class out: name the others",
+            )
         return self.parts[0].grid
 
     @cached_property
@@ -143,16 +143,20 @@ class CellMapCrop:
     labels
         By clemreg's name of the class.
 
-    Raises
-    ------
-    DataError
-        There is no class, or their grids differ.
     """
 
     name: str
     labels: Mapping[str, ClassLabel]
 
-    def __post_init__(self) -> None:
+    @property
+    def grid(self) -> Grid:
+        """Voxels of all classes.
+
+        Raises
+        ------
+        DataError
+            There is no class, or their grids differ.
+        """
         grids = {label.grid for label in self.labels.values()}
         if len(grids) != 1:
             raise DataError(
@@ -160,11 +164,26 @@ class CellMapCrop:
                 "grids, not on one",
                 hint="name the classes of a crop that have the same voxels",
             )
+        return grids.pop()
 
-    @property
-    def grid(self) -> Grid:
-        """Voxels of the annotation."""
-        return next(iter(self.labels.values())).grid
+    def grid_of(self, name: str) -> Grid:
+        """Voxels of the annotation of a class.
+
+        Raises
+        ------
+        DataError
+            The crop does not have that class.
+        """
+        return self._label(name).grid
+
+    def _label(self, name: str) -> ClassLabel:
+        label = self.labels.get(category(name).name)
+        if label is None:
+            raise DataError(
+                f"{self.name}: nobody annotated {category(name).name} here, so it cannot be scored",
+                hint=f"it has: {', '.join(self.labels)}",
+            )
+        return label
 
     def of(self, name: str) -> Annotation:
         """Return what is known of a class in this crop."""
@@ -179,15 +198,10 @@ class CellMapCrop:
         DataError
             Nobody looked for that class in this crop.
         """
-        label = self.labels.get(category(name).name)
-        if label is None:
-            raise DataError(
-                f"{self.name}: nobody annotated {category(name).name} here, so it cannot be scored",
-                hint=f"it has: {', '.join(self.labels)}",
-            )
+        label = self._label(name)
         thin = tuple(slice(None, None, s) for s in stride)
         inside, known = label.truth()
-        return inside[thin], known[thin], self.grid.downsample(stride)
+        return inside[thin], known[thin], label.grid.downsample(stride)
 
 
 def find_cellmap_crops(groundtruth: str | Path) -> tuple[str, ...]:

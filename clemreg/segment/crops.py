@@ -100,9 +100,18 @@ class CosemAnnotations:
 
 @dataclass(frozen=True, eq=False)
 class CellMapAnnotations:
-    """A crop with one label array a class, all on one grid."""
+    """A crop with one label array a class, all on one grid.
+
+    Raises
+    ------
+    DataError
+        Their grids differ.
+    """
 
     crop: CellMapCrop
+
+    def __post_init__(self) -> None:
+        _ = self.grid
 
     @property
     def grid(self) -> Grid:

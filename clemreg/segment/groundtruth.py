@@ -33,9 +33,8 @@ class AnnotatedCrop(Protocol):
     def name(self) -> str:
         """``crop<number>``."""
 
-    @property
-    def grid(self) -> Grid:
-        """Voxels of the annotation."""
+    def grid_of(self, name: str) -> Grid:
+        """Voxels of the annotation of a class."""
 
     def of(self, name: str) -> Annotation:
         """Return what is known of a class."""
@@ -69,6 +68,10 @@ class CosemCrop:
     def grid(self) -> Grid:
         """Voxels of the annotation."""
         return self.sets["all"].grid
+
+    def grid_of(self, name: str) -> Grid:
+        """Voxels of the annotation of a class."""
+        return self.sets.get(category(name).separate, self.sets["all"]).grid
 
     def of(self, name: str) -> Annotation:
         """Return what is known of a class in this crop."""

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import zarr
 
 from clemreg.cli.app import run_app
 from clemreg.evaluate.results import ResultStore
@@ -149,6 +151,51 @@ def test_cellmap_crops_are_scored_too(cellmap_sample, tmp_path, capsys):
     assert page.read_text().count("data:image/png") >= 3
     assert run_app([*arguments[:2], *arguments[6:], "--overwrite"]) == 1
     assert "--n5 SAMPLE.n5, or --cellmap" in capsys.readouterr().err
+
+
+def test_classes_of_a_cellmap_crop_may_have_voxels_of_their_own(
+    cellmap_sample, write_cellmap_label, tmp_path, capsys
+):
+    """Voxels of the nucleus are four times as long; then the parts of droplets differ, too."""
+    root = tmp_path / "jrc_ball"
+    shutil.copytree(cellmap_sample, root)
+    crop = root / "groundtruth" / "crop21"
+    em = open_volume(root / "em.zarr", frame="em")
+    start = em.grid.to_world((4, 6, 2)) + np.asarray(em.grid.spacing_nm) / 2
+    coarse = (10.48, 8.0, 8.0), start.tolist()
+    rng = np.random.default_rng(4)
+    nucleus = rng.integers(0, 3, (20, 20, 22)).astype(np.uint8)
+    write_cellmap_label(crop / "nuc", nucleus, *coarse)
+    group = zarr.open_group(str(crop), mode="a", zarr_format=2)
+    names = ["mito_mem", "mito_lum", "mito_ribo", "er", "nuc"]
+    group.attrs["cellmap"] = {"annotation": {"class_names": names}}
+    dark = np.where(em.read() < 74, 200, 30).astype(np.uint8)
+    found = rng.integers(0, 255, em.shape).astype(np.uint8)
+    path, out = tmp_path / "p.zarr", tmp_path / "s.json"
+    write_volume(path, Volume(np.stack([dark, found, found]), em.grid, ("mito", "nuc", "ld")))
+    command = [
+        "validate", str(path), "--cellmap", str(root / "groundtruth"), "--setup", "mine",
+        "--iteration", "1", "--crop", "crop21", "--metric", "dice", "--json", str(out),
+    ]  # fmt: skip
+    assert run_app(command) == 0
+    scores = json.loads(out.read_text())
+    inside = (slice(4, 44), slice(6, 46), slice(2, 46))
+    parts = [open_volume(crop / n).read() == 2 for n in ("mito_mem", "mito_lum")]
+    whole = np.ones((40, 40, 44), bool)
+    for name, p, t, known in (
+        ("mito", dark[inside] >= 127, np.any(parts, axis=0)[::2, ::2, ::2], whole),
+        ("nucleus", found[inside][::2, ::2, ::2] >= 127, nucleus == 2, nucleus != 0),
+    ):
+        overlap = 2 * (p & t).sum() / ((p & known).sum() + t.sum())
+        assert scores[name]["21"]["dice"] == pytest.approx(overlap)
+    fine = open_volume(crop / "er").grid
+    write_cellmap_label(crop / "ld_mem", nucleus, *coarse)
+    write_cellmap_label(crop / "ld_lum", np.ones(fine.shape, np.uint8), fine.spacing_nm, start)
+    group.attrs["cellmap"] = {"annotation": {"class_names": [*names, "ld_mem", "ld_lum"]}}
+    assert run_app([*command, "--label", "nuc"]) == 0
+    assert json.loads(out.read_text()) == {"nucleus": scores["nucleus"]}
+    assert run_app(command) == 1
+    assert "ld_mem, ld_lum lie on different grids" in capsys.readouterr().err
 
 
 TWICE = """

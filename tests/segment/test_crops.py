@@ -156,7 +156,7 @@ def test_cellmap_crops_teach_class_by_class(em):
     assert not patches.draw(np.random.default_rng(1))[2][1].any()
     other = CellMapLabel("ld", Labels(values, EM.crop(grid.box)), 0, 1, 2, False)
     with pytest.raises(DataError, match="2 grids"):
-        CellMapCrop("crop1", {"mito": label, "LD": other})
+        CellMapAnnotations(CellMapCrop("crop1", {"mito": label, "LD": other}))
 
 
 def test_patches_lie_where_it_is_annotated():
