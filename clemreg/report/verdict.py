@@ -73,8 +73,8 @@ def decide(report: Numbers) -> Verdict:
 
     Notes
     -----
-    ``fail``: the transform folds, or the median error (at landmarks, or to the known truth of
-    simulated data) is above 250 nm.
+    ``fail``: the transform folds, or turns the EM inside out, or the median error (at landmarks, or
+    to the known truth of simulated data) is above 250 nm.
 
     ``warn``: nobody measured the accuracy, or at fewer than 6 landmarks; the median error is above
     100 nm; the B-spline is worse at the landmarks than the affine alone; folds were not looked for;
@@ -109,7 +109,7 @@ def _weighed(findings: list[Finding]) -> Verdict:
 
 
 def _plausibility(report: Numbers) -> Iterator[Finding]:
-    yield from _jacobian(_part(report, "jacobian"))
+    yield from _jacobian(_part(report, "jacobian"), _part(report, "affine"))
     yield from _stiffened(_part(report, "stiffened"))
     yield from _round_trip(_part(report, "round_trip_nm"))
     yield from _orientation(_part(report, "orientation"))
@@ -128,7 +128,11 @@ def suspicions(report: Numbers) -> tuple[str, ...]:
     """
     report = plain(report)
     findings = [
-        *(_jacobian(_part(report, "jacobian")) if report.get("jacobian") else ()),
+        *(
+            _jacobian(_part(report, "jacobian"), _part(report, "affine"))
+            if report.get("jacobian")
+            else ()
+        ),
         *_orientation(_part(report, "orientation")),
         *_affine(_part(report, "affine"), _condition(_part(report, "orientation"))),
         *_stability(_part(report, "stability")),
@@ -222,14 +226,17 @@ def _shift(landmarks: Numbers) -> Iterator[Finding]:
         )
 
 
-def _jacobian(jacobian: Numbers) -> Iterator[Finding]:
+def _jacobian(jacobian: Numbers, affine: Numbers) -> Iterator[Finding]:
     stats = _part(jacobian, "without_affine")
     folds = _number(stats, "fold_fraction")
     low, high = _number(stats, "min"), _number(stats, "max")
     if folds is None or low is None or high is None:
         yield "warn", "Folds were not looked for: there is no Jacobian determinant."
         return
-    if folds > 0 or low <= 0:
+    whole, first = _number(jacobian, "affine_determinant"), _number(affine, "determinant")
+    if whole is not None and first is not None and whole * first < 0:
+        yield "fail", "The deformation turns the whole EM inside out: tissue cannot do that."
+    elif folds > 0 or low <= 0:
         yield (
             "fail",
             f"The deformation folds in {100 * folds:.2g} % of the volume: tissue cannot do that.",
@@ -268,9 +275,10 @@ def _round_trip(round_trip: Numbers) -> Iterator[Finding]:
 
 def _orientation(orientation: Numbers) -> Iterator[Finding]:
     if orientation.get("mirrored"):
+        pose = "best" if _number(orientation, "score") is not None else "given"
         yield (
             "warn",
-            "The best pose is mirrored: one of the volumes has a flipped axis, "
+            f"The {pose} pose is mirrored: one of the volumes has a flipped axis, "
             "or the pose is wrong. Check a structure with a known hand.",
         )
     margin, score = _number(orientation, "margin"), _number(orientation, "score")
