@@ -158,7 +158,9 @@ def uncertainty(
     mask: MaskOption = None,
     spacing: VoxelSizeOption = None,
     grid_of: GridOption = None,
-    suggest: Annotated[int, typer.Option(help="Places where a landmark would help most.")] = 3,
+    suggest: Annotated[
+        int, typer.Option(min=0, help="Places where a landmark would help most.")
+    ] = 3,
     unit: LandmarkUnitOption = "um",
     transform_unit: TransformUnitOption = "um",
     out: Annotated[Path | None, typer.Option(help="Write the error map here (.zarr).")] = None,

@@ -59,7 +59,7 @@ def register(
     moving_spacing: MovingSpacingOption = None,
     search: Annotated[str, typer.Option(help="Start poses: in-plane or all.")] = "in-plane",
     allow_mirror: Annotated[bool, typer.Option(help="Accept a mirrored pose.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampler.")] = 0,
     engine: Annotated[str, typer.Option(help="newton or elastix.")] = "newton",
     preset: Annotated[
         str | None, typer.Option(help="Published elastix parameters: heinrich2021.")

@@ -22,12 +22,14 @@ from clemreg.pipeline.voxels import (
     LM_VOXEL_NM,
     SEGMENTATION_VOXEL_NM,
     Finding,
+    check_depth,
     check_em_channel,
     check_fields,
     check_prediction,
     check_roles,
     check_voxels,
 )
+from clemreg.register.engines import check_stages
 from clemreg.register.structure import structure
 from clemreg.space.transform import Affine
 from clemreg.volume import Volume
@@ -102,9 +104,11 @@ def _check_inputs(config: RunConfig, base: Path) -> Iterator[Finding]:
             yield Finding("error", name, error.message, error.hint)
     if "EM" in volumes:
         yield check_voxels("EM", volumes["EM"], EM_VOXEL_NM)
+        yield check_depth("EM depth", volumes["EM"])
         yield check_em_channel(context.open_whole_em(), config.em.channel)
     if "LM" in volumes:
         yield check_voxels("LM", volumes["LM"], LM_VOXEL_NM)
+        yield check_depth("LM depth", volumes["LM"])
         yield from _check_light(context, volumes["LM"])
         yield from _check_further(context, volumes["LM"])
     if {"EM", "EM prediction"} <= set(volumes):
@@ -165,7 +169,9 @@ def _check_steering(context: RunContext) -> Iterator[Finding]:
     files, config = context.guides(), context.config.register_
 
     def read_options() -> str:
-        register_options(config, context.base)
+        stages = register_options(config, context.base).stages
+        in_metric = files.landmarks is not None and "metric" in (files.uses or ("metric",))
+        check_stages(stages, 1 + len(files.also), landmarks=in_metric)
         return ", ".join(config.params) or config.preset or config.engine
 
     def read_landmarks() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import tomli_w
 
 from clemreg.errors import ClemregError, StorageError, VoxelSizeError
-from clemreg.io.atomic import atomic_write_text
+from clemreg.io.atomic import atomic_write_text, make_folder
 from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.light import light_channel, mito_channel
@@ -77,7 +77,7 @@ def write_config(folder: Path, options: InitOptions) -> tuple[Path, list[str]]:
     _refuse_errors(findings)
     channel, note = _mito_channel(lm, options.channel)
     notes = [f"{f.subject}: {f.text}" + (f" ({f.hint})" if f.hint else "") for f in findings]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     atomic_write_text(path, tomli_w.dumps(_as_toml(folder, options, channel)))
     return path, notes + ([note] if note else [])
 

@@ -21,6 +21,7 @@ from clemreg.io.localisations import HDF5, looks_like_localisations
 from clemreg.io.points import read_landmarks
 from clemreg.io.volumes import open_volume
 from clemreg.pipeline.light import check_shifts, chosen_channel, light_channel, mito_channel
+from clemreg.pipeline.steps import one_run_at_a_time
 from clemreg.pipeline.voxels import hinting, suspicious_voxels
 from clemreg.register.elastix_keys import check_parameters
 from clemreg.register.engines import ElastixStages, NewtonStages, Stages
@@ -121,7 +122,7 @@ class StageChoice:
                 raise ConfigError(
                     f"none of the elastix parameter maps has {key}", hint="set it in the file first"
                 )
-            text = (format(value, ".10g"),)
+            text = (format(value, ".15g"),)
             maps = tuple({**one, key: text} if key in one else one for one in maps)
         return maps
 
@@ -136,6 +137,11 @@ class StageChoice:
                 )
             tuned["grid_spacing_um"] = (self.grid_spacing_um,) * 3
         if self.bending_weight is not None:
+            if not 0 <= self.bending_weight < math.inf:
+                raise ConfigError(
+                    f"a bending weight of {self.bending_weight:g} makes no sense",
+                    hint="0 or more; 0.5 to 10 are usual",
+                )
             tuned["bending_weight"] = self.bending_weight
         return tuned
 
@@ -243,14 +249,16 @@ def register_files(command: RegisterCommand, progress: Progress | None = None) -
     ConfigError
         The point spread, engine or preset is not known.
     StorageError
-        Nothing can be written to the output folder.
+        Nothing can be written to the output folder, or another registration does.
     """
     options = options_of(command)
     ready = prepare_files(command)
     require_writable(command.out)
-    result = register(ready.fixed, ready.moving, options, guides=ready.guides, progress=progress)
-    result = replace(result, warnings=(*ready.warnings, *result.warnings))
-    result.save(command.out, ready.fixed.grid)
+    with one_run_at_a_time(command.out):
+        guides = ready.guides
+        result = register(ready.fixed, ready.moving, options, guides=guides, progress=progress)
+        result = replace(result, warnings=(*ready.warnings, *result.warnings))
+        result.save(command.out, ready.fixed.grid)
     grid, inside = imaged_part(ready.fixed.grid, ready.moving.grid, result.transform)
     figures = result.to_json()
     if inside.any():

@@ -84,9 +84,19 @@ def parse_axis(text: str) -> ScanAxis:
         raise ConfigError(f"--scan {text!r} is not of the form KEY=V1,V2,...") from None
     if not equals or not values:
         raise ConfigError(f"--scan {text!r} is not of the form KEY=V1,V2,...")
-    if key == "seed" and any(v < 0 or v != round(v) for v in values):
-        raise ConfigError(f"--scan {text!r}: seeds are whole numbers from 0 on")
+    if not all(map(math.isfinite, values)):
+        raise ConfigError(f"--scan {text!r}: a value is not finite")
+    if len(set(map(_text, values))) < len(values):
+        raise ConfigError(f"--scan {text!r} gives a value twice")
+    if key == "seed":
+        if any(v < 0 or v != round(v) for v in values):
+            raise ConfigError(f"--scan {text!r}: seeds are whole numbers from 0 on")
+        values = tuple(int(v) for v in values)
     return ScanAxis(key, values)
+
+
+def _text(value: float) -> str:
+    return f"{value:.15g}"
 
 
 def scan_files(
@@ -123,9 +133,9 @@ def scan_files(
         scan = _Scan(command, held_out)
         for number, (values, one) in enumerate(zip(chosen, commands, strict=True)):
             if progress is not None:
-                words = ", ".join(f"{key}={value:g}" for key, value in values.items())
+                words = ", ".join(f"{key}={_text(value)}" for key, value in values.items())
                 progress(number, len(commands), words)
-            name = "_".join(f"{key}={value:g}" for key, value in values.items())
+            name = "_".join(f"{key}={_text(value)}" for key, value in values.items())
             rows.append({**values, **scan.row(one, name)})
         if progress is not None:
             progress(len(commands), len(commands), "done")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.errors import VoxelSizeError
+from clemreg.register.features import LEAST_VOXELS
 from clemreg.units import format_length
 from clemreg.volume import Volume
 
@@ -146,6 +147,16 @@ def check_roles(em: Volume, lm: Volume) -> Finding:
             "warning", "EM and LM", found, "were the two volumes given in each other's place?"
         )
     return Finding("ok", "EM and LM", "the EM has the finer voxels")
+
+
+def check_depth(name: str, volume: Volume) -> Finding:
+    """Find volumes that are too thin to be placed in three dimensions."""
+    z, y, x = volume.grid.shape
+    text = f"{z} x {y} x {x} voxels (z, y, x)"
+    if min(z, y, x) < LEAST_VOXELS:
+        hint = f"give a stack of at least {LEAST_VOXELS} slices; a single one has no place in z"
+        return Finding("error", name, f"{text}: too thin for registration in 3-D", hint)
+    return Finding("ok", name, text)
 
 
 def check_em_channel(em: Volume, chosen: str | int | None) -> Finding:

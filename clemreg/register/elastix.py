@@ -285,7 +285,7 @@ def _failure(work_dir: Path, code: int, stderr: str) -> Exception:
     if code < 0:
         name = signal.Signals(-code).name
         return RegistrationError(
-            f"elastix was ended by {name} (out of memory, a crash, or killed); log: {log_file}",
+            f"elastix was ended by {name} (out of memory, a crash, or killed)",
             hint="try fewer threads; if memory ran out, use a larger voxel size",
         )
     text = log_file.read_text(encoding="utf-8", errors="replace") if log_file.is_file() else ""
@@ -296,7 +296,8 @@ def _failure(work_dir: Path, code: int, stderr: str) -> Exception:
             return RegistrationError(f"{meaning} (elastix: {found})", hint=hint)
     lines = [s for s in text.splitlines() if re.search(r"error|description", s, re.IGNORECASE)]
     reason = " ".join(s.strip() for s in lines[:6]) or stderr.strip()[-400:] or f"exit code {code}"
-    return RegistrationError(f"elastix failed: {reason}", hint=f"its log is {log_file}")
+    last = " | ".join([line.strip() for line in text.splitlines() if line.strip()][-4:])
+    return RegistrationError(f"elastix failed: {reason}", hint=f"its log ends with: {last}")
 
 
 # ---- in the child ------------------------------------------------------------------------------

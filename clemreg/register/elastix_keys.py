@@ -70,12 +70,19 @@ def check_parameters(parameters: Mapping[str, Sequence[str]]) -> None:
     Raises
     ------
     ConfigError
-        A key is unknown; the hint names the nearest known one. Or they are what elastix wrote.
+        A key is unknown; the hint names the nearest known one. Or they are what elastix wrote, or
+        transforms would be added instead of composed.
     """
     if "TransformParameters" in parameters:
         raise ConfigError(
             "this is a transform that elastix has found, not the parameters to find one",
             hint="give the file that elastix was given by -p",
+        )
+    how = parameters.get("HowToCombineTransforms", ("Compose",))
+    if tuple(how) != ("Compose",):
+        raise ConfigError(
+            f"HowToCombineTransforms is {' '.join(how)}, and what that gives cannot be used",
+            hint='give (HowToCombineTransforms "Compose"), or leave it out',
         )
     for key in parameters:
         if key in KNOWN_KEYS or _is_indexed(key):

@@ -120,8 +120,15 @@ def engine_for(task: Task, stages: Stages) -> Engine:
     return _Newton(task) if isinstance(stages, NewtonStages) else _Elastix(task)
 
 
-def check_stages(stages: Stages, channels: Sequence[Channel], landmarks: Landmarks | None) -> None:
+def check_stages(stages: Stages, channels: int, landmarks: bool) -> None:
     """Refuse what no engine can do, before a pose is searched.
+
+    Parameters
+    ----------
+    channels
+        How many are registered.
+    landmarks
+        Whether some are in the metric.
 
     Raises
     ------
@@ -132,7 +139,7 @@ def check_stages(stages: Stages, channels: Sequence[Channel], landmarks: Landmar
     """
     if isinstance(stages, NewtonStages):
         return
-    if len(channels) > 1 or landmarks is not None:
+    if channels > 1 or landmarks:
         raise ConfigError(
             "several channels and landmarks in the metric need the newton engine",
             hint="elastix's own multi-metric registration crashes with more than one thread; "

@@ -31,6 +31,9 @@ from clemreg.volume import Volume
 log = logging.getLogger(__name__)
 
 Image = NDArray[np.float32]
+
+LEAST_VOXELS = 4
+"""Along each axis of an image that is registered."""
 Kind = Literal["auto", "prediction", "probability", "mask"]
 KINDS: tuple[Kind, ...] = ("auto", "prediction", "probability", "mask")
 Ramp = Literal["linear", "published"]
@@ -242,10 +245,10 @@ def prepare_fixed(lm: Volume, options: FixedOptions | None = None) -> Volume:
 
 
 def _check_image(image: Image, name: str) -> None:
-    if min(image.shape) < 4:
+    if min(image.shape) < LEAST_VOXELS:
         raise DataError(
             f"{name}: shape {image.shape} is too thin for registration in 3-D",
-            hint="give a stack of at least 4 slices; a single slice cannot be placed in z",
+            hint=f"give a stack of at least {LEAST_VOXELS} slices; a single one has no place in z",
         )
     if not np.isfinite(image).all():
         bad = int((~np.isfinite(image)).sum())

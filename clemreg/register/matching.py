@@ -119,7 +119,8 @@ class Matcher:
         if seen.sum() < _FEWEST:
             raise RegistrationError(
                 f"the volumes hardly overlap: {int(seen.sum())} of {len(seen)} samples are in both",
-                hint="check voxel sizes and orientation (`clemreg doctor`)",
+                hint="check voxel sizes and orientation (`clemreg doctor`); or the fit has slid "
+                "off: is it the right channel, and has it signal where the EM lies?",
             )
         at = self.moving.to_index(there_nm[seen]).T
         light = _sampled(self._fixed, self.fixed.to_index(points_nm[seen]).T)

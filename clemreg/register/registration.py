@@ -197,7 +197,7 @@ def register(
     options, guides = options or RegisterOptions(), guides or Guides()
     channels = (Channel(fixed, moving), *guides.channels)
     check_images(channels)
-    check_stages(options.stages, channels, guides.metric)
+    check_stages(options.stages, len(channels), guides.metric is not None)
     tell = _teller(progress, 3 + options.stability_seeds)
     clock = _Clock()
     tell("searching the start pose")

@@ -140,6 +140,14 @@ def test_no_export_of_a_run_that_was_stopped_after_a_change(job):
         assert "clemreg run" in caught.value.hint
 
 
+def test_a_single_slice_is_refused_before_anything_is_computed(job):
+    thin = Grid((1, 12, 14), LM.spacing_nm, frame="lm")
+    write_volume(job.folder / "thin.zarr", Volume(np.zeros(thin.shape, np.uint8), thin))
+    with pytest.raises(DataError, match=r"LM depth: 1 x 12 x 14 voxels .* too thin"):
+        job.run(lm={"path": "thin.zarr", "channel": 0})
+    assert job.did == []
+
+
 def test_the_channel_of_an_em_that_has_several(job, caplog):
     backscattered = np.arange(np.prod(EM.shape)).reshape(EM.shape) % 251
     two = np.stack([np.zeros_like(backscattered), backscattered]).astype("u1")
@@ -240,6 +248,9 @@ def test_what_the_result_is_checked_with_is_opened_first(job, proof, words):
         ({"params": ["misspelt.txt"]}, "register: .*MaximumNumberOfIteration"),
         ({"params": ["misspelt.txt"], "preset": "heinrich2021"}, "register: .*not both"),
         ({"channels": ["er=absent.zarr"]}, "register.channels: .*absent.zarr"),
+        ({"channels": ["er=em.zarr"], "engine": "elastix"}, "register: several channels"),
+        ({"landmarks": "good.csv", "engine": "elastix"}, "register: .* landmarks in the metric"),
+        ({"params": ["added.txt"]}, "register: HowToCombineTransforms is Add"),
         ({"channels": ["golgi=em.zarr"]}, "register.channels: .*no channel 'golgi'"),
         ({"fixed_mask": "absent.zarr"}, "register.fixed_mask: .*absent.zarr"),
         ({"moving_mask": "absent.zarr"}, "register.moving_mask: .*absent.zarr"),
@@ -250,6 +261,8 @@ def test_what_the_result_is_checked_with_is_opened_first(job, proof, words):
 )
 def test_what_steers_the_registration_is_opened_first(job, section, words):
     (job.folder / "misspelt.txt").write_text(AFFINE + "(MaximumNumberOfIteration 500)")
+    (job.folder / "added.txt").write_text(AFFINE + '(HowToCombineTransforms "Add")')
+    (job.folder / "good.csv").write_text(TABLES["good.csv"])
     with pytest.raises(DataError, match=words):
         job.run(register=section)
     assert job.did == []

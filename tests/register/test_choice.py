@@ -74,6 +74,9 @@ def test_choices_that_exclude_each_other_are_refused(tmp_path):
         StageChoice(preset="heinrich2021", params=(tmp_path / "a.txt",)).stages()
     with pytest.raises(ConfigError, match="stand in the elastix parameters"):
         StageChoice(preset="heinrich2021", bending_weight=1.0).stages()
+    for weight in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ConfigError, match="makes no sense"):
+            StageChoice(bending_weight=weight).stages()
 
 
 def test_a_misspelt_parameter_file_is_refused_with_a_suggestion(tmp_path):
@@ -100,10 +103,10 @@ def test_elastix_is_not_asked_for_several_channels():
     volume = Volume(np.random.default_rng(0).random(grid.shape), grid)
     two = (Channel(volume, volume),) * 2
     with pytest.raises(ConfigError, match="several channels"):
-        check_stages(ElastixStages(), two, None)
+        check_stages(ElastixStages(), 2, landmarks=False)
     with pytest.raises(ConfigError, match="several channels"):
         register(volume, volume, RegisterOptions(stages=ElastixStages()), guides=Guides(two[:1]))
-    check_stages(NewtonStages(), two, None)
+    check_stages(NewtonStages(), 2, landmarks=False)
 
 
 def test_missing_elastix_is_said_before_a_pose_is_searched(monkeypatch):
@@ -187,12 +190,21 @@ def test_a_mask_is_brought_onto_the_grid_of_the_image(tmp_path):
         ("bending_weight=a", "not of the form"),
         ("bending_weight", "not of the form"),
         ("seed=1.5", "whole numbers"),
+        ("seed=nan", "not finite"),
+        ("bending_weight=1,inf", "not finite"),
+        ("bending_weight=1,1.0", "gives a value twice"),
     ],
 )
 def test_impossible_scans_are_refused(text, words):
     with pytest.raises(ConfigError, match=words):
         parse_axis(text)
     assert parse_axis("grid_spacing_um=1,1.6,2.5").values == (1.0, 1.6, 2.5)
+
+
+def test_values_that_agree_in_six_digits_have_folders_of_their_own():
+    first, second = parse_axis("seed=20240101,20240102").values
+    assert (first, second) == (20240101, 20240102)
+    assert len({register_scan._text(v) for v in (first, second, 0.1, 0.1 + 1e-9)}) == 4
 
 
 def test_keys_of_elastix_are_scanned_where_the_parameters_have_them():
