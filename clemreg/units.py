@@ -34,10 +34,18 @@ NM_PER_UNIT: dict[str, float] = {
     "inch": 2.54e7,
 }
 
+_SHORT = ("nm", "um", "mm", "cm", "m")
+
 _NUMBER = r"([-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
 _BETWEEN = r"\s*(?:,|x|\s)\s*"
 _TRIPLE = re.compile(_NUMBER + _BETWEEN + _NUMBER + _BETWEEN + _NUMBER + r"\s*([^\s\d.,]+)")
 _LENGTH = re.compile(r"\s*" + _NUMBER + r"\s*([^\s\d.,]+)\s*")
+
+
+def ascii_unit(unit: str) -> str:
+    """Return a unit as formats without Unicode take it: ``"um"`` for ``"µm"``."""
+    factor = nm_per(unit)
+    return next((short for short in _SHORT if NM_PER_UNIT[short] == factor), unit.lower())
 
 
 def nm_per(unit: str) -> float:

@@ -16,7 +16,7 @@ from clemreg.errors import FormatError, GridError, MissingError, VoxelSizeError
 from clemreg.io.atomic import atomic_path, atomic_write_text
 from clemreg.io.tables import read_text
 from clemreg.io.xyz import FloatArray, flip
-from clemreg.units import nm_per
+from clemreg.units import ascii_unit, nm_per
 
 _PLY_TYPES = {
     "char": "i1", "int8": "i1", "uchar": "u1", "uint8": "u1", "short": "i2", "int16": "i2",
@@ -24,7 +24,7 @@ _PLY_TYPES = {
     "float": "f4", "float32": "f4", "double": "f8", "float64": "f8",
 }  # fmt: skip
 _PLY_END = re.compile(rb"end_header\r?\n")
-_UNIT = re.compile(rb"^(?:#|comment) unit: *(?P<unit>[!-~]+)", re.MULTILINE)
+_UNIT = re.compile(rb"^(?:#|comment) unit: *(?P<unit>\S+)", re.MULTILINE)
 _COMMENTS = 4096  # bytes of a file in which its unit is looked for
 _PLY_KINDS = {"ascii": "ascii", "binary_little_endian": "<", "binary_big_endian": ">"}
 
@@ -76,7 +76,7 @@ def mesh_unit(path: str | Path) -> str | None:
         said = _UNIT.search(stream.read(_COMMENTS))
     if said is None:
         return None
-    unit = said["unit"].decode("ascii")
+    unit = said["unit"].decode("utf-8", "replace")
     try:
         nm_per(unit)
     except VoxelSizeError:  # a comment like any other
@@ -124,6 +124,7 @@ def write_mesh(mesh: Mesh, path: str | Path, *, unit: str = "nm") -> None:
         The name is neither.
     """
     file = Path(path)
+    unit = ascii_unit(unit)
     xyz = flip(mesh.vertices_nm) / nm_per(unit)
     if file.suffix.lower() == ".obj":
         lines = [f"v {x!r} {y!r} {z!r}" for x, y, z in xyz.tolist()]

@@ -35,12 +35,7 @@ def demo_config(data: Path | None, out: Path) -> Path:
             hint="`clemreg simulate clem --out DIR` makes one; then `clemreg demo --data DIR`",
         )
     config = tomllib.loads(template.read_text(encoding="utf-8"))
-    for section, key in (
-        ("em", "path"),
-        ("lm", "path"),
-        ("proof", "landmarks"),
-        ("proof", "truth"),
-    ):
+    for section, key in _PATHS:
         if key in config.get(section, {}):
             config[section][key] = str(folder / config[section][key])
     config.setdefault("output", {})["dir"] = "."
@@ -50,6 +45,14 @@ def demo_config(data: Path | None, out: Path) -> Path:
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         atomic_write_text(path, text)
     return path
+
+
+_PATHS = (
+    *(("em", key) for key in ("path", "prediction")),
+    ("lm", "path"),
+    *(("proof", key) for key in ("landmarks", "truth")),
+    *(("register", key) for key in ("fixed_mask", "moving_mask", "landmarks", "ecs")),
+)
 
 
 def find_sample_data() -> Path:

@@ -65,7 +65,7 @@ def predict_error(
     Raises
     ------
     ConfigError
-        The model is unknown, or nothing says what the noise is.
+        The model is unknown, or nothing says what the noise is, or it says that there is none.
     DataError
         The rater has no landmarks, or there is none.
     """
@@ -109,7 +109,14 @@ def _um(place_nm: FloatArray) -> list[float]:
 
 def _noise(command: UncertaintyCommand, rater: str) -> FloatArray:
     if command.noise_nm is not None:
+        if not min(command.noise_nm) > 0:
+            raise ConfigError("--noise must be positive along each axis")
         return np.asarray(command.noise_nm, dtype=np.float64)
+    if command.second_rater == rater:
+        raise ConfigError(
+            f"the landmarks of {rater!r} say nothing of their own noise",
+            hint="name another person: --second-rater",
+        )
     if command.second_rater is not None:
         return rater_noise_nm(command.landmarks, rater, command.second_rater)
     raise ConfigError(

@@ -229,6 +229,13 @@ def test_command_maps_the_error_and_suggests_places(tmp_path, capsys):
     assert report["max_after_nm"][1] < report["max_after_nm"][0] < report["max_nm"]
     raters = ["--rater", "AW", "--second-rater", "JB", "--model", "rigid", "--json", str(figures)]
     assert run_app([*arguments, *raters]) == 0
+    capsys.readouterr()
+    for wrong, words in (
+        (["--second-rater", "AW", "--rater", "AW"], "say nothing of their own noise"),
+        (["--noise", "0, 20, 80 nm"], "must be positive"),
+    ):
+        assert run_app([*arguments, *wrong]) == 1
+        assert words in capsys.readouterr().err
     estimated = json.loads(figures.read_text())["uncertainty"]["noise_nm"]
     np.testing.assert_allclose(estimated, rater_noise_nm(table, "AW", "JB"), rtol=1e-3)
     half = replace(table, active=tuple(i % 2 == 0 for i in range(len(table))))

@@ -14,9 +14,10 @@ MESH = Mesh(
 )
 
 
+@pytest.mark.parametrize("unit", ["um", "µm", "microns"])
 @pytest.mark.parametrize("name", ["m.obj", "m.ply"])
-def test_a_mesh_comes_back(tmp_path, name):
-    write_mesh(MESH, tmp_path / name, unit="um")
+def test_a_mesh_comes_back(tmp_path, name, unit):
+    write_mesh(MESH, tmp_path / name, unit=unit)
     assert mesh_unit(tmp_path / name) == "um"
     back = read_mesh(tmp_path / name)
     np.testing.assert_allclose(back.vertices_nm, MESH.vertices_nm, rtol=1e-12)
@@ -70,6 +71,8 @@ def test_other_peoples_files(tmp_path):
 
 def test_a_unit_that_is_none_is_a_comment_like_any_other(tmp_path):
     obj = tmp_path / "m.obj"
+    obj.write_text("# unit: µm\nv 1 2 3\nv 4 5 6\nv 7 8 9\nf 1 2 3\n", encoding="utf-8")
+    assert read_mesh(obj, unit="mm").vertices_nm[0].tolist() == [3000, 2000, 1000]
     obj.write_text("# unit: cubit\nv 1 2 3\nv 4 5 6\nv 7 8 9\nf 1 2 3\n")
     assert mesh_unit(obj) is None
     assert read_mesh(obj, unit="um").vertices_nm[0].tolist() == [3000, 2000, 1000]
