@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.errors import DataError, MissingError, VoxelSizeError
-from clemreg.io.tiff import ORIGIN_KEY, label_table, label_window
+from clemreg.io.origin_note import ORIGIN_KEY
+from clemreg.io.tiff import label_table, label_window
 from clemreg.space.grid import Grid
 from clemreg.units import nm_per
 from clemreg.volume import Labels, Volume

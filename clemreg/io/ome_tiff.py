@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clemreg.errors import DataError
 from clemreg.io.atomic import atomic_path
+from clemreg.io.origin_note import origin_note
 from clemreg.space.grid import Box
-from clemreg.volume import Volume
+from clemreg.volume import Labels, Volume
 
 SUFFIXES = (".ome.tif", ".ome.tiff")
 KEPT = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+_LARGEST_ID = 2**32 - 1
 _BIG = 2**32 - 2**25  # as tifffile decides for files of known size
 
 
@@ -26,7 +29,8 @@ def is_ome_tiff(path: Path) -> bool:
 def write_ome_tiff(path: str | Path, volume: Volume) -> None:
     """Write an OME-TIFF with physical sizes and channel names; memory holds one plane.
 
-    The origin is not written. Types that OME does not know become float32.
+    The origin is written as a note, the description of the image, which clemreg reads. Types that
+    OME does not know become float32, of `Labels` the smallest unsigned integer that holds all ids.
 
     Parameters
     ----------
@@ -37,16 +41,18 @@ def write_ome_tiff(path: str | Path, volume: Volume) -> None:
 
     Raises
     ------
+    DataError
+        An id is negative or does not fit into 32 bits.
     StorageError
         It cannot be written.
     """
     import tifffile
 
-    dtype = volume.dtype if volume.dtype.name in KEPT else np.dtype(np.float32)
+    dtype = _stored_dtype(volume)
     count = max(1, len(volume.channels))
     shape = (count, *volume.shape)
     z, y, x = (s / 1e3 for s in volume.grid.spacing_nm)
-    metadata: dict[str, Any] = {"axes": "CZYX"}
+    metadata: dict[str, Any] = {"axes": "CZYX", "Description": origin_note(volume.grid)}
     for axis, size in (("X", x), ("Y", y), ("Z", z)):
         metadata[f"PhysicalSize{axis}"] = size
         metadata[f"PhysicalSize{axis}Unit"] = "µm"
@@ -64,6 +70,22 @@ def write_ome_tiff(path: str | Path, volume: Volume) -> None:
             photometric="minisblack",
             metadata=metadata,
         )
+
+
+def _stored_dtype(volume: Volume) -> np.dtype[Any]:
+    if volume.dtype.name in KEPT:
+        return volume.dtype
+    if not isinstance(volume, Labels):
+        return np.dtype(np.float32)
+    ends = [(int(p.min()), int(p.max())) for p in _planes(volume, volume.dtype)]
+    low, high = min(e[0] for e in ends), max(e[1] for e in ends)
+    if low < 0 or high > _LARGEST_ID:
+        raise DataError(
+            f"{volume.name or 'labels'} hold ids from {low} to {high}; an OME-TIFF holds 0 to "
+            f"{_LARGEST_ID}",
+            hint="renumber the labels, or export OME-Zarr or BigDataViewer",
+        )
+    return np.min_scalar_type(high)
 
 
 def _planes(volume: Volume, dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:

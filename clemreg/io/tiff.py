@@ -23,6 +23,7 @@ from clemreg.errors import DataError, FormatError, VoxelSizeError
 from clemreg.io.atomic import atomic_path
 from clemreg.io.names import one_line
 from clemreg.io.ome_tiff import is_ome_tiff, write_ome_tiff
+from clemreg.io.origin_note import noted_origin, origin_note
 from clemreg.io.source import AxesView, Level, Source, require_spatial
 from clemreg.space.grid import Box
 from clemreg.units import nm_per
@@ -81,7 +82,8 @@ def _series_source(tiff: Any, path: Path) -> Source:
     spacing, unit = _voxel_size(tiff)
     count = dict(zip(axes, shape, strict=True)).get("c", 0)
     names = _channel_names(tiff, count)
-    level = Level(AxesView(planes, axes, str(path)), spacing, _origin_nm(tiff))
+    origin = noted_origin(_notes(tiff))
+    level = Level(AxesView(planes, axes, str(path)), spacing, origin)
     return Source(_format_name(tiff), (level,), names, unit)
 
 
@@ -189,11 +191,11 @@ def _pixel_size(page: Any, tag: str) -> float:
     return float(bottom) / float(top) if top else 0.0
 
 
-ORIGIN_KEY = "clemreg-origin-nm-zyx"
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 _PHYSICAL = re.compile(r'PhysicalSize([XYZ])(Unit)?\s*=\s*"([^"]*)"')
 # Older files have "channels=", which Bio-Formats takes for the number of channels.
 _CHANNELS = ("channel names: ", "channels=")
+_DESCRIPTION = re.compile(r"<(?:\w+:)?Description\b[^>]*>([^<]*)<")
 _CHANNEL = re.compile(r'<(?:\w+:)?Channel\b[^>]*\bName\s*=\s*"([^"]*)"')
 
 
@@ -232,20 +234,12 @@ def _channel_names(tiff: Any, count: int) -> tuple[str, ...]:
     return tuple(f"channel {i}" for i in range(count))
 
 
-def _info_lines(tiff: Any) -> list[str]:
+def _notes(tiff: Any) -> list[str]:
+    """Lines that people and programs wrote about the image."""
+    if tiff.is_ome:
+        texts = map(html.unescape, _DESCRIPTION.findall(tiff.ome_metadata or ""))
+        return [line for text in texts for line in text.splitlines()]
     return str((tiff.imagej_metadata or {}).get("Info", "")).splitlines()
-
-
-def _origin_nm(tiff: Any) -> Triple:
-    """Origin that clemreg wrote into the notes of an ImageJ file, or zero."""
-    for line in _info_lines(tiff):
-        if line.startswith(ORIGIN_KEY):
-            try:
-                z, y, x = (float(v) for v in line.partition(": ")[2].split())
-            except ValueError:
-                return (0.0, 0.0, 0.0)
-            return z, y, x
-    return (0.0, 0.0, 0.0)
 
 
 def calibration_origin(path: Path) -> Triple:
@@ -263,7 +257,7 @@ def calibration_origin(path: Path) -> Triple:
 
 
 def _info_channels(tiff: Any) -> list[str]:
-    for line in _info_lines(tiff):
+    for line in _notes(tiff):
         if line.startswith(_CHANNELS):
             names = line.removeprefix(_CHANNELS[0]).removeprefix(_CHANNELS[1])
             return [name.strip() for name in names.split(",")]
@@ -287,7 +281,7 @@ class TiffOptions:
 
 
 DEFAULT_COLOURS = ((255, 0, 255), (0, 255, 0), (0, 255, 255), (255, 255, 0), (255, 255, 255))
-_WHOLE_IN_FLOAT32 = 1 << 24
+WHOLE_IN_FLOAT32 = 1 << 24
 _SLAB_BYTES = 1 << 27
 _COLOUR_MAP, _SHORT = 320, 3  # TIFF tag and type
 
@@ -371,10 +365,10 @@ def _stored_dtype(volume: Volume, extremes: Sequence[tuple[float, float]]) -> np
         kept = volume.dtype in (np.uint8, np.uint16, np.float32)
         return volume.dtype.newbyteorder("=") if kept else np.dtype(np.float32)
     low, high = min(e[0] for e in extremes), max(e[1] for e in extremes)
-    if low < 0 or high > _WHOLE_IN_FLOAT32:
+    if low < 0 or high > WHOLE_IN_FLOAT32:
         raise DataError(
             f"{volume.name or 'labels'} hold ids from {low:.0f} to {high:.0f}; an ImageJ TIFF "
-            f"holds 0 to {_WHOLE_IN_FLOAT32}",
+            f"holds 0 to {WHOLE_IN_FLOAT32}",
             hint="renumber the labels, or export OME-Zarr or BigDataViewer",
         )
     for dtype in (np.uint8, np.uint16):
@@ -424,8 +418,7 @@ def _colour_map(tables: Sequence[NDArray[np.uint8]]) -> list[tuple[int, int, int
 
 
 def _info(volume: Volume, names: Sequence[str]) -> str:
-    origin = " ".join(repr(v) for v in volume.grid.origin_nm)
-    return f"{_CHANNELS[0]}{', '.join(names)}\n{ORIGIN_KEY}: {origin}\n"
+    return f"{_CHANNELS[0]}{', '.join(names)}\n{origin_note(volume.grid)}"
 
 
 def _ramp(colour: tuple[int, int, int]) -> NDArray[np.uint8]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from clemreg.errors import FormatError, VoxelSizeError
 from clemreg.io import hdf5, itk_images, mrc, n5, ngff, tiff
 from clemreg.io.source import Source
-from clemreg.io.tiff import write_tiff
+from clemreg.io.tiff import WHOLE_IN_FLOAT32, write_tiff
 from clemreg.io.writer import VolumeWriter, WriteOptions, create_volume, write_volume
 from clemreg.space.grid import Grid
 from clemreg.units import format_length
-from clemreg.volume import Labels, Volume
+from clemreg.volume import Labels, LazyArray, Volume
 
 __all__ = [
     "VolumeInfo",
@@ -110,15 +112,44 @@ def open_labels(
 ) -> Labels:
     """Open ids: as `open_volume`, but never averaged when resampled.
 
+    An ImageJ TIFF may hold them as float32, its only type for ids above 65535.
+
     Raises
     ------
     FormatError
-        The pixels are not integers.
+        The pixels are not integers; of float32 this is seen in the blocks that are read.
     """
-    volume: Labels = _build(_open_source(str(uri)), str(uri), spacing_nm, frame, Labels)
+    source = _open_source(str(uri))
+    if source.format == "ImageJ TIFF" and source.levels[0].data.dtype == np.float32:
+        levels = (replace(v, data=_WholeNumbers(v.data, str(uri))) for v in source.levels)
+        source = replace(source, levels=tuple(levels))
+    volume: Labels = _build(source, str(uri), spacing_nm, frame, Labels)
     if volume.dtype.kind not in "iub":
         raise FormatError(f"{uri} holds {volume.dtype}, labels are integers")
     return volume
+
+
+@dataclass(frozen=True, eq=False)
+class _WholeNumbers:
+    """Ids that are stored as float32, as integers."""
+
+    array: LazyArray
+    name: str
+    dtype = np.dtype(np.int32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape)
+
+    def __getitem__(self, key: Any, /) -> Any:
+        block = np.asarray(self.array[key])
+        # Above, float32 does not hold every whole number, so an id may be a neighbour's.
+        if (np.rint(block) != block).any() or (np.abs(block) > WHOLE_IN_FLOAT32).any():
+            raise FormatError(
+                f"{self.name} holds fractions or values above 2^24, labels are whole numbers",
+                hint="store them as integers",
+            )
+        return block.astype(self.dtype)
 
 
 def describe(uri: str | Path) -> VolumeInfo:

@@ -29,7 +29,7 @@ from clemreg.io.volumes import (
     write_volume,
 )
 from clemreg.space import Box, Grid
-from clemreg.volume import Volume
+from clemreg.volume import Labels, Volume
 
 from .volume_cases import GRID, PIXELS, same_place
 
@@ -476,6 +476,27 @@ def test_float_labels_are_refused(tmp_path):
     write_volume(tmp_path / "v.zarr", Volume(PIXELS.astype(np.float32), GRID))
     with pytest.raises(FormatError, match="integers"):
         open_labels(tmp_path / "v.zarr")
+
+
+def test_ids_above_65535_come_back_from_an_imagej_tiff(tmp_path):
+    ids = np.zeros(GRID.shape, np.uint64)
+    ids[2:5, 3:9, 4:12], ids[0, 0, 0], ids[10, 16, 22] = 70001, 70002, 1 << 24
+    write_tiff(tmp_path / "v.tif", Labels(ids, GRID))
+    assert tifffile.imread(tmp_path / "v.tif").dtype == np.float32
+    labels = open_labels(tmp_path / "v.tif")
+    assert labels.dtype.kind == "i"
+    np.testing.assert_array_equal(labels.read(), ids)
+
+
+@pytest.mark.parametrize("value", [3.5, float((1 << 24) + 2), np.nan, np.inf])
+def test_floats_that_are_no_ids_are_refused_where_they_are_read(tmp_path, value):
+    values = np.zeros(GRID.shape, np.float32)
+    values[4, 5, 6] = value
+    write_tiff(tmp_path / "v.tif", Volume(values, GRID))
+    labels = open_labels(tmp_path / "v.tif")
+    assert not labels.read(Box((0, 0, 0), (4, 17, 23))).any()
+    with pytest.raises(FormatError, match=r"v\.tif .*whole"):
+        labels.read()
 
 
 def test_errors_are_builtins_too():
