@@ -27,7 +27,7 @@ from clemreg.io.names import one_line
 from clemreg.io.volumes import WriteOptions, write_volume
 from clemreg.io.xyz import flip, flip_matrix
 from clemreg.space.bspline import BSpline
-from clemreg.space.grid import Box, Grid
+from clemreg.space.grid import Box, Grid, Triple
 from clemreg.space.landmarks import Landmarks
 from clemreg.space.tps import ThinPlateSpline
 from clemreg.space.transform import Affine, Chain, FloatArray, Transform
@@ -62,6 +62,8 @@ class MobieImage:
         Display; red, green, blue, 0 to 255.
     in_em
         Whether it stands in the EM frame and so is moved by the transform.
+    shift_nm
+        Added (zyx) to where the file says that it is; of an image in the LM frame.
     """
 
     name: str
@@ -71,6 +73,7 @@ class MobieImage:
     colour: tuple[int, int, int] = (255, 255, 255)
     window: tuple[float, float] = (0.0, 255.0)
     in_em: bool = False
+    shift_nm: Triple = (0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,7 +191,7 @@ def _image_row(image: MobieImage, cell: str) -> dict[str, Any]:
         "type": image.kind,
         "channel": "" if image.channel is None else image.channel,
         "blend": "alpha" if image.kind == "labels" else "sum",
-        "affine": cell if image.in_em else "",
+        "affine": cell if image.in_em else _shift_cell(image.shift_nm),
         "view": "clemreg",
         "exclusive": "true",
         "format": "OmeZarr",
@@ -317,6 +320,11 @@ def _affine_cell(affine: Affine) -> str:
     """EM to LM, row by row, x, y, z: where MoBIE puts the image."""
     rows = flip_matrix(affine.inverse().matrix)[:3]
     return f"({_join(rows.ravel())})"
+
+
+def _shift_cell(shift_nm: Triple) -> str:
+    rows = np.column_stack([np.eye(3), flip(shift_nm)])
+    return f"({_join(rows.ravel())})" if any(shift_nm) else ""
 
 
 def _write_field(path: Path, sampled: SampledField, progress: Progress | None) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 
 from clemreg.export.ngff import Display
 from clemreg.io.atomic import atomic_write_json
-from clemreg.space.grid import Grid
-from clemreg.space.transform import Affine
+from clemreg.space.grid import Grid, Triple
+from clemreg.space.transform import Affine, FloatArray
 
 _NM = [1e-9, "m"]
 _CHANNEL = "c'"  # the mark keeps it out of the axes of the view
@@ -38,6 +38,8 @@ class NeuroglancerLayer:
         Its frame to the world; None if it is there.
     is_labels
         Whether it is a segmentation.
+    shifts_nm
+        Added (zyx) to where the file says that a channel is, one a channel; none: nothing.
     """
 
     name: str
@@ -46,6 +48,7 @@ class NeuroglancerLayer:
     has_channels: bool = False
     to_world: Affine | None = None
     is_labels: bool = False
+    shifts_nm: tuple[Triple, ...] = ()
 
 
 def neuroglancer_state(
@@ -95,11 +98,8 @@ def _layers(layer: NeuroglancerLayer, server: str) -> Iterator[dict[str, Any]]:
     Channels could share a layer only if each block held all of them (dimension ``c^``); with other
     blocks, such as clemreg's and most microscopes', nothing would be drawn.
     """
-    source: dict[str, Any] = {"url": f"zarr://{server}/{quote(layer.source)}"}
-    if layer.to_world is not None:
-        source["transform"] = _transform(layer)
     if layer.is_labels:
-        yield {"type": "segmentation", "name": layer.name, "source": source}
+        yield {"type": "segmentation", "name": layer.name, "source": _source(layer, 0, server)}
         return
     for number, display in enumerate(layer.displays):
         name, place = layer.name, {}
@@ -109,7 +109,7 @@ def _layers(layer: NeuroglancerLayer, server: str) -> Iterator[dict[str, Any]]:
         yield {
             "type": "image",
             "name": name,
-            "source": source,
+            "source": _source(layer, number, server),
             **place,
             "shader": _shader(display),
             "blend": "additive",
@@ -117,9 +117,20 @@ def _layers(layer: NeuroglancerLayer, server: str) -> Iterator[dict[str, Any]]:
         }
 
 
-def _transform(layer: NeuroglancerLayer) -> dict[str, Any]:
+def _source(layer: NeuroglancerLayer, number: int, server: str) -> dict[str, Any]:
+    """Where the pixels of a channel are, and its transform if it is not where the file says."""
+    source: dict[str, Any] = {"url": f"zarr://{server}/{quote(layer.source)}"}
+    shift = layer.shifts_nm[number] if layer.shifts_nm else (0.0, 0.0, 0.0)
+    if layer.to_world is None and not any(shift):
+        return source
+    moved = np.eye(4)
+    moved[:3, 3] = shift
+    matrix = moved if layer.to_world is None else layer.to_world.matrix @ moved
+    return source | {"transform": _transform(layer, matrix)}
+
+
+def _transform(layer: NeuroglancerLayer, matrix: FloatArray) -> dict[str, Any]:
     """Matrix (rows by columns and shift) over the image's axes; channels stay as they are."""
-    matrix = np.eye(4) if layer.to_world is None else layer.to_world.matrix
     dimensions: dict[str, Any] = dict.fromkeys("zyx", _NM)
     if layer.has_channels:
         matrix = np.block([[np.eye(1), np.zeros((1, 4))], [np.zeros((4, 1)), matrix]])

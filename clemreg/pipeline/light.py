@@ -49,9 +49,19 @@ def light_channel(lm: Volume, name: str | int, shifts_nm: Mapping[str, Triple]) 
     text = str(name)
     by_number = text not in lm.channels and text.isdigit()
     channel = lm.channel(int(text) if by_number else text)
-    number = lm.channels.index(channel.name) if lm.channels else 0
-    offset = shifts_nm.get(channel.name, shifts_nm.get(str(number)))
+    offset = _offset(lm, channel, shifts_nm)
     return channel if offset is None else _moved(channel, offset)
+
+
+def _offset(lm: Volume, channel: Volume, shifts_nm: Mapping[str, Triple]) -> Triple | None:
+    number = lm.channels.index(channel.name) if lm.channels else 0
+    return shifts_nm.get(channel.name, shifts_nm.get(str(number)))
+
+
+def channel_shifts(lm: Volume, shifts_nm: Mapping[str, Triple]) -> tuple[Triple, ...]:
+    """Return the chromatic shift zyx of every channel, in their order; zero where none is given."""
+    parts = [lm.channel(i) for i in range(len(lm.channels) or 1)]
+    return tuple(_offset(lm, part, shifts_nm) or (0.0, 0.0, 0.0) for part in parts)
 
 
 def _moved(volume: Volume, offset_nm: Triple) -> Volume:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,11 +12,12 @@ from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import open_labels, open_volume
 from clemreg.pipeline.context import RunContext
 from clemreg.pipeline.features import open_prediction
+from clemreg.pipeline.light import light_channel
 from clemreg.pipeline.registration import read_result
 from clemreg.register.apply import covering_box, warped_volume
 from clemreg.register.registration import affine_of
 from clemreg.space.fits import best_affine
-from clemreg.space.grid import Box, Grid
+from clemreg.space.grid import Box, Grid, Triple
 from clemreg.space.transform import Affine, Chain, Transform
 from clemreg.units import parse_xyz_nm
 from clemreg.volume import Labels, Volume
@@ -43,6 +44,8 @@ class Scene:
         In the EM frame.
     warped
         EM on a grid in the LM frame, the deformation included.
+    shifts_nm
+        Chromatic shift zyx of light channels, by name or number.
     """
 
     transform: Transform
@@ -51,6 +54,7 @@ class Scene:
     prediction: Volume | None = None
     labels: tuple[Labels, ...] = ()
     warped: Volume | None = None
+    shifts_nm: Mapping[str, Triple] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class SceneFiles:
         ``"x, y, z unit"``: voxel size of the warped EM; None: that of the LM.
     em_spacing, lm_spacing
         ``"x, y, z unit"`` for images that do not say their voxel size, or say it wrong.
+    lm_shifts_nm
+        Chromatic shift zyx of light channels, by name or number.
     """
 
     transform: str
@@ -76,6 +82,7 @@ class SceneFiles:
     warp_spacing: str | None = None
     em_spacing: str | None = None
     lm_spacing: str | None = None
+    lm_shifts_nm: Mapping[str, Triple] = field(default_factory=dict)
 
     def open_em(self) -> Volume:
         """Open the EM, frame ``"em"``."""
@@ -102,6 +109,7 @@ def files_of_run(context: RunContext) -> SceneFiles:
         str(lm),
         em_spacing=config.em.voxel_size,
         lm_spacing=config.lm.voxel_size,
+        lm_shifts_nm=context.shifts_nm(),
     )
 
 
@@ -113,6 +121,7 @@ def scene_of_run(context: RunContext) -> Scene:
         context.open_lm(),
         prediction=open_prediction(context),
         warped=context.open_output("warped_em.zarr", "lm"),
+        shifts_nm=context.shifts_nm(),
     )
 
 
@@ -132,7 +141,7 @@ def scene_of_files(files: SceneFiles) -> Scene:
     if files.warp_spacing is not None:
         onto = onto.with_spacing(parse_xyz_nm(files.warp_spacing))
     warped = None if isinstance(transform, Affine) else warped_volume(transform, em, onto)
-    return Scene(transform, em, lm, labels=labels, warped=warped)
+    return Scene(transform, em, lm, None, labels, warped, files.lm_shifts_nm)
 
 
 def affine_part(transform: Transform, grid: Grid) -> Affine:
@@ -167,7 +176,8 @@ def bdv_setups(scene: Scene) -> list[BdvSetup]:
     ]
     for number, (name, part) in enumerate(channels_of(scene.lm)):
         colour, shown = channel_colour(name, number), display_window(part)
-        setups.append(BdvSetup(part, f"LM {name}".strip(), None, colour, shown))
+        placed = light_channel(scene.lm, name or "0", scene.shifts_nm)
+        setups.append(BdvSetup(placed, f"LM {name}".strip(), None, colour, shown))
     if scene.warped is not None:
         setups.append(BdvSetup(scene.warped, "EM warped", None, window=window))
     return setups

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from clemreg.io.points import read_landmarks, read_points
 from clemreg.io.transforms import read_transform
 from clemreg.io.volumes import describe, open_labels, open_volume
 from clemreg.pipeline.images import displays_of
+from clemreg.pipeline.light import channel_shifts
 from clemreg.pipeline.scene import (
     SceneFiles,
     affine_placement,
@@ -30,6 +31,7 @@ from clemreg.pipeline.scene import (
     display_window,
     scene_of_files,
 )
+from clemreg.space.grid import Triple
 from clemreg.space.transform import Affine, Transform
 from clemreg.units import nm_per, parse_length_nm
 from clemreg.volume import Volume
@@ -79,7 +81,8 @@ def export_mobie(command: MobieCommand, progress: Progress | None = None) -> Fie
     transform = read_transform(files.transform)
     lm, em = files.open_lm(), files.open_em()
     places = [_place(files.lm, lm, files.lm_spacing), _place(files.em, em, files.em_spacing)]
-    images = [*_lm_images(lm, places[0][0]), *_em_images(em, places[1][0])]
+    shifts = channel_shifts(lm, files.lm_shifts_nm)
+    images = [*_lm_images(lm, places[0][0], shifts), *_em_images(em, places[1][0])]
     for path in files.labels:
         labels = open_labels(path, frame="em")
         places.append(_place(path, labels))
@@ -106,7 +109,7 @@ def _place(path: str, volume: Volume, spacing: str | None = None) -> tuple[str, 
     return f"{Path(path).name.partition('.')[0]}.ome.zarr", volume
 
 
-def _lm_images(lm: Volume, uri: str) -> Iterator[MobieImage]:
+def _lm_images(lm: Volume, uri: str, shifts_nm: Sequence[Triple]) -> Iterator[MobieImage]:
     for number, (name, part) in enumerate(channels_of(lm)):
         yield MobieImage(
             f"LM {name}".strip(),
@@ -114,6 +117,7 @@ def _lm_images(lm: Volume, uri: str) -> Iterator[MobieImage]:
             number if lm.channels else None,
             colour=channel_colour(name, number),
             window=display_window(part),
+            shift_nm=shifts_nm[number],
         )
 
 
@@ -188,7 +192,8 @@ def export_neuroglancer(command: NeuroglancerCommand) -> dict[str, Any]:
     layers += [_label_layer(path, root, to_lm) for path in command.files.labels]
     if command.warped is not None:
         layers.append(_layer("EM warped", command.warped, root, None))
-    layers.append(_layer("LM", command.files.lm, root, None))
+    shifts = channel_shifts(scene.lm, command.files.lm_shifts_nm)
+    layers.append(replace(_layer("LM", command.files.lm, root, None), shifts_nm=shifts))
     state = neuroglancer_state(layers, scene.lm.grid, command.server)
     write_neuroglancer(command.out, state)
     return state
