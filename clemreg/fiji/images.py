@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clemreg.errors import DataError, MissingError, VoxelSizeError
-from clemreg.io.origin_note import ORIGIN_KEY
+from clemreg.io.origin_note import (
+    KEEP_THE_PLACE,
+    OF_KEY,
+    ORIGIN_KEY,
+    changed_since,
+    origin_values,
+    parse_origin,
+)
 from clemreg.io.tiff import label_table, label_window
 from clemreg.space.grid import Grid
 from clemreg.units import nm_per
@@ -86,7 +92,8 @@ def to_imageplus(volume: Volume, look: Look | None = None) -> Any:
     _calibrate(image, volume.grid, look.unit)
     coloured = isinstance(volume, Labels) and not (look.colours or look.windows)
     image = _labelled(image, pixels[0]) if coloured else _coloured(image, pixels, look)
-    image.setProp(ORIGIN_KEY, " ".join(repr(v) for v in volume.grid.origin_nm))
+    for key, value in origin_values(volume.grid).items():
+        image.setProp(key, value)
     image.setProp(_FRAME, volume.grid.frame)
     if volume.channels:
         image.setProp(_CHANNELS, ", ".join(volume.channels))
@@ -196,7 +203,7 @@ def from_imageplus(image: Any, *, frame: str = "") -> Volume:
     Raises
     ------
     DataError
-        RGB pixels, or several time points.
+        RGB pixels, several time points, or an image that was cropped after its origin was noted.
     VoxelSizeError
         The calibration has no length unit.
     """
@@ -259,17 +266,11 @@ def _grid(image: Any, shape: tuple[int, int, int], frame: str) -> Grid:
         )
     factor = nm_per(unit)
     size = (calibration.pixelDepth, calibration.pixelHeight, calibration.pixelWidth)
-    spacing = tuple(float(v) * factor for v in size)
-    return Grid(shape, spacing, _origin(image), frame or _property(image, _FRAME) or "world")  # type: ignore[arg-type]
-
-
-def _origin(image: Any) -> tuple[float, float, float]:
-    text = _property(image, ORIGIN_KEY)
-    try:
-        z, y, x = (float(v) for v in text.split())
-    except ValueError:
-        return (0.0, 0.0, 0.0)
-    return (z, y, x) if all(map(math.isfinite, (z, y, x))) else (0.0, 0.0, 0.0)
+    z, y, x = (float(v) * factor for v in size)
+    if lost := changed_since(_property(image, OF_KEY), shape, (z, y, x)):
+        raise DataError(f"{title}: {lost}", hint=KEEP_THE_PLACE)
+    origin = parse_origin(_property(image, ORIGIN_KEY))
+    return Grid(shape, (z, y, x), origin, frame or _property(image, _FRAME) or "world")
 
 
 def _channel_names(image: Any, count: int) -> tuple[str, ...]:

@@ -59,6 +59,8 @@ class Source:
         Unit as written in the file.
     notes
         What a user should know.
+    lost_origin
+        Why the origin in the file does not hold any more; empty if it does.
     """
 
     format: str
@@ -66,6 +68,7 @@ class Source:
     channels: tuple[str, ...] = ()
     unit: str = ""
     notes: tuple[str, ...] = ()
+    lost_origin: str = ""
 
 
 @dataclass(frozen=True, eq=False)

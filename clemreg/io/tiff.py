@@ -23,7 +23,14 @@ from clemreg.errors import DataError, FormatError, VoxelSizeError
 from clemreg.io.atomic import atomic_path
 from clemreg.io.names import one_line
 from clemreg.io.ome_tiff import is_ome_tiff, write_ome_tiff
-from clemreg.io.origin_note import noted_origin, origin_note
+from clemreg.io.origin_note import (
+    OF_KEY,
+    ORIGIN_KEY,
+    changed_since,
+    noted,
+    origin_note,
+    parse_origin,
+)
 from clemreg.io.source import AxesView, Level, Source, require_spatial
 from clemreg.space.grid import Box
 from clemreg.units import nm_per
@@ -82,9 +89,12 @@ def _series_source(tiff: Any, path: Path) -> Source:
     spacing, unit = _voxel_size(tiff)
     count = dict(zip(axes, shape, strict=True)).get("c", 0)
     names = _channel_names(tiff, count)
-    origin = noted_origin(_notes(tiff))
-    level = Level(AxesView(planes, axes, str(path)), spacing, origin)
-    return Source(_format_name(tiff), (level,), names, unit)
+    notes = _notes(tiff)
+    view = AxesView(planes, axes, str(path))
+    level = Level(view, spacing, parse_origin(noted(notes, ORIGIN_KEY)))
+    depth, height, width = view.shape[-3:]
+    lost = changed_since(noted(notes, OF_KEY), (depth, height, width), spacing)
+    return Source(_format_name(tiff), (level,), names, unit, lost_origin=lost)
 
 
 def _axes(axes: str, shape: tuple[int, ...]) -> str:
@@ -239,7 +249,9 @@ def _notes(tiff: Any) -> list[str]:
     if tiff.is_ome:
         texts = map(html.unescape, _DESCRIPTION.findall(tiff.ome_metadata or ""))
         return [line for text in texts for line in text.splitlines()]
-    return str((tiff.imagej_metadata or {}).get("Info", "")).splitlines()
+    found = tiff.imagej_metadata or {}
+    properties = [f"{key}: {value}" for key, value in found.get("Properties", {}).items()]
+    return [*properties, *str(found.get("Info", "")).splitlines()]
 
 
 def calibration_origin(path: Path) -> Triple:

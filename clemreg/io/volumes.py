@@ -10,6 +10,7 @@ import numpy as np
 
 from clemreg.errors import FormatError, VoxelSizeError
 from clemreg.io import hdf5, itk_images, mrc, n5, ngff, tiff
+from clemreg.io.origin_note import KEEP_THE_PLACE
 from clemreg.io.source import Source
 from clemreg.io.tiff import WHOLE_IN_FLOAT32, write_tiff
 from clemreg.io.writer import VolumeWriter, WriteOptions, create_volume, write_volume
@@ -98,7 +99,7 @@ def open_volume(
     MissingError
         There is nothing at that path.
     FormatError
-        The file is damaged, or not a volume.
+        The file is damaged, not a volume, or was cropped after its origin was noted.
     VoxelSizeError
         The voxel size is missing or cannot be right, and was not given.
     """
@@ -156,7 +157,7 @@ def describe(uri: str | Path) -> VolumeInfo:
     """Say what is in a file, also where the voxel size is missing."""
     source = _open_source(str(uri))
     first = source.levels[0]
-    notes = list(source.notes)
+    notes = [*source.notes, *([source.lost_origin] if source.lost_origin else [])]
     z, y, x = first.data.shape[-3:]
     shape = (z, y, x)
     if first.spacing_nm is None:
@@ -233,6 +234,8 @@ def _split(uri: str) -> tuple[Path, str]:
 def _build(
     source: Source, name: str, spacing_nm: Triple | None, frame: str, kind: type[Any]
 ) -> Any:
+    if source.lost_origin:
+        raise FormatError(f"{name}: {source.lost_origin}", hint=KEEP_THE_PLACE)
     first = source.levels[0]
     finest = spacing_nm or first.spacing_nm
     if finest is None:

@@ -237,7 +237,7 @@ def test_imagej_tiff_notes(tmp_path):
         notes = tiff.imagej_metadata["Info"].splitlines()
         description = tiff.pages[0].description
         labels = tiff.imagej_metadata["Labels"]
-    assert len(notes) == 2
+    assert len(notes) == 3
     assert notes[1] == "clemreg-origin-nm-zyx: 3.0 -2.0 1.0"
     assert len(labels) == GRID.shape[0] * len(channels)
     keys = [line.partition("=")[0] for line in description.splitlines()]

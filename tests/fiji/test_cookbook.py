@@ -11,14 +11,15 @@ from test_macros import python_of_this_clemreg
 
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import write_transform
-from clemreg.space import Grid
+from clemreg.io.volumes import open_volume
+from clemreg.space import Box, Grid
 from clemreg.testing import random_affine
 from clemreg.volume import Volume
 
 pytestmark = pytest.mark.xdist_group("imagej")
 
 PAGES = REPO / "docs" / "how-to"
-LM = Grid((6, 20, 24), (104.0, 52.0, 52.0), frame="lm")
+LM = Grid((6, 20, 24), (104.0, 52.0, 56.0), (300.0, -200.0, 70.5), "lm")
 
 
 def snippets(page):
@@ -40,7 +41,7 @@ def data(tmp_path):
 
 def test_every_snippet_of_the_cookbook(imagej, data):
     found = snippets("fiji-macros.md")
-    assert len(found) == 4
+    assert len(found) == 5
     python = python_of_this_clemreg(data)
     assert imagej.macro(f'call("ij.Prefs.set", "clemreg.python", "{python}");')["error"] is None
     said = []
@@ -54,7 +55,21 @@ def test_every_snippet_of_the_cookbook(imagej, data):
     assert any("fold_fraction" in text and "EXIT 0" in text for text in said)
     points = next(text.replace("µ", "u") for text in said if "name,x-" in text).splitlines()
     assert points[0] == "name,x-um,y-um,z-um"
-    assert points[1].startswith("Pt-0,0.156,0.208,")
+    assert points[1].startswith("Pt-0,0.168,0.208,")
+
+
+@pytest.mark.parametrize("image", ["lm.tif", "warped.tif"])
+def test_a_crop_keeps_its_place(imagej, data, image):
+    (code,) = (code for code in snippets("fiji-macros.md") if "origin-of" in code)
+    opened = (
+        f'open("{data}/{image}");\n{code}\nsaveAs("Tiff", "{data}/crop.tif"); run("Close All");'
+    )
+    assert imagej.macro(opened)["error"] is None
+    whole, found = open_volume(data / image), open_volume(data / "crop.tif")
+    box = Box((1, 2, 3), (5, 7, 9))
+    np.testing.assert_allclose(found.grid.origin_nm, LM.crop(box).origin_nm, atol=1e-3)
+    assert found.shape == box.shape
+    np.testing.assert_array_equal(found.read(), whole.read(box))
 
 
 def test_the_overlay(imagej, data):

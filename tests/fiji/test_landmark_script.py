@@ -103,6 +103,14 @@ def test_landmarks_of_points_on_two_images(imagej, clemreg, files):
         texts(parameters | {"json": folder / "other.json"}),
     )
     assert dialogs(answer) == ["The EM image has no points: use the multi-point tool."]
+    cut = 'selectImage("EM"); makeRectangle(3, 2, 6, 5); run("Crop"); makePoint(1, 1, "small");'
+    assert imagej.macro(cut)["error"] is None
+    answer = imagej.script(
+        SCRIPTS / "Landmark_Accuracy_Report.groovy",
+        texts(parameters | {"json": folder / "other.json"}),
+    )
+    (said,) = dialogs(answer)
+    assert said.startswith("EM was cropped, sub-stacked or scaled")
     assert imagej.macro('run("Close All");')["error"] is None
 
 

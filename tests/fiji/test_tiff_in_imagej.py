@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from clemreg.cli.app import run_app
+from clemreg.errors import FormatError
 from clemreg.io.tiff import TiffOptions, write_tiff
 from clemreg.io.transforms import write_transform
 from clemreg.io.volumes import open_volume, write_volume
@@ -112,6 +113,50 @@ def test_the_bridge_finds_origin_and_names_in_an_opened_file(imagej, tmp_path):
     )
     assert answer["error"] is None, answer
     assert answer["answer"] == [list(grid.origin_nm), ["mito", "er"]]
+
+
+CUTS = {
+    "crop": 'makeRectangle(3, 2, 6, 5); run("Crop");',
+    "substack": 'run("Make Substack...", "slices=5-9");',
+    "part": 'run("Duplicate...", "duplicate range=5-9");',
+    "scaled": 'run("Scale...", "x=0.5 y=0.5 z=1.0 width=11 height=8 depth=11 interpolation=None '
+    'average process create title=s");',
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_what_was_cut_in_imagej_does_not_keep_the_origin_of_the_whole(imagej, tmp_path, cut):
+    volume = Volume(noise("uint16", hostile_grid().shape), hostile_grid())
+    write_tiff(tmp_path / "x.tif", volume)
+    answer = imagej.macro(
+        f'open("{tmp_path}/x.tif"); {CUTS[cut]} saveAs("Tiff", "{tmp_path}/cut.tif"); '
+        'run("Close All");'
+    )
+    assert answer["error"] is None, answer
+    with pytest.raises(FormatError, match="cropped"):
+        open_volume(tmp_path / "cut.tif")
+    answer = imagej.python(
+        "from clemreg.errors import DataError\nfrom clemreg.io.volumes import open_volume\n"
+        f"ij.show(open_volume({str(tmp_path / 'x.tif')!r}))\n"
+        f"ij.run_macro({CUTS[cut]!r})\n"
+        "try:\n    answer = list(ij.image().grid.origin_nm)\n"
+        "except DataError as error:\n    answer = str(error)\n"
+        "ij.run_macro('run(\"Close All\");')"
+    )
+    assert answer["error"] is None, answer
+    assert "cropped" in answer["answer"]
+
+
+def test_imagej_saves_the_origin_of_what_the_bridge_showed(imagej, tmp_path):
+    grid = hostile_grid("em")
+    write_volume(tmp_path / "x.zarr", Volume(noise("uint8", grid.shape), grid))
+    answer = imagej.python(
+        "from clemreg.io.volumes import open_volume\n"
+        f"ij.show(open_volume({str(tmp_path / 'x.zarr')!r}))\n"
+        f'ij.run_macro(\'saveAs("Tiff", "{tmp_path}/saved.tif"); close();\')'
+    )
+    assert answer["error"] is None, answer
+    assert open_volume(tmp_path / "saved.tif").grid.origin_nm == grid.origin_nm
 
 
 COLOURS = """

@@ -499,6 +499,45 @@ def test_floats_that_are_no_ids_are_refused_where_they_are_read(tmp_path, value)
         labels.read()
 
 
+def noted_tiff(path, pixels, spacing_um, origin_of):
+    """A TIFF as ImageJ saves it after a crop: the notes are those of the image before."""
+    tifffile.imwrite(
+        path,
+        pixels,
+        imagej=True,
+        resolution=(1 / spacing_um[2], 1 / spacing_um[1]),
+        metadata={
+            "axes": "ZYX",
+            "unit": "um",
+            "spacing": spacing_um[0],
+            "Info": f"clemreg-origin-nm-zyx: 1000.0 -2000.0 3333.5\n{origin_of}",
+        },
+    )
+
+
+NOTE_OF = "clemreg-origin-of: 11 17 23 @ 5.24 4.0 4.0\n"
+
+
+@pytest.mark.parametrize(
+    ("shape", "spacing_um"),
+    [((5, 17, 23), (0.00524, 0.004, 0.004)), ((11, 17, 23), (0.00524, 0.008, 0.008))],
+)
+def test_a_tiff_that_was_cut_after_its_origin_was_noted_is_refused(tmp_path, shape, spacing_um):
+    pixels = np.zeros(shape, np.uint8)
+    noted_tiff(tmp_path / "v.tif", pixels, spacing_um, NOTE_OF)
+    with pytest.raises(FormatError, match=r"23 x 17 x 11 voxels .* cropped") as caught:
+        open_volume(tmp_path / "v.tif")
+    assert "Crop and keep the place" in caught.value.hint
+    assert any("cropped" in note for note in describe(tmp_path / "v.tif").notes)
+
+
+@pytest.mark.parametrize("origin_of", [NOTE_OF, "", "clemreg-origin-of: who knows\n"])
+def test_the_origin_of_a_whole_tiff_is_taken(tmp_path, origin_of):
+    noted_tiff(tmp_path / "v.tif", PIXELS, (0.00524, 0.004, 0.004), origin_of)
+    assert open_volume(tmp_path / "v.tif").grid.origin_nm == (1000.0, -2000.0, 3333.5)
+    assert describe(tmp_path / "v.tif").notes == ()
+
+
 def test_errors_are_builtins_too():
     assert issubclass(MissingError, FileNotFoundError)
     assert issubclass(VoxelSizeError, ValueError)

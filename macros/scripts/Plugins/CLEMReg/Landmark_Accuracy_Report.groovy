@@ -28,10 +28,9 @@ clemreg = new GroovyShell(getClass().classLoader, binding).evaluate(
 
 NM = [nm: 1, um: 1000, micron: 1000, microns: 1000, mm: 1000000]
 
-/** World position of the first voxel, x, y, z in nm: clemreg keeps it as a note in its TIFF files. */
+/** World position of the first voxel, x, y, z in nm. */
 def originOf(image) {
-    def note = image.getProp("clemreg-origin-nm-zyx")
-    note == null ? [0, 0, 0] : note.trim().split(/\s+/).collect { it as double }.reverse()
+    clemreg.origin(image).collect { it as double }.reverse() ?: [0, 0, 0]
 }
 
 /** World positions x, y, z of the points on an image, in nm. */

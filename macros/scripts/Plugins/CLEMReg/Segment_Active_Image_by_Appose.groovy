@@ -40,12 +40,12 @@ def shared(ImagePlus source) {
     array
 }
 
-ORIGIN = "clemreg-origin-nm-zyx"
+NOTES = ["clemreg-origin-nm-zyx", "clemreg-origin-of", "clemreg-frame"]
 
-/** Where the first voxel is: clemreg keeps it as a note in its TIFF files. */
+/** Where the first voxel is, x, y, z. */
 def origin(ImagePlus source) {
-    def note = source.getProp(ORIGIN)
-    note == null ? "" : note.trim().split(/\s+/).reverse().join(", ") + " nm"
+    def words = clemreg.origin(source)
+    words ? words.reverse().join(", ") + " nm" : ""
 }
 
 def voxelSize(ImagePlus source) {
@@ -70,7 +70,7 @@ def hyperstack(array, List names, ImagePlus source) {
     def result = new ImagePlus("prediction of " + source.title, stack)
     result.setDimensions(names.size(), source.NSlices, 1)
     result.setCalibration(source.calibration.copy())
-    [ORIGIN, "clemreg-frame"].findAll { source.getProp(it) != null }.each { result.setProp(it, source.getProp(it)) }
+    NOTES.findAll { source.getProp(it) != null }.each { result.setProp(it, source.getProp(it)) }
     names.size() > 1 ? new CompositeImage(result, CompositeImage.GRAYSCALE) : result
 }
 
