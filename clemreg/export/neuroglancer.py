@@ -11,13 +11,13 @@ from urllib.parse import quote
 
 import numpy as np
 
-from clemreg.export.ngff import Display
+from clemreg.export.ngff import Display, over_axes
 from clemreg.io.atomic import atomic_write_json
 from clemreg.space.grid import Grid, Triple
 from clemreg.space.transform import Affine, FloatArray
 
 _NM = [1e-9, "m"]
-_CHANNEL = "c'"  # the mark keeps it out of the axes of the view
+_LOCAL = [1, ""]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class NeuroglancerLayer:
         Path of the OME-Zarr below the folder that is served.
     displays
         One a channel; none for labels.
-    has_channels
-        Whether the image has a channel axis.
+    axes
+        A letter for each axis of the image, in the order in which they are stored.
     to_world
         Its frame to the world; None if it is there.
     is_labels
@@ -45,7 +45,7 @@ class NeuroglancerLayer:
     name: str
     source: str
     displays: tuple[Display, ...] = ()
-    has_channels: bool = False
+    axes: str = "zyx"
     to_world: Affine | None = None
     is_labels: bool = False
     shifts_nm: tuple[Triple, ...] = ()
@@ -99,29 +99,39 @@ def _layers(layer: NeuroglancerLayer, server: str) -> Iterator[dict[str, Any]]:
     blocks, such as clemreg's and most microscopes', nothing would be drawn.
     """
     if layer.is_labels:
-        yield {"type": "segmentation", "name": layer.name, "source": _source(layer, 0, server)}
+        source = _source(layer, 0, server)
+        yield {"type": "segmentation", "name": layer.name, "source": source, **_place(layer, 0)}
         return
     for number, display in enumerate(layer.displays):
-        name, place = layer.name, {}
-        if layer.has_channels:
-            name = f"{layer.name} {display.name or number}"
-            place = {"localDimensions": {_CHANNEL: [1, ""]}, "localPosition": [number]}
+        name = f"{layer.name} {display.name or number}" if "c" in layer.axes else layer.name
         yield {
             "type": "image",
             "name": name,
             "source": _source(layer, number, server),
-            **place,
+            **_place(layer, number),
             "shader": _shader(display),
             "blend": "additive",
             "opacity": 1,
         }
 
 
+def _others(layer: NeuroglancerLayer) -> dict[str, Any]:
+    """Dimensions beside z, y, x; the mark keeps them out of the axes of the view."""
+    return {f"{axis}'": _LOCAL for axis in layer.axes if axis not in "zyx"}
+
+
+def _place(layer: NeuroglancerLayer, number: int) -> dict[str, Any]:
+    """Which channel is shown, and of other axes their only position."""
+    others = _others(layer)
+    position = [number if name == "c'" else 0 for name in others]
+    return {"localDimensions": others, "localPosition": position} if others else {}
+
+
 def _source(layer: NeuroglancerLayer, number: int, server: str) -> dict[str, Any]:
     """Where the pixels of a channel are, and its transform if it is not where the file says."""
     source: dict[str, Any] = {"url": f"zarr://{server}/{quote(layer.source)}"}
     shift = layer.shifts_nm[number] if layer.shifts_nm else (0.0, 0.0, 0.0)
-    if layer.to_world is None and not any(shift):
+    if layer.to_world is None and not any(shift) and set(layer.axes) <= set("czyx"):
         return source
     moved = np.eye(4)
     moved[:3, 3] = shift
@@ -130,12 +140,12 @@ def _source(layer: NeuroglancerLayer, number: int, server: str) -> dict[str, Any
 
 
 def _transform(layer: NeuroglancerLayer, matrix: FloatArray) -> dict[str, Any]:
-    """Matrix (rows by columns and shift) over the image's axes; channels stay as they are."""
-    dimensions: dict[str, Any] = dict.fromkeys("zyx", _NM)
-    if layer.has_channels:
-        matrix = np.block([[np.eye(1), np.zeros((1, 4))], [np.zeros((4, 1)), matrix]])
-        dimensions = {_CHANNEL: [1, ""], **dimensions}
-    return {"matrix": matrix[:-1].tolist(), "outputDimensions": dimensions}
+    """Matrix (rows by columns and shift) over the stored axes; those beside z, y, x stay."""
+    kept = np.eye(len(layer.axes), len(layer.axes) + 1)
+    others = kept[[axis not in "zyx" for axis in layer.axes]]
+    rows = np.vstack([others, over_axes(matrix[:3], layer.axes)])
+    dimensions = {**_others(layer), **dict.fromkeys("zyx", _NM)}
+    return {"matrix": rows.tolist(), "outputDimensions": dimensions}
 
 
 def _shader(display: Display) -> str:

@@ -120,14 +120,14 @@ class SceneImage:
         Path of its finest level inside it.
     grid
         Where the voxels of that level are.
-    has_channels
-        Whether a channel axis stands before z, y, x.
+    axes
+        A letter for each axis of the array, in the order in which they are stored.
     """
 
     path: str
     array: str
     grid: Grid
-    has_channels: bool = False
+    axes: str = "zyx"
 
 
 def write_scene(
@@ -197,17 +197,27 @@ def write_scene(
 
 
 def _tie(image: SceneImage, system: str) -> dict[str, Any]:
-    """Map indices of an image's array to a coordinate system; those of a channel do not count."""
-    matrix = image.grid.index_to_world[:3]
-    if image.has_channels:
-        matrix = np.hstack([np.zeros((3, 1)), matrix])
+    """Map indices of an image's array to a coordinate system; only z, y, x count."""
     return {
         "type": "affine",
-        "affine": matrix.tolist(),
+        "affine": over_axes(image.grid.index_to_world[:3], image.axes).tolist(),
         "input": {"path": image.path, "name": image.array},
         "output": {"name": system},
         "name": f"{system} image",
     }
+
+
+def over_axes(matrix: FloatArray, axes: str) -> FloatArray:
+    """Bring the columns z, y, x of a matrix into the order of stored axes; its shift stays last.
+
+    Examples
+    --------
+    >>> over_axes(np.array([[1.0, 2.0, 3.0, 9.0]]), "xcyz").tolist()
+    [[3.0, 0.0, 2.0, 1.0, 9.0]]
+    """
+    nothing = np.zeros(len(matrix))
+    columns = [matrix[:, "zyx".index(a)] if a in "zyx" else nothing for a in axes]
+    return np.column_stack([*columns, matrix[:, 3]])
 
 
 def _space_axes() -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import numpy as np
 from clemreg.errors import FormatError, VoxelSizeError
 from clemreg.io import hdf5, itk_images, mrc, n5, ngff, tiff
 from clemreg.io.origin_note import KEEP_THE_PLACE
-from clemreg.io.source import Source
+from clemreg.io.source import AxesView, Source
 from clemreg.io.tiff import WHOLE_IN_FLOAT32, write_tiff
 from clemreg.io.writer import VolumeWriter, WriteOptions, create_volume, write_volume
 from clemreg.space.grid import Grid
@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "open_labels",
     "open_volume",
+    "stored_axes",
     "write_tiff",
     "write_volume",
 ]
@@ -185,6 +186,13 @@ def describe(uri: str | Path) -> VolumeInfo:
         levels,
         tuple(notes),
     )
+
+
+def stored_axes(uri: str | Path) -> str:
+    """Return the letters of a file's axes in the order in which they are stored, as ``"tczyx"``."""
+    view = _open_source(str(uri)).levels[0].data
+    assert isinstance(view, AxesView)
+    return view.axes
 
 
 def check_voxel_size(grid: Grid, name: str) -> None:

@@ -20,7 +20,7 @@ from clemreg.export.replace import MOBIE, require_free, require_free_folder
 from clemreg.export.sampled_field import FieldError, field_grid
 from clemreg.io.points import read_landmarks, read_points
 from clemreg.io.transforms import read_transform
-from clemreg.io.volumes import describe, open_labels, open_volume
+from clemreg.io.volumes import describe, open_labels, open_volume, stored_axes
 from clemreg.pipeline.images import displays_of
 from clemreg.pipeline.light import channel_shifts
 from clemreg.pipeline.scene import (
@@ -202,12 +202,13 @@ def export_neuroglancer(command: NeuroglancerCommand) -> dict[str, Any]:
 def _layer(name: str, path: str, root: Path, to_world: Affine | None) -> NeuroglancerLayer:
     volume = open_volume(path)
     displays = tuple(displays_of(volume))
-    return NeuroglancerLayer(name, _below(path, root), displays, bool(volume.channels), to_world)
+    return NeuroglancerLayer(name, _below(path, root), displays, stored_axes(path), to_world)
 
 
 def _label_layer(path: str, root: Path, to_world: Affine) -> NeuroglancerLayer:
     labels = open_labels(path)
-    return NeuroglancerLayer(labels.name, _below(path, root), to_world=to_world, is_labels=True)
+    source, axes = _below(path, root), stored_axes(path)
+    return NeuroglancerLayer(labels.name, source, (), axes, to_world, is_labels=True)
 
 
 def _below(path: str, root: Path) -> str:

@@ -22,6 +22,8 @@ from clemreg.space import Affine, Grid
 from clemreg.testing import hostile_grid, random_affine, random_bspline
 from clemreg.volume import Labels, Volume
 
+from .axis_orders import write_in_order
+
 RNG = np.random.default_rng(9)
 EM = hostile_grid("em")
 LM = Grid((9, 14, 8), (104.0, 52.0, 60.0), (40.0, 30.0, -20.0), "lm")
@@ -135,13 +137,13 @@ class Scene:
         return self.path / step["input"]["path"] / step["input"]["name"], np.array(step["affine"])
 
 
-def image(path, grid, has_channels=False):
-    return SceneImage(path, "s0", grid, has_channels)
+def image(path, grid, axes="zyx"):
+    return SceneImage(path, "s0", grid, axes)
 
 
 def test_a_scene_of_an_affine(tmp_path):
     write_scene(
-        tmp_path / "s.zarr", AFFINE, (image("../lm.zarr", LM, True), image("../em.zarr", EM))
+        tmp_path / "s.zarr", AFFINE, (image("../lm.zarr", LM, "czyx"), image("../em.zarr", EM))
     )
     found = Scene(tmp_path / "s.zarr")
     assert list(found.systems) == ["lm", "em"]
@@ -208,6 +210,51 @@ def test_a_scene_from_the_command_line(tmp_path, capsys, version):
     assert run_app([*words, f"--out={tmp_path / 'c'}"]) == 1
     assert "is no OME-Zarr" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+ORDERS = ("tczyx", "xyz", "zcyx")
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_scene_of_an_image_with_other_axes(tmp_path, order):
+    write_in_order(tmp_path / "em.zarr", np.zeros(EM.shape, "u1"), EM, order)
+    write_volume(tmp_path / "lm.zarr", Volume(PIXELS[0], LM))
+    write_transform(AFFINE, tmp_path / "t.json")
+    lm, em = f"--lm={tmp_path / 'lm.zarr'}", f"--em={tmp_path / 'em.zarr'}"
+    out = tmp_path / "s.zarr"
+    assert run_app(["export", "ngff", str(tmp_path / "t.json"), lm, em, f"--out={out}"]) == 0
+    _, rows = Scene(out).from_array("em")
+    assert rows.shape == (3, len(order) + 1)
+    place = {"z": 1, "y": 2, "x": 3}
+    index = np.array([place.get(a, 7) for a in order])
+    np.testing.assert_allclose(rows[:, :-1] @ index + rows[:, -1], EM.to_world([1, 2, 3]))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_neuroglancer_state_of_images_with_other_axes(tmp_path, order):
+    write_in_order(tmp_path / "em.zarr", np.zeros(EM.shape, "u1"), EM, order)
+    write_in_order(tmp_path / "ids.zarr", np.zeros(EM.shape, "u4"), EM, order)
+    write_in_order(tmp_path / "lm.zarr", PIXELS[0], LM, order)
+    shift = EM.centre_nm - AFFINE.linear @ LM.centre_nm
+    affine = Affine.from_linear(AFFINE.linear, shift, "lm", "em")
+    write_transform(affine, tmp_path / "t.json")
+    words = [f"--{name}={tmp_path / name}.zarr" for name in ("em", "lm")]
+    words += [f"--labels={tmp_path / 'ids'}.zarr", f"--transform={tmp_path / 't.json'}"]
+    assert run_app(["export", "neuroglancer", *words, f"--out={tmp_path / 's.json'}"]) == 0
+    em, ids, lm = json.loads((tmp_path / "s.json").read_text())["layers"]
+    others = [f"{a}'" for a in order if a not in "zyx"]
+    for layer in (em, ids):
+        transform = layer["source"]["transform"]
+        rows, outputs = np.array(transform["matrix"]), list(transform["outputDimensions"])
+        assert outputs == [*others, "z", "y", "x"]
+        assert list(layer.get("localDimensions", {})) == others
+        columns = [{"z": 5.0, "y": -3.0, "x": 2.0}.get(a, 0.0) for a in order]
+        moved = dict(zip(outputs, rows[:, :-1] @ columns + rows[:, -1], strict=True))
+        expected = affine.inverse()(np.array([[5.0, -3.0, 2.0]]))[0]
+        np.testing.assert_allclose([moved[a] for a in "zyx"], expected)
+        for name in others:
+            assert rows[outputs.index(name)].tolist() == [f"{a}'" == name for a in order] + [0]
+    assert ("transform" in lm["source"]) == ("t" in order)
 
 
 # ---- ImageJ
@@ -305,9 +352,9 @@ def test_a_state_places_the_em_by_its_matrix():
     to_lm = AFFINE.inverse()
     layers = [
         NeuroglancerLayer("EM", "a b/em.zarr", (DISPLAYS[0],), to_world=to_lm),
-        NeuroglancerLayer("em2", "c.zarr", DISPLAYS, has_channels=True, to_world=to_lm),
+        NeuroglancerLayer("em2", "c.zarr", DISPLAYS, axes="czyx", to_world=to_lm),
         NeuroglancerLayer("ids", "ids.zarr", to_world=to_lm, is_labels=True),
-        NeuroglancerLayer("LM", "lm.zarr", DISPLAYS, has_channels=True),
+        NeuroglancerLayer("LM", "lm.zarr", DISPLAYS, axes="czyx"),
     ]
     state = json.loads(json.dumps(neuroglancer_state(layers, LM)))
     em, em2, _, _, ids, lm, er, _ = state["layers"]

@@ -276,7 +276,7 @@ def test_ome_zarr_channel_names(tmp_path, version):
 def test_neuroglancer_states_and_links(tmp_path):
     """Names and places stay strings: of the JSON, of a URL that is one, and of the link."""
     layers = [
-        NeuroglancerLayer(name, place, (Display(name, (255, 0, 0), (0.0, 9.0)),), False)
+        NeuroglancerLayer(name, place, (Display(name, (255, 0, 0), (0.0, 9.0)),))
         for name, place in zip(ATTACKS, PATHS, strict=True)
     ]
     state = neuroglancer_state(layers, GRID, "http://127.0.0.1:9000")

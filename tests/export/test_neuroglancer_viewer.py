@@ -16,9 +16,14 @@ from PIL import Image
 
 from clemreg.export.neuroglancer import NeuroglancerLayer, neuroglancer_state
 from clemreg.export.ngff import Display
+from clemreg.io.transforms import write_transform
 from clemreg.io.volumes import write_volume
+from clemreg.pipeline.scene import SceneFiles
+from clemreg.pipeline.viewers import NeuroglancerCommand, export_neuroglancer
 from clemreg.space import Affine, Grid
 from clemreg.volume import Volume
+
+from .axis_orders import write_in_order
 
 pytestmark = [pytest.mark.slow, pytest.mark.interop]
 
@@ -112,6 +117,25 @@ def asymmetric(shape, corner):
     return data
 
 
+@pytest.mark.parametrize("order", ["tczyx", "xyz", "zcyx"])
+def test_images_with_other_axes_are_drawn_where_they_are(viewer, server, tmp_path, order):
+    em, mito = asymmetric(EM.shape, (5, 8, 10)), asymmetric(LM.shape, (2, 4, 5))
+    write_in_order(tmp_path / "em.zarr", em, EM, order)
+    write_in_order(tmp_path / "lm.zarr", mito, LM, order)
+    to_lm = Affine(MATRIX, "em", "lm")
+    write_transform(to_lm.inverse(), tmp_path / "t.json")
+    paths = (str(tmp_path / name) for name in ("t.json", "em.zarr", "lm.zarr"))
+    command = NeuroglancerCommand(SceneFiles(*paths), tmp_path / "s.json", None, server, tmp_path)
+    state = json.loads(json.dumps(export_neuroglancer(command)))
+    centre = to_lm(EM.centre_nm[None])[0]
+    state["position"] = centre[::-1].tolist()
+    both = state["layers"]
+    places = [(em, EM, to_lm), (mito, LM, Affine(np.eye(4), "lm", "lm"))]
+    for layer, (data, grid, to_world) in zip(both, places, strict=True):
+        drawn = seen(viewer, state | {"layers": [layer]}).max(axis=-1) > 0.5
+        assert overlap(drawn, values_there(data, grid, to_world, centre)) > 0.99
+
+
 def test_em_and_channels_are_drawn_where_they_are(viewer, server, tmp_path):
     em, mito = asymmetric(EM.shape, (5, 8, 10)), asymmetric(LM.shape, (2, 4, 5))
     er = mito[::-1, ::-1, ::-1].copy()
@@ -123,8 +147,8 @@ def test_em_and_channels_are_drawn_where_they_are(viewer, server, tmp_path):
         Display("er", (0, 255, 0), (0.0, 200.0)),
     )
     layers = [
-        NeuroglancerLayer("EM", "em.zarr", (Display("", (0, 0, 255), (0.0, 200.0)),), False, to_lm),
-        NeuroglancerLayer("LM", "lm.zarr", displays, has_channels=True),
+        NeuroglancerLayer("EM", "em.zarr", (Display("", (0, 0, 255), (0.0, 200.0)),), "zyx", to_lm),
+        NeuroglancerLayer("LM", "lm.zarr", displays, "czyx"),
     ]
     state = json.loads(json.dumps(neuroglancer_state(layers, LM, server)))
     centre = to_lm(EM.centre_nm[None])[0]
