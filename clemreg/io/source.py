@@ -157,9 +157,11 @@ def require_spatial(axes: str, shape: Sequence[int], name: str) -> None:
         An axis is missing (a 2-D image), or there are several time points.
     """
     if not set("zyx") <= set(axes) or len(set(axes)) != len(axes):
+        hint = "clemreg works on volumes, not on single images"
+        if "t" in axes and "z" not in axes:
+            hint = "if its time points are slices, swap them: Image > Properties in Fiji"
         raise FormatError(
-            f"{name} has axes {axes!r} of sizes {tuple(shape)}; z, y and x are needed",
-            hint="clemreg works on volumes, not on single images",
+            f"{name} has axes {axes!r} of sizes {tuple(shape)}; z, y and x are needed", hint=hint
         )
     for axis, size in zip(axes, shape, strict=True):
         if axis not in "czyx" and size != 1:

@@ -98,12 +98,15 @@ def _series_source(tiff: Any, path: Path) -> Source:
 
 
 def _axes(axes: str, shape: tuple[int, ...]) -> str:
-    """Lower-case axis letters; a plain stack of pages is z, the samples of a colour are c."""
+    """Lower-case axis letters; a plain stack of pages is z, the samples of a colour are c.
+
+    Time is never z: it stands only in files that say so.
+    """
     letters = [a for a, n in zip(axes, shape, strict=True) if a != "S" or n > 1]
     text = "".join(letters).lower()
     if "c" not in text:
         text = text.replace("s", "c")
-    pages = next((a for a in "iqt" if a in text), None) if "z" not in text else None
+    pages = next((a for a in "iq" if a in text), None) if "z" not in text else None
     return text.replace(pages, "z", 1) if pages else text
 
 

@@ -159,6 +159,17 @@ def test_imagej_saves_the_origin_of_what_the_bridge_showed(imagej, tmp_path):
     assert open_volume(tmp_path / "saved.tif").grid.origin_nm == grid.origin_nm
 
 
+def test_a_time_series_of_imagej_is_not_a_volume(imagej, tmp_path):
+    answer = imagej.macro(
+        'newImage("t", "8-bit ramp", 5, 7, 6); run("Properties...", "channels=1 slices=1 frames=6 '
+        f'unit=um pixel_width=0.05 pixel_height=0.06 voxel_depth=0.2"); '
+        f'saveAs("Tiff", "{tmp_path}/t.tif"); close();'
+    )
+    assert answer["error"] is None, answer
+    with pytest.raises(FormatError, match="tyx"):
+        open_volume(tmp_path / "t.tif")
+
+
 COLOURS = """
 setBatchMode(true);
 open(getArgument());

@@ -440,6 +440,17 @@ def test_a_single_image_is_not_a_volume(tmp_path):
         open_volume(tmp_path / "v.tif", spacing_nm=(4, 4, 4))
 
 
+@pytest.mark.parametrize("ome", [False, True])
+def test_a_time_series_is_not_a_volume(tmp_path, ome):
+    kind = {"PhysicalSizeZ": 0.2} if ome else {"unit": "um", "spacing": 0.2}
+    path = tmp_path / ("t.ome.tif" if ome else "t.tif")
+    metadata = {"axes": "TYX", **kind}
+    tifffile.imwrite(path, PIXELS, ome=ome, imagej=not ome, resolution=(20, 20), metadata=metadata)
+    with pytest.raises(FormatError, match="tyx") as caught:
+        open_volume(path, spacing_nm=(200.0, 50.0, 50.0))
+    assert "time points are slices" in caught.value.hint
+
+
 def test_xml_with_entities_expands_nothing(tmp_path):
     bomb = (
         '<?xml version="1.0"?><!DOCTYPE l [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
