@@ -264,9 +264,9 @@ def _grid(image: Any, shape: tuple[int, int, int], frame: str) -> Grid:
             f"{title} has no voxel size (unit {unit!r})",
             hint="set it with Image > Properties in um or nm",
         )
-    factor = nm_per(unit)
-    size = (calibration.pixelDepth, calibration.pixelHeight, calibration.pixelWidth)
-    z, y, x = (float(v) * factor for v in size)
+    z = float(calibration.pixelDepth) * nm_per(str(calibration.getZUnit()))
+    y = float(calibration.pixelHeight) * nm_per(str(calibration.getYUnit()))
+    x = float(calibration.pixelWidth) * nm_per(unit)
     if lost := changed_since(_property(image, OF_KEY), shape, (z, y, x)):
         raise DataError(f"{title}: {lost}", hint=KEEP_THE_PLACE)
     origin = parse_origin(_property(image, ORIGIN_KEY))

@@ -11,7 +11,7 @@ import re
 import struct
 import warnings
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,12 +175,23 @@ def _voxel_size(tiff: Any) -> tuple[Triple | None, str]:
     unit = _plain_unit(str(description.get("unit", "")))
     x, y = (_pixel_size(page, name) for name in ("XResolution", "YResolution"))
     if tiff.is_imagej and unit and unit not in {"pixel", "pixels"} and x and y:
-        z = float(description.get("spacing", 0.0) or 0.0)
+        factors = {a: _factor(_plain_unit(description.get(f"{a}unit", unit))) for a in "zy"}
+        z = _slice_distance(description)
         factor = _factor(unit)
-        if z <= 0 or not factor:
+        if z <= 0 or not (factor and all(factors.values())):
             return None, unit
-        return (abs(z) * factor, y * factor, x * factor), unit
+        return (z * factors["z"], y * factors["y"], x * factor), unit
     return None, unit
+
+
+def _slice_distance(description: Mapping[str, Any]) -> float:
+    """Distance of slices in their unit; 0 where it is not said.
+
+    ImageJ leaves it out where it is 1; other programs do where they do not know it.
+    """
+    by_imagej = _IMAGEJ.match(str(description.get("ImageJ", ""))) is not None
+    usual = 1.0 if by_imagej and description.get("images", 1) > 1 else 0.0
+    return float(description.get("spacing", usual) or 0.0)
 
 
 def _factor(unit: str) -> float:
@@ -192,8 +203,8 @@ def _factor(unit: str) -> float:
 
 
 def _plain_unit(text: str) -> str:
-    """Undo ImageJ's escape of the micro sign."""
-    return text.replace("\\u00B5", "µ").replace("\\u00b5", "µ").strip()
+    """Undo ImageJ's escapes, as of the micro sign."""
+    return _ESCAPE.sub(lambda found: chr(int(found[1], 16)), text).strip()
 
 
 def _pixel_size(page: Any, tag: str) -> float:
@@ -204,6 +215,8 @@ def _pixel_size(page: Any, tag: str) -> float:
     return float(bottom) / float(top) if top else 0.0
 
 
+_ESCAPE = re.compile(r"\\u([0-9A-Fa-f]{4})")
+_IMAGEJ = re.compile(r"1\.[3-9]\d|[2-9]\.")  # others pretend to be its version 1.11a
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^>]*>")
 _PHYSICAL = re.compile(r'PhysicalSize([XYZ])(Unit)?\s*=\s*"([^"]*)"')
 # Older files have "channels=", which Bio-Formats takes for the number of channels.

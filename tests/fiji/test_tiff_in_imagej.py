@@ -170,6 +170,38 @@ def test_a_time_series_of_imagej_is_not_a_volume(imagej, tmp_path):
         open_volume(tmp_path / "t.tif")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ("unit=um pixel_width=0.5 pixel_height=0.4 voxel_depth=1", (1000.0, 400.0, 500.0)),
+        ("unit=nm pixel_width=5 pixel_height=4 voxel_depth=1", (1.0, 4.0, 5.0)),
+        ("unit=\u00c5 pixel_width=50 pixel_height=40 voxel_depth=80", (8.0, 4.0, 5.0)),
+    ],
+)
+def test_sizes_that_imagej_shortens_or_escapes(imagej, tmp_path, sizes, expected):
+    answer = imagej.macro(
+        f'newImage("t", "8-bit ramp", 5, 7, 6); run("Properties...", "{sizes}"); '
+        f'saveAs("Tiff", "{tmp_path}/t.tif"); close();'
+    )
+    assert answer["error"] is None, answer
+    np.testing.assert_allclose(open_volume(tmp_path / "t.tif").grid.spacing_nm, expected)
+
+
+def test_the_slices_of_imagej_have_their_own_unit(imagej, tmp_path):
+    answer = imagej.macro(
+        'newImage("t", "8-bit ramp", 5, 7, 6); run("Properties...", "unit=nm pixel_width=5 '
+        'pixel_height=4 voxel_depth=0.05"); Stack.setZUnit("micron"); '
+        f'saveAs("Tiff", "{tmp_path}/t.tif"); close();'
+    )
+    assert answer["error"] is None, answer
+    np.testing.assert_allclose(open_volume(tmp_path / "t.tif").grid.spacing_nm, (50.0, 4.0, 5.0))
+    opened = imagej.python(
+        f"import jpype\nimage = jpype.JClass('ij.IJ').openImage({str(tmp_path / 't.tif')!r})\n"
+        "answer = list(ij.from_imageplus(image).grid.spacing_nm)"
+    )
+    assert opened["answer"] == pytest.approx([50, 4, 5]), opened
+
+
 COLOURS = """
 setBatchMode(true);
 open(getArgument());

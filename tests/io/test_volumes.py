@@ -311,6 +311,17 @@ def plain_tiff(path, **metadata):
     tifffile.imwrite(path, PIXELS, imagej=True, metadata={"axes": "ZYX", **metadata})
 
 
+def test_only_imagej_leaves_out_a_distance_of_one(tmp_path):
+    """What else writes its format leaves it out where it does not know."""
+    metadata = {"axes": "ZYX", "unit": "um"}
+    tifffile.imwrite(
+        tmp_path / "v.tif", PIXELS, imagej=True, resolution=(2, 2.5), metadata=metadata
+    )
+    with tifffile.TiffFile(tmp_path / "v.tif") as tiff:
+        assert "spacing" not in tiff.imagej_metadata
+    assert describe(tmp_path / "v.tif").spacing_nm is None
+
+
 def test_a_missing_voxel_size_is_an_error_with_the_fix(tmp_path):
     plain_tiff(tmp_path / "v.tif")
     with pytest.raises(VoxelSizeError, match="--spacing"):
