@@ -9,6 +9,7 @@ import pytest
 from imagej_process import REPO
 from test_macros import python_of_this_clemreg
 
+from clemreg.io.points import read_points
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import write_transform
 from clemreg.io.volumes import open_volume
@@ -46,16 +47,27 @@ def test_every_snippet_of_the_cookbook(imagej, data):
     assert imagej.macro(f'call("ij.Prefs.set", "clemreg.python", "{python}");')["error"] is None
     said = []
     for code in found:
-        opened = f'open("{data}/lm.tif"); makeSelection("point", newArray(3,5), newArray(4,9));\n'
+        # Slice 3 of its second channel: the sixth of the stack.
+        points = 'Stack.setPosition(2, 3, 1); makeSelection("point", newArray(3,5), newArray(4,9));'
+        opened = f'open("{data}/lm.tif"); {points}\n'
         answer = imagej.macro(opened + code.replace("/data/", f"{data}/"))
         assert answer["error"] is None, (code, answer)
         said.append(answer["log"])
         assert imagej.macro('run("Close All");')["error"] is None
     assert imagej.macro('call("ij.Prefs.set", "clemreg.python", "");')["error"] is None
     assert any("fold_fraction" in text and "EXIT 0" in text for text in said)
-    points = next(text.replace("µ", "u") for text in said if "name,x-" in text).splitlines()
-    assert points[0] == "name,x-um,y-um,z-um"
-    assert points[1].startswith("Pt-0,0.168,0.208,")
+    (data / "points.csv").write_text(next(text for text in said if "name,x-" in text))
+    expected = LM.to_world(np.array([[2, 4, 3], [2, 9, 5]]))
+    np.testing.assert_allclose(read_points(data / "points.csv"), expected, atol=1e-3)
+
+
+def test_points_of_an_image_without_origin_start_at_0(imagej):
+    (code,) = (code for code in snippets("fiji-macros.md") if "Roi.getCoordinates" in code)
+    made = 'newImage("t", "8-bit ramp", 9, 8, 6); run("Properties...", "unit=um pixel_width=0.05 '
+    made += 'pixel_height=0.04 voxel_depth=0.2"); setSlice(4); makePoint(5, 6);\n'
+    answer = imagej.macro(made + code + '\nrun("Close All");')
+    assert answer["error"] is None, answer
+    assert answer["log"].splitlines() == ["name,x-nm,y-nm,z-nm", "Pt-0,250,240,600"]
 
 
 @pytest.mark.parametrize("image", ["lm.tif", "warped.tif"])
