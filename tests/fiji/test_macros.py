@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 from imagej_process import SCRIPTS, START_SECONDS, environment
 
+from clemreg.errors import ClemregError
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import write_transform
 from clemreg.io.volumes import open_volume, write_volume
 from clemreg.register.apply import warped_volume
 from clemreg.space import Grid
 from clemreg.testing import hostile_grid, random_affine
+from clemreg.units import NM_PER_UNIT
 from clemreg.volume import Volume
 
 pytestmark = pytest.mark.xdist_group("imagej")
@@ -39,8 +43,6 @@ def test_check_calibration_finds_the_bad_one(imagej, tmp_path):
     folder.mkdir()
     grid = hostile_grid()
     write_tiff(folder / "good one.tif", Volume(np.ones(grid.shape, "u1"), grid))
-    import tifffile
-
     tifffile.imwrite(folder / "bare.tif", np.ones(grid.shape, "u1"), imagej=True)
     (folder / "notes.txt").write_text("not an image")
     found, log = run(imagej, "Check_Calibration.ijm", {"folder": folder})
@@ -50,6 +52,45 @@ def test_check_calibration_finds_the_bad_one(imagej, tmp_path):
     assert "good one.tif: 23 x 17 x 11, 1 channels, 0.004000 x 0.004000 x 0.005240" in good[0]
     assert "WRONG bare.tif" in log
     assert "no voxel size" in log
+
+
+UNITS = ["pixel", " ", "foo", "nm", "um", "µm", "μm", "micron", "Å", "mm", "inch", "m"]
+
+
+def test_check_calibration_agrees_with_clemreg(imagej, tmp_path):
+    """What clemreg refuses is wrong, and nothing else."""
+    folder = tmp_path / "stacks"
+    folder.mkdir()
+    grid = hostile_grid()
+    pixels = np.ones(grid.shape, "u1")
+    for number, unit in enumerate([*UNITS, "Nanometers", "micrometre", "angstrom", "pm"]):
+        size = 5 / NM_PER_UNIT.get(unit, 1.0)
+        escaped = "".join(c if c.isascii() else f"\\u{ord(c):04X}" for c in unit)
+        metadata = {"axes": "ZYX", "unit": escaped, "spacing": 2 * size}
+        path = folder / f"unit {number}.tif"
+        tifffile.imwrite(
+            path, pixels, imagej=True, resolution=(1 / size, 1 / size), metadata=metadata
+        )
+    tifffile.imwrite(folder / "plain.tif", pixels)
+    tifffile.imwrite(folder / "inch.tif", pixels, resolution=(300, 300), resolutionunit=2)
+    far = replace(grid, spacing_nm=(5.0, 400.0, 400.0))
+    write_tiff(folder / "flat.tif", Volume(pixels, far))
+    write_tiff(folder / "whole.tif", Volume(pixels, grid))
+    cut = f'open("{folder}/whole.tif"); makeRectangle(1, 2, 9, 8); run("Crop"); '
+    assert imagej.macro(cut + f'saveAs("Tiff", "{folder}/cut.tif"); close();')["error"] is None
+    found, log = run(imagej, "Check_Calibration.ijm", {"folder": folder})
+    said = {line[6:].partition(":")[0]: line.startswith("ok") for line in log.splitlines()}
+    truth = {path.name: opens(path) for path in folder.iterdir()}
+    assert said == truth
+    assert found == {"result": str(list(truth.values()).count(False))}
+    assert 3 < sum(truth.values()) < len(truth) - 5
+
+
+def opens(path):
+    try:
+        return bool(open_volume(path))
+    except ClemregError:
+        return False
 
 
 @pytest.fixture
