@@ -103,7 +103,7 @@ def to_imageplus(volume: Volume, look: Look | None = None) -> Any:
 def _imagej_pixels(volume: Volume) -> NDArray[Any]:
     """Pixels czyx in a type that ImageJ has."""
     data = volume.read()
-    if data.dtype not in KEPT:
+    if data.dtype.newbyteorder("=") not in KEPT:
         if data.dtype.kind in "iu" and data.size and np.abs(data).max() > LARGEST_EXACT:
             raise DataError(
                 f"{volume.name or 'volume'}: ids up to {data.max()} do not fit ImageJ's pixels, "

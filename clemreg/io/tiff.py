@@ -155,7 +155,7 @@ class _Planes:
 
     def __getitem__(self, key: tuple[Any, ...], /) -> Any:
         if self._mapped is not None:
-            return np.asarray(self._mapped[key])
+            return np.asarray(self._mapped[key]).astype(self.dtype, copy=False)
         pages = self._series.pages
         n = len(self.shape) - self._page_axes(pages[0].size)
         numbers = np.arange(math.prod(self.shape[:n])).reshape(self.shape[:n])[key[:n]]
@@ -390,8 +390,9 @@ def _extremes(volume: Volume, channel: int) -> tuple[float, float]:
 
 def _stored_dtype(volume: Volume, extremes: Sequence[tuple[float, float]]) -> np.dtype[Any]:
     if not isinstance(volume, Labels):
-        kept = volume.dtype in (np.uint8, np.uint16, np.float32)
-        return volume.dtype.newbyteorder("=") if kept else np.dtype(np.float32)
+        native = volume.dtype.newbyteorder("=")
+        kept = native in (np.uint8, np.uint16, np.float32)
+        return native if kept else np.dtype(np.float32)
     low, high = min(e[0] for e in extremes), max(e[1] for e in extremes)
     if low < 0 or high > WHOLE_IN_FLOAT32:
         raise DataError(

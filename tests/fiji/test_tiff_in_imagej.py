@@ -202,6 +202,25 @@ def test_the_slices_of_imagej_have_their_own_unit(imagej, tmp_path):
     assert opened["answer"] == pytest.approx([50, 4, 5]), opened
 
 
+def test_the_bridge_keeps_the_16_bits_of_imagej(imagej, tmp_path):
+    """ImageJ's files are big-endian."""
+    answer = imagej.macro(
+        'newImage("t", "16-bit ramp", 5, 7, 6); run("Properties...", "unit=um pixel_width=0.05 '
+        f'pixel_height=0.06 voxel_depth=0.2"); saveAs("Tiff", "{tmp_path}/t.tif"); close();'
+    )
+    assert answer["error"] is None, answer
+    volume = open_volume(tmp_path / "t.tif")
+    assert volume.read().dtype == volume.dtype == np.uint16
+    assert volume.read().max() > 255
+    answer = imagej.python(
+        "from clemreg.io.volumes import open_volume\n"
+        f"v = open_volume({str(tmp_path / 't.tif')!r})\n"
+        "image = ij.to_imageplus(v)\nanswer = [image.getBitDepth(), str(ij.from_imageplus(image)"
+        ".dtype), bool((ij.from_imageplus(image).read() == v.read()).all())]"
+    )
+    assert answer["answer"] == [16, "uint16", True], answer
+
+
 COLOURS = """
 setBatchMode(true);
 open(getArgument());

@@ -166,6 +166,14 @@ def test_imagej_units(tmp_path, unit, compression):
     np.testing.assert_array_equal(volume.read(Box((2, 0, 3), (4, 17, 9))), PIXELS[2:4, :, 3:9])
 
 
+def test_bytes_the_other_way_round_keep_their_type(tmp_path):
+    big = (PIXELS.astype("u2") * 200).astype(">u2")
+    write_tiff(tmp_path / "v.tif", Volume(big, GRID))
+    found = tifffile.imread(tmp_path / "v.tif")
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, big)
+
+
 def test_threads_read_one_compressed_tiff_at_once(tmp_path):
     """As prediction and masks do: pages must not be mixed up on one file handle."""
     pixels = np.random.default_rng(0).integers(0, 9, (40, 60, 70), dtype="u1")
