@@ -27,6 +27,7 @@ __all__ = [
     "describe",
     "open_labels",
     "open_volume",
+    "place_of",
     "stored_axes",
     "write_tiff",
     "write_volume",
@@ -186,6 +187,12 @@ def describe(uri: str | Path) -> VolumeInfo:
         levels,
         tuple(notes),
     )
+
+
+def place_of(uri: str | Path) -> Path:
+    """Return where a volume is: one inside a zarr or N5, ``A::B``, is the folder ``A/B``."""
+    container, _, inner = str(uri).partition("::")
+    return Path(container) / inner.strip("/") if Path(container).is_dir() else Path(uri)
 
 
 def stored_axes(uri: str | Path) -> str:

@@ -21,7 +21,7 @@ from clemreg.io.bigwarp import add_left_out, write_bigwarp
 from clemreg.io.bigwarp_images import Triple, left_out_nm
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform
-from clemreg.io.volumes import describe, open_volume
+from clemreg.io.volumes import describe, open_volume, place_of
 from clemreg.pipeline.scene import channel_colour, channels_of, display_window
 from clemreg.space.landmarks import Landmarks
 from clemreg.units import nm_per, parse_length_nm
@@ -105,7 +105,7 @@ def _write(command: BigWarpCommand, progress: Progress | None) -> SplineError | 
         images = tuple(_bdv_copy(command, image, progress) for image in images)
     write_bigwarp(landmarks, command.out, unit=command.unit)
     if command.project is not None:
-        moving, target = (BigWarpImage(Path(image), Path(image).name) for image in images)
+        moving, target = (BigWarpImage(place_of(image), Path(image).name) for image in images)
         write_bigwarp_project(command.project, moving, target, landmarks, unit=command.unit)
     return error
 

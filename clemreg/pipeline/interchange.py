@@ -17,7 +17,7 @@ from clemreg.io.elastix_files import write_elastix
 from clemreg.io.ngff import finest_array
 from clemreg.io.points import read_landmarks
 from clemreg.io.transforms import read_transform, write_transform
-from clemreg.io.volumes import describe, open_volume, stored_axes
+from clemreg.io.volumes import describe, open_volume, place_of, stored_axes
 from clemreg.pipeline.scene import affine_part
 from clemreg.space.field import DisplacementField
 from clemreg.space.grid import Grid
@@ -164,8 +164,9 @@ def _scene_image(image: str, frame: str, out: Path) -> SceneImage:
             hint="convert it: clemreg export omezarr IMAGE --out IMAGE.zarr",
         )
     volume = open_volume(image, frame=frame)
-    relative = Path(os.path.relpath(Path(image).resolve(), out.resolve())).as_posix()
-    return SceneImage(relative, finest_array(Path(image)), volume.grid, stored_axes(image))
+    place = place_of(image).resolve()
+    relative = Path(os.path.relpath(place, out.resolve())).as_posix()
+    return SceneImage(relative, finest_array(place), volume.grid, stored_axes(image))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from clemreg.export.replace import MOBIE, require_free, require_free_folder
 from clemreg.export.sampled_field import FieldError, field_grid
 from clemreg.io.points import read_landmarks, read_points
 from clemreg.io.transforms import read_transform
-from clemreg.io.volumes import describe, open_labels, open_volume, stored_axes
+from clemreg.io.volumes import describe, open_labels, open_volume, place_of, stored_axes
 from clemreg.pipeline.images import displays_of
 from clemreg.pipeline.light import channel_shifts
 from clemreg.pipeline.scene import (
@@ -80,17 +81,16 @@ def export_mobie(command: MobieCommand, progress: Progress | None = None) -> Fie
     files = command.files
     transform = read_transform(files.transform)
     lm, em = files.open_lm(), files.open_em()
-    places = [_place(files.lm, lm, files.lm_spacing), _place(files.em, em, files.em_spacing)]
+    stored: dict[str, Volume] = {}
+    lm_uri = _place(stored, files.lm, lm, files.lm_spacing)
+    em_uri = _place(stored, files.em, em, files.em_spacing)
     shifts = channel_shifts(lm, files.lm_shifts_nm)
-    images = [*_lm_images(lm, places[0][0], shifts), *_em_images(em, places[1][0])]
+    images = [*_lm_images(lm, lm_uri, shifts), *_em_images(em, em_uri)]
     for path in files.labels:
         labels = open_labels(path, frame="em")
-        places.append(_place(path, labels))
-        images.append(MobieImage(labels.name, places[-1][0], kind="labels", in_em=True))
+        uri = _place(stored, path, labels)
+        images.append(MobieImage(labels.name, uri, kind="labels", in_em=True))
     step = None if command.field_spacing is None else parse_length_nm(command.field_spacing)
-    stored = {uri: volume for uri, volume in places if volume is not None}
-    if len(stored) < sum(volume is not None for _, volume in places):
-        raise ConfigError("two images have the same name", hint="rename one of the files")
     collection = MobieCollection(
         tuple(images),
         transform,
@@ -101,12 +101,17 @@ def export_mobie(command: MobieCommand, progress: Progress | None = None) -> Fie
     return write_mobie(command.out, collection, overwrite=command.overwrite, progress=progress)
 
 
-def _place(path: str, volume: Volume, spacing: str | None = None) -> tuple[str, Volume | None]:
-    """Return the uri of an image, and the volume if it has to be written there."""
+def _place(stored: dict[str, Volume], path: str, volume: Volume, spacing: str | None = None) -> str:
+    """Return the uri of an image; one that has to be written joins `stored` under a free name."""
     info = describe(path)
     if spacing is None and info.format.startswith("OME-Zarr") and nm_per(info.unit or "um") == 1.0:
-        return Path(path).resolve().as_posix(), None
-    return f"{Path(path).name.partition('.')[0]}.ome.zarr", volume
+        return place_of(path).resolve().as_posix()
+    name = Path(path).name.partition(".")[0]
+    taken = {uri.lower() for uri in stored}
+    names = (f"{name}{ending}.ome.zarr" for ending in chain([""], (f"-{i}" for i in count(2))))
+    uri = next(name for name in names if name.lower() not in taken)
+    stored[uri] = volume
+    return uri
 
 
 def _lm_images(lm: Volume, uri: str, shifts_nm: Sequence[Triple]) -> Iterator[MobieImage]:
@@ -185,7 +190,8 @@ def export_neuroglancer(command: NeuroglancerCommand) -> dict[str, Any]:
     scene = scene_of_files(command.files)
     paths = [command.files.lm, command.files.em, *command.files.labels]
     paths += [command.warped] if command.warped else []
-    root = command.root or Path(os.path.commonpath([Path(p).absolute().parent for p in paths]))
+    folders = [place_of(path).absolute().parent for path in paths]
+    root = command.root or Path(os.path.commonpath(folders))
     to_lm = affine_placement(scene)
     em_name = "EM" if isinstance(scene.transform, Affine) else "EM (affine)"
     layers = [_layer(em_name, command.files.em, root, to_lm)]
@@ -218,7 +224,7 @@ def _below(path: str, root: Path) -> str:
             hint="convert it: clemreg export omezarr IMAGE --out IMAGE.zarr",
         )
     try:
-        return Path(path).absolute().relative_to(root.absolute()).as_posix()
+        return place_of(path).absolute().relative_to(root.absolute()).as_posix()
     except ValueError as error:
         raise ConfigError(
             f"{path} is not below {root}, the folder that is served", hint="choose another --root"
