@@ -17,6 +17,7 @@ import numpy as np
 
 from clemreg.errors import FormatError
 from clemreg.io import tiff
+from clemreg.io.origin_note import KEEP_THE_PLACE
 
 Triple = tuple[float, float, float]
 NOTHING = (0.0, 0.0, 0.0)
@@ -28,11 +29,13 @@ def left_out_nm(path: str | Path) -> Triple:
     Raises
     ------
     FormatError
-        It is not a readable TIFF.
+        It is not a readable TIFF, or was cropped after its origin was noted.
     """
-    first = tiff.open_source(Path(path)).levels[0]
+    source = tiff.open_source(Path(path))
+    if source.lost_origin:
+        raise FormatError(f"{path}: {source.lost_origin}", hint=KEEP_THE_PLACE)
     shown = tiff.calibration_origin(Path(path))
-    z, y, x = (a - b for a, b in zip(first.origin_nm, shown, strict=True))
+    z, y, x = (a - b for a, b in zip(source.levels[0].origin_nm, shown, strict=True))
     return z, y, x
 
 

@@ -261,6 +261,19 @@ def test_images_of_one_side_at_two_places_are_refused(tmp_path):
         read_landmarks(tmp_path / "project.json")
 
 
+def test_a_project_on_a_cropped_tiff_is_refused(tmp_path):
+    session(tmp_path)
+    with tifffile.TiffFile(tmp_path / "e m.tif") as tiff:
+        notes, pixels = tiff.imagej_metadata["Info"], tiff.asarray()
+    metadata = {"axes": "ZYX", "unit": "um", "spacing": 0.00524, "Info": notes}
+    cut = pixels[:, 2:, 3:]
+    tifffile.imwrite(
+        tmp_path / "e m.tif", cut, imagej=True, resolution=(250, 250), metadata=metadata
+    )
+    with pytest.raises(FormatError, match="cropped"):
+        read_landmarks(tmp_path / "project.json")
+
+
 @pytest.mark.parametrize(
     "sources",
     [[], None, {"0": 5}, {"0": {"uri": 7}}, {"0": {"uri": "imagej:///em.tif", "isMoving": True}},
