@@ -71,9 +71,15 @@ class Source:
     lost_origin: str = ""
 
 
+# Types that few formats and programs know, and what holds their values.
+_WIDER: dict[str, np.dtype[Any]] = {"bool": np.dtype(np.uint8), "float16": np.dtype(np.float32)}
+
+
 @dataclass(frozen=True, eq=False)
 class AxesView:
     """An array whose axes are named and may stand in any order, seen as (c,) z, y, x.
+
+    Truth values are read as 0 and 1 (uint8), float16 as float32.
 
     Parameters
     ----------
@@ -101,11 +107,16 @@ class AxesView:
         return tuple(int(sizes[a]) for a in self.wanted)
 
     @property
-    def dtype(self) -> np.dtype[Any]:
-        """Pixel type."""
+    def stored_dtype(self) -> np.dtype[Any]:
+        """Pixel type in the file."""
         dtype = self.array.dtype
         result: np.dtype[Any] = np.dtype(getattr(dtype, "numpy_dtype", dtype))
         return result
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Pixel type of what is read."""
+        return _WIDER.get(self.stored_dtype.name, self.stored_dtype)
 
     @property
     def chunks(self) -> tuple[int, ...] | None:
@@ -136,6 +147,8 @@ class AxesView:
             ) from error
         left = [a for a in self.axes if isinstance(of.get(a, 0), slice)]
         order = [left.index(a) for a in self.wanted if a in left]
+        if self.stored_dtype.name in _WIDER:
+            block = block.astype(self.dtype)
         return block.transpose(order)
 
 

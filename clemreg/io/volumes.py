@@ -179,7 +179,7 @@ def describe(uri: str | Path) -> VolumeInfo:
         str(uri),
         source.format,
         shape,
-        str(first.data.dtype),
+        str(getattr(first.data, "stored_dtype", first.data.dtype)),
         source.channels,
         first.spacing_nm,
         first.origin_nm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -343,6 +344,36 @@ def test_imagej_from_the_command_line(tmp_path, capsys):
     words = ["export", "imagej", str(tmp_path / "ids.zarr"), f"--out={tmp_path / 'i.tif'}"]
     assert run_app([*words, "--labels"]) == 0
     np.testing.assert_array_equal(tifffile.imread(tmp_path / "i.tif"), ids.read())
+
+
+COPIES = {
+    "omezarr": ["export", "omezarr", "IN", "--out=o.zarr"],
+    "imagej": ["export", "imagej", "IN", "--out=o.tif"],
+    "imagej labels": ["export", "imagej", "IN", "--labels", "--out=o.tif"],
+    "bdv": ["export", "bdv", "--em=IN", "--lm=IN", "--transform=t.json", "--out=o.xml"],
+    "mobie": ["export", "mobie", "--em=IN", "--lm=IN", "--transform=t.json", "--out=o"],
+    "n5": ["apply", "t.json", "IN", "--onto=IN", "--out=o.n5"],
+    "n5 labels": ["apply", "t.json", "IN", "--labels", "--onto=IN", "--out=o.n5"],
+}
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float16"])
+@pytest.mark.parametrize("words", COPIES)
+def test_masks_of_truth_values_and_half_floats_are_exported(
+    tmp_path, monkeypatch, capsys, words, dtype
+):
+    monkeypatch.chdir(tmp_path)
+    write_volume("v.zarr", Volume((PIXELS[0] % 2).astype(dtype), LM))
+    write_transform(Affine.identity("lm", "em"), "t.json")
+    code = run_app([word.replace("IN", "v.zarr") for word in COPIES[words]])
+    if "labels" in words and dtype == "float16":
+        assert "labels are integers" in capsys.readouterr().err
+        return
+    assert code == 0, capsys.readouterr().err
+    (out,) = [path for path in ("o.zarr", "o.tif", "o.n5", "o.h5", "o") if Path(path).exists()]
+    if out in ("o.zarr", "o.tif", "o.n5"):
+        found = open_volume(out).read().reshape(LM.shape)
+        np.testing.assert_array_equal(found, PIXELS[0] % 2)
 
 
 # ---- Neuroglancer

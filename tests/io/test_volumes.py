@@ -174,6 +174,15 @@ def test_bytes_the_other_way_round_keep_their_type(tmp_path):
     np.testing.assert_array_equal(found, big)
 
 
+@pytest.mark.parametrize(("stored", "read"), [("bool", "uint8"), ("float16", "float32")])
+def test_types_that_few_know_are_read_as_wider_ones(tmp_path, stored, read):
+    write_volume(tmp_path / "v.zarr", Volume((PIXELS % 3).astype(stored), GRID))
+    assert describe(tmp_path / "v.zarr").dtype == stored
+    volume = open_volume(tmp_path / "v.zarr")
+    assert volume.dtype == volume.read(Box((1, 2, 3), (4, 6, 8))).dtype == read
+    np.testing.assert_array_equal(volume.read(), (PIXELS % 3).astype(stored))
+
+
 def test_threads_read_one_compressed_tiff_at_once(tmp_path):
     """As prediction and masks do: pages must not be mixed up on one file handle."""
     pixels = np.random.default_rng(0).integers(0, 9, (40, 60, 70), dtype="u1")
