@@ -9,8 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from imagej_process import SCRIPTS
+
+from clemreg.io.volumes import WriteOptions, write_volume
+from clemreg.testing import hostile_grid
+from clemreg.volume import Volume
 
 pytestmark = pytest.mark.xdist_group("imagej")
 
@@ -47,6 +52,32 @@ def segment(imagej, program, out, **behaviour):
 
 def kinds(answer, kind):
     return [event[1:] for event in answer["events"] if event[0] == kind]
+
+
+CHOSEN = {
+    "chunk of 0.5": ("zarr", "v.zarr/s0/c/0/0/0", "v.zarr"),
+    "chunk of a coarse level": ("zarr", "v.zarr/s1/c/0/0/0", "v.zarr"),
+    "level of 0.5": ("zarr", "v.zarr/s1/zarr.json", "v.zarr/s1"),
+    "chunk of 0.4": ("zarr2", "v.zarr/s0/0/0/0", "v.zarr"),
+    "mark of 0.4": ("zarr2", "v.zarr/.zattrs", "v.zarr"),
+    "chunk of N5": ("n5", "v.zarr/s0/0/0/0", "v.zarr"),
+    "no zarr": (None, "2026/17", "2026/17"),
+}
+
+
+@pytest.mark.parametrize("case", CHOSEN)
+def test_a_file_inside_a_zarr_stands_for_the_image(imagej, pretender, tmp_path, case):
+    kind, chosen, volume = CHOSEN[case]
+    if kind is not None:
+        pixels = Volume(np.ones((11, 17, 23), "u1"), hostile_grid())
+        write_volume(tmp_path / "v.zarr", pixels, format=kind, options=WriteOptions(levels=2))
+        assert (tmp_path / chosen).is_file()
+    program = pretender("print(said)")
+    parameters = {"em": str(tmp_path / chosen)}
+    answer = segment(imagej, program, tmp_path / "o.zarr", parameters=parameters)
+    assert answer["error"] is None, answer
+    (line,) = [text for (text,) in kinds(answer, "info") if text.startswith("[")]
+    assert json.loads(line)[0][1] == str(tmp_path / volume)
 
 
 def test_every_word_arrives_as_it_was(imagej, pretender, tmp_path):
