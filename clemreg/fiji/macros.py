@@ -12,7 +12,7 @@ from clemreg.errors import ClemregError, ConfigError
 from clemreg.fiji.dialogs import MACRO_ERROR, closing_dialogs
 
 _PARAMETER = re.compile(r"#@\s*(\w+)\s*(?:\((.*)\))?\s*(\w+)\s*$")
-_DEFAULT = re.compile(r'\bvalue\s*=\s*("(?:[^"\\]|\\.)*"|[^,\s]+)')
+_ATTRIBUTE = re.compile(r'(\w+)\s*=\s*("(?:[^"\\]|\\.)*"|\{[^}]*\}|[^,\s]+)')
 _NUMBERS = {"Integer", "Long", "Short", "Byte", "Double", "Float", "Boolean"}
 _SERVICE = re.compile(r"\w*Service")
 Value = str | int | float | bool
@@ -125,7 +125,7 @@ def with_parameters(code: str, values: Mapping[str, Value]) -> str:
     's = "say \\"hi\\"";'
     """
     lines, known = [], set()
-    for line in code.splitlines():
+    for line in code.removeprefix("\ufeff").splitlines():  # some editors on Windows add this mark
         match = _PARAMETER.match(line)
         if match is None:
             lines.append("" if line.startswith("#@") else line)
@@ -140,11 +140,11 @@ def with_parameters(code: str, values: Mapping[str, Value]) -> str:
 
 
 def _assignment(kind: str, name: str, attributes: str, values: Mapping[str, Value]) -> str:
-    default = _DEFAULT.search(attributes)
+    default = dict(_ATTRIBUTE.findall(attributes)).get("value")
     if name in values:
         value = values[name]
     elif default is not None:
-        value = default.group(1).strip('"')
+        value = default.strip('"')
     elif "required=false" in attributes.replace(" ", ""):
         value = ""
     else:

@@ -12,6 +12,7 @@ import tifffile
 from imagej_process import SCRIPTS, START_SECONDS, environment
 
 from clemreg.errors import ClemregError
+from clemreg.fiji.macros import with_parameters
 from clemreg.io.tiff import write_tiff
 from clemreg.io.transforms import write_transform
 from clemreg.io.volumes import open_volume, write_volume
@@ -52,6 +53,19 @@ def test_check_calibration_finds_the_bad_one(imagej, tmp_path):
     assert "good one.tif: 23 x 17 x 11, 1 channels, 0.004000 x 0.004000 x 0.005240" in good[0]
     assert "WRONG bare.tif" in log
     assert "no voxel size" in log
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '#@ Integer (label="n, value=3 is usual", value=7) n',
+        '#@ Integer (value=7, label="n, value=3 is usual") n',
+        '#@ Integer (choices={"3", "value=3"}, value=7) n',
+        "\ufeff#@ Integer (value=7) n",
+    ],
+)
+def test_the_default_is_the_value_and_nothing_else(line):
+    assert with_parameters(line, {}) == "n = 7.0;"
 
 
 UNITS = ["pixel", " ", "foo", "nm", "um", "µm", "μm", "micron", "Å", "mm", "inch", "m"]
@@ -156,6 +170,17 @@ def test_apply_to_a_folder_stops_with_clemregs_words(imagej, batch):
     error = run(imagej, "Apply_Transform_to_Folder.ijm", parameters | {"transform": "/none.json"})
     assert "/none.json" in error
     assert "EXIT 1" in error
+
+
+@pytest.mark.parametrize("ending", ["", "/"])
+def test_apply_to_a_folder_does_not_replace_its_stacks(imagej, batch, ending):
+    parameters, _ = batch
+    before = {path.name: path.read_bytes() for path in parameters["input"].glob("*.tif")}
+    same = {"output": f"{parameters['input']}{ending}", "overwrite": "true"}
+    error = run(imagej, "Apply_Transform_to_Folder.ijm", parameters | same)
+    assert "replace the stacks themselves" in error
+    after = {path.name: path.read_bytes() for path in parameters["input"].glob("*.tif")}
+    assert after == before
 
 
 def command(display, *words):

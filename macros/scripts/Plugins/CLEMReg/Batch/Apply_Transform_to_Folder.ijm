@@ -8,6 +8,8 @@
 #@ Boolean (label="Replace results that are there", value=false) overwrite
 #@ String (label="Python with clemreg (empty: as set up)", required=false, value="") python
 
+if (File.getParent(input + File.separator + "x") == File.getParent(output + File.separator + "x"))
+    exit("Choose another folder for the results: they would replace the stacks themselves.");
 python = interpreter(python);
 done = 0;
 files = getFileList(input);
