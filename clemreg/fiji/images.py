@@ -275,6 +275,9 @@ def _grid(image: Any, shape: tuple[int, int, int], frame: str) -> Grid:
 
 def _channel_names(image: Any, count: int) -> tuple[str, ...]:
     names = tuple(_property(image, _CHANNELS).split(", "))
+    if len(names) > count:  # a name with a comma; the planes are named, too
+        labels = (image.getStack().getSliceLabel(i + 1) for i in range(count))
+        names = tuple("" if label is None else str(label) for label in labels)
     if len(names) == count and len(set(names)) == count:
         return names
     return tuple(f"channel {i}" for i in range(count))

@@ -253,8 +253,10 @@ def _channel_names(tiff: Any, count: int) -> tuple[str, ...]:
     found = _CHANNEL.findall(tiff.ome_metadata or "") if tiff.is_ome else []
     names = [html.unescape(name) for name in found]
     if tiff.is_imagej:
-        labels = (tiff.imagej_metadata or {}).get("ChannelNames") or _info_channels(tiff)
-        names = list(labels)
+        notes = tiff.imagej_metadata or {}
+        names = list(notes.get("ChannelNames") or _info_channels(tiff))
+        if names and len(names) != count:  # a name with a comma; the planes are named, too
+            names = list(notes.get("Labels", ()))[:count]
     if len(names) == count and len(set(names)) == count:
         return tuple(names)
     return tuple(f"channel {i}" for i in range(count))

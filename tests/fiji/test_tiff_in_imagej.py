@@ -221,6 +221,19 @@ def test_the_bridge_keeps_the_16_bits_of_imagej(imagej, tmp_path):
     assert answer["answer"] == [16, "uint16", True], answer
 
 
+def test_channel_names_with_commas(imagej, tmp_path):
+    names = ("mito, matrix", "er")
+    volume = Volume(noise("uint8", (2, *hostile_grid().shape)), hostile_grid(), names)
+    write_tiff(tmp_path / "x.tif", volume)
+    assert open_volume(tmp_path / "x.tif").channels == names
+    answer = imagej.python(
+        "from clemreg.io.volumes import open_volume\n"
+        f"v = open_volume({str(tmp_path / 'x.tif')!r})\n"
+        "answer = list(ij.from_imageplus(ij.to_imageplus(v)).channels)"
+    )
+    assert answer["answer"] == list(names), answer
+
+
 COLOURS = """
 setBatchMode(true);
 open(getArgument());
