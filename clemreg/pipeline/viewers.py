@@ -218,10 +218,16 @@ def _label_layer(path: str, root: Path, to_world: Affine) -> NeuroglancerLayer:
 
 
 def _below(path: str, root: Path) -> str:
-    if not describe(path).format.startswith("OME-Zarr"):
+    info = describe(path)
+    if not info.format.startswith("OME-Zarr"):
         raise ConfigError(
             f"{path} is no OME-Zarr, which Neuroglancer needs",
             hint="convert it: clemreg export omezarr IMAGE --out IMAGE.zarr",
+        )
+    if info.dtype == "float64":
+        raise ConfigError(
+            f"{path} holds float64, which Neuroglancer does not draw",
+            hint="export it as TIFF (float32) and that as OME-Zarr: clemreg export imagej, omezarr",
         )
     try:
         return place_of(path).absolute().relative_to(root.absolute()).as_posix()

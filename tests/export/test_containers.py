@@ -71,6 +71,17 @@ def test_neuroglancer_is_led_to_images_inside_a_container(tmp_path, transform, i
     assert [url.partition("9000/")[2] for url in urls] == ["cont.zarr/em", "cont.zarr/lm"]
 
 
+def test_neuroglancer_is_not_led_to_float64(tmp_path, transform, capsys):
+    for name, volume in IMAGES.items():
+        data = volume.read().astype("f8" if name == "em" else "f4")
+        write_volume(tmp_path / f"{name}.zarr", Volume(data, volume.grid))
+    words = [f"--{name}={tmp_path / name}.zarr" for name in IMAGES]
+    words = ["export", "neuroglancer", *words, f"--transform={transform}"]
+    assert run_app([*words, f"--out={tmp_path / 's.json'}"]) == 1
+    assert "em.zarr holds float64" in capsys.readouterr().err
+    assert not (tmp_path / "s.json").exists()
+
+
 def test_a_bigwarp_project_names_images_inside_a_container(tmp_path, transform, inside):
     (em, _), container = inside
     words = ["export", "bigwarp", str(transform), f"--grid-of={container}::lm", em, "--unit=nm"]
