@@ -121,7 +121,8 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> tuple
     Raises
     ------
     ConfigError
-        An image without ``onto``, or an output that is not of the kind of the subject.
+        An image without ``onto``, or an output that is not of the kind of the subject, or that is
+        one of the inputs.
     StorageError
         There is something at `out`, and it must not be replaced. What a killed run has done of an
         image lies elsewhere, so going on needs no leave.
@@ -137,12 +138,23 @@ def apply_file(command: ApplyCommand, progress: Progress | None = None) -> tuple
             f"{command.subject} is no image and cannot be written as {command.out.name!r}",
             hint=f"let --out end in {' or '.join(command.endings)}",
         )
+    _require_another_place(command)
     require_free_output(command.out, overwrite=command.overwrite)
     used = _transform(command)
     if mapped is None:
         return _apply_image(command, used, progress)
     before, after = mapped(used)
     return _beside(command, before if command.direction == "lm-to-em" else after)
+
+
+def _require_another_place(command: ApplyCommand) -> None:
+    """Refuse to write over what is read, also if what is there may be replaced."""
+    for read in (command.subject, command.onto, command.transform):
+        if read is not None and Path(read.partition("::")[0]).resolve() == command.out.resolve():
+            raise ConfigError(
+                f"{command.out} is read, and would be replaced by the result",
+                hint="give the result another name: --out",
+            )
 
 
 def _beside(command: ApplyCommand, lm_nm: FloatArray) -> tuple[str, ...]:

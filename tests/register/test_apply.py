@@ -427,6 +427,18 @@ def test_points_are_not_written_under_the_name_of_something_else(files, capsys, 
     assert not (folder / name).exists()
 
 
+@pytest.mark.parametrize("name", ["em.zarr", "lm.zarr"])
+def test_what_is_read_is_not_replaced(files, capsys, name):
+    folder, _ = files
+    before = open_volume(folder / name).read()
+    words = ["apply", str(folder / "t.json"), str(folder / "em.zarr"), "--overwrite"]
+    words += ["--onto", str(folder / "lm.zarr"), "--out", str(folder / "x" / ".." / name)]
+    (folder / "x").mkdir()
+    assert run_app(words) == 1
+    assert "would be replaced by the result" in capsys.readouterr().err
+    np.testing.assert_array_equal(open_volume(folder / name).read(), before)
+
+
 def test_a_dataset_of_a_file_with_several_is_an_image(files):
     folder, transform = files
     with h5py.File(folder / "both.h5", "w") as file:
