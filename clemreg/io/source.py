@@ -71,15 +71,16 @@ class Source:
     lost_origin: str = ""
 
 
-# Types that few formats and programs know, and what holds their values.
-_WIDER: dict[str, np.dtype[Any]] = {"bool": np.dtype(np.uint8), "float16": np.dtype(np.float32)}
+# Types that few formats and programs know, and what holds their values. Truth values stay: they are
+# a mask, while 0 and 1 in uint8 may be anything.
+_WIDER: dict[str, np.dtype[Any]] = {"float16": np.dtype(np.float32)}
 
 
 @dataclass(frozen=True, eq=False)
 class AxesView:
     """An array whose axes are named and may stand in any order, seen as (c,) z, y, x.
 
-    Truth values are read as 0 and 1 (uint8), float16 as float32.
+    float16 is read as float32.
 
     Parameters
     ----------

@@ -29,6 +29,8 @@ from clemreg.space.resample import pool_mean, pool_mode
 from clemreg.volume import Labels, Volume
 
 Format = Literal["zarr", "zarr2", "n5"]
+# Types that N5 does not have.
+_WIDER_IN_N5 = {"bool": "uint8", "float16": "float32"}
 # Names under which zarr-python and tensorstore write a chunk before it is whole.
 _TORN = ("*.partial", "*.__lock")
 # Endings of files: a folder of such a name would be opened by nothing.
@@ -86,6 +88,8 @@ class VolumeWriter:
         self.path = path
         self.grid = grid
         self.dtype = np.dtype(dtype)
+        if format_ == "n5":
+            self.dtype = np.dtype(_WIDER_IN_N5.get(self.dtype.name, self.dtype))
         self.channels = tuple(channels)
         self.options = options
         self.grids = pyramid_grids(grid, options.levels)

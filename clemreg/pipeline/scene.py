@@ -201,6 +201,8 @@ def display_window(volume: Volume) -> tuple[float, float]:
     Where that is large, it is looked at in planes spread over its depth.
     """
     level = volume.levels[-1]
+    if level.dtype.kind == "b":
+        return 0.0, 1.0
     count = max(1, min(level.shape[0], _LOOK // (level.shape[1] * level.shape[2])))
     planes = np.unique(np.linspace(0, level.shape[0] - 1, count).round().astype(int))
     if len(planes) == level.shape[0]:
