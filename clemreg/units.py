@@ -32,6 +32,7 @@ NM_PER_UNIT: dict[str, float] = {
     "m": 1e9,
     "meter": 1e9,
     "inch": 2.54e7,
+    "inches": 2.54e7,
 }
 
 _SHORT = ("nm", "um", "mm", "cm", "m")
