@@ -38,7 +38,9 @@ def start(
     ] = None,
     count: Annotated[int, typer.Option(help="Places to judge.")] = 100,
     edge: Annotated[int, typer.Option(help="Voxels of a place along each axis.")] = 150,
-    seed: Annotated[int, typer.Option(help="Seed of places and sides.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of places and sides; else one by chance.")
+    ] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Draw places and sides by chance and write the page for the one who judges."""

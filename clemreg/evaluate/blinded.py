@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clemreg.errors import ConfigError, FormatError, MissingError
+from clemreg.errors import ConfigError, DataError, FormatError, MissingError
 from clemreg.io.atomic import atomic_write_json
 from clemreg.io.tables import check_widths, read_rows
 from clemreg.space.grid import Box
@@ -98,41 +99,52 @@ def draw_pairs(
     *,
     count: int = 100,
     edge: int = 150,
-    seed: int = 0,
+    seed: int,
     worth: Callable[[Box], bool] = lambda _box: True,
 ) -> tuple[Pair, ...]:
     """Draw places at random, and sides so that each prediction is on the left equally often.
+
+    No place is drawn twice. There are fewer than `count` where the volume has no more, or where
+    100 times as many places were looked at.
 
     Parameters
     ----------
     shape
         Voxels of the volume zyx.
     count
-        Number of places.
+        Number of places, at most.
     edge
         Voxels of a place along each axis, fewer where the volume is thinner.
     worth
-        Whether there is anything to judge in a place; else it is drawn again, 100 times at most.
+        Whether there is anything to judge in a place; else it is left out.
 
     Raises
     ------
     ConfigError
         Count or edge is not positive.
+    DataError
+        There is nothing to judge in any place.
     """
     if count < 1 or edge < 1:
         raise ConfigError(f"{count} places of {edge} voxels cannot be drawn")
     rng = np.random.default_rng(seed)
     size = np.minimum(edge, shape)
-    sides = rng.permutation(np.arange(count) % 2)
-    pairs = []
-    for i, side in enumerate(sides):
-        for _ in range(_TRIES):
-            start = rng.integers(0, np.asarray(shape) - size + 1)
-            box = Box(tuple(start), tuple(start + size))
-            if worth(box):
-                break
-        pairs.append(Pair(i + 1, box, "b" if side else "a"))
-    return tuple(pairs)
+    free = tuple(int(n) for n in np.asarray(shape) - size + 1)
+    # Of the numbers of all places, so that none comes twice.
+    drawn = rng.choice(math.prod(free), min(math.prod(free), count * _TRIES), replace=False)
+    starts = (np.array(np.unravel_index(number, free)) for number in drawn)
+    boxes = (Box(tuple(start), tuple(start + size)) for start in starts)
+    found = tuple(itertools.islice(filter(worth, boxes), count))
+    if not found:
+        raise DataError(
+            f"none of {len(drawn)} places of {edge} voxels shows anything of either prediction",
+            hint="are these the right files, and is it the right channel?",
+        )
+    sides = rng.permutation(np.arange(len(found)) % 2)
+    return tuple(
+        Pair(i + 1, box, "b" if side else "a")
+        for i, (box, side) in enumerate(zip(found, sides, strict=True))
+    )
 
 
 @dataclass(frozen=True)
@@ -218,7 +230,10 @@ def read_choices(path: Path) -> dict[int, str]:
     check_widths(rows, 2)
     choices: dict[int, str] = {}
     for row in rows[1:]:
-        number = int(row.number(0, "pair"))
+        value = row.number(0, "pair")
+        if value != round(value):
+            raise FormatError(f"{path}, line {row.line}: {row.fields[0]} is no number of a pair")
+        number = round(value)
         if row.fields[1] not in CHOICES:
             raise FormatError(
                 f"{path}, line {row.line}: {row.fields[1]!r} is none of {', '.join(CHOICES)}"

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import logging
+import math
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +15,15 @@ import numpy as np
 
 from clemreg.blocks.run import Progress
 from clemreg.errors import DataError, GridError
-from clemreg.evaluate.blinded import Key, decode, draw_pairs, preference, read_choices, read_key
+from clemreg.evaluate.blinded import (
+    Key,
+    Pair,
+    decode,
+    draw_pairs,
+    preference,
+    read_choices,
+    read_key,
+)
 from clemreg.evaluate.masks import MaskView, foreground, mask_on
 from clemreg.io.atomic import atomic_write_text
 from clemreg.io.volumes import open_volume
@@ -18,6 +31,8 @@ from clemreg.report.blinded import as_grey, render_pairs
 from clemreg.space.grid import Box, Grid
 from clemreg.units import given_xyz_nm
 from clemreg.volume import Volume
+
+log = logging.getLogger(__name__)
 
 PAGE, KEY = "pairs.html", "key.json"
 # Origins may differ by so much of a voxel: some files state corners, some centres.
@@ -35,16 +50,16 @@ class BlindedOptions:
     spacing
         Voxel size ``"x, y, z unit"`` of files that have none.
     count, edge
-        Number of places, and their voxels along each axis.
+        Number of places, at most, and their voxels along each axis.
     seed
-        Of places and sides.
+        Of places and sides; None: one by chance, so that no two comparisons have the same sides.
     """
 
     channel: str = ""
     spacing: str | None = None
     count: int = 100
     edge: int = 150
-    seed: int = 0
+    seed: int | None = None
 
 
 def start_comparison(
@@ -68,6 +83,8 @@ def start_comparison(
     ------
     GridError
         The predictions do not lie on the voxels of the EM.
+    DataError
+        The predictions are empty.
     """
     options = options or BlindedOptions()
     size = given_xyz_nm(options.spacing)
@@ -78,14 +95,15 @@ def start_comparison(
         shape,
         count=options.count,
         edge=options.edge,
-        seed=options.seed,
+        seed=secrets.randbits(32) if options.seed is None else options.seed,
         worth=lambda box: any(_shows(mask, box) for mask in masks),
     )
+    _tell_too_few(pairs, options.count, volume.grid)
     shown = []
     for done, pair in enumerate(pairs):
         block = volume.read(pair.box)
         low, high = (float(v) for v in np.percentile(block, [0.5, 99.5]))
-        grey = as_grey(block, (low, max(high, low + 1)))
+        grey = as_grey(block, (low, high if high > low else low + 1))
         shown.append((pair, grey, masks[0][pair.box.slices], masks[1][pair.box.slices]))
         if progress is not None:
             progress(done + 1, len(pairs), "places")
@@ -110,8 +128,11 @@ def read_comparison(folder: Path, choices: Path, decoded: Path | None = None) ->
         raise DataError(f"{choices} holds no choice")
     if decoded is not None:
         names = {"a": key.a, "b": key.b, "neither": "neither"}
-        rows = [f'{n},"{names[side]}"' for n, side in sorted(decode(key, chosen).items())]
-        atomic_write_text(decoded, "pair,choice\n" + "\n".join(rows) + "\n")
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerow(("pair", "choice"))
+        rows.writerows((n, names[side]) for n, side in sorted(decode(key, chosen).items()))
+        atomic_write_text(decoded, text.getvalue())
     return preference(key, chosen).to_json()
 
 
@@ -144,6 +165,24 @@ def _shows(mask: MaskView, box: Box) -> bool:
     block = mask[box.slices]
     z, y, x = (n // 2 for n in block.shape)
     return bool(block[z].any() or block[:, y].any() or block[:, :, x].any())
+
+
+def _tell_too_few(pairs: tuple[Pair, ...], wanted: int, em: Grid) -> None:
+    """Warn of fewer places than asked for, and of places that cannot but overlap."""
+    edges = " x ".join(str(n) for n in pairs[0].box.shape)
+    if len(pairs) < wanted:
+        log.warning(
+            "only %d different places of %s voxels were found that show something, not %d: "
+            "a smaller --edge gives more",
+            len(pairs), edges, wanted,
+        )  # fmt: skip
+    if len(pairs) * math.prod(pairs[0].box.shape) > math.prod(em.shape) and len(pairs) > 1:
+        log.warning(
+            "%d places of %s voxels are more than the EM holds side by side: they overlap, so "
+            "choices repeat each other and the p-value is too small; a smaller --edge or --count "
+            "helps",
+            len(pairs), edges,
+        )  # fmt: skip
 
 
 def _plain(volume: Volume, channel: str) -> Volume:

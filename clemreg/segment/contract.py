@@ -131,6 +131,12 @@ class BlockNetwork:
                 f"expected {expected}",
                 hint="output_size and output_channels must be what the model gives",
             )
+        if not np.isfinite(values).all():
+            raise FormatError(
+                f"{self.name} gave values that are not finite (NaN or infinite) for a block of "
+                f"{em.shape}",
+                hint="the function must give a finite number for every voxel",
+            )
         return values.astype(np.float32, copy=False)
 
 

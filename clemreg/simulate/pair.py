@@ -134,6 +134,12 @@ def simulate_from_labels(
     """
     if em.grid.shape != labels.grid.shape:
         raise DataError(f"EM {em.grid.shape} and labels {labels.grid.shape} differ in shape")
+    if not np.allclose(em.grid.spacing_nm, labels.grid.spacing_nm, rtol=1e-3):
+        raise DataError(
+            f"EM has voxels of {em.grid.spacing_nm} nm, labels of {labels.grid.spacing_nm} nm "
+            "(z, y, x)",
+            hint="give the labels of just these voxels",
+        )
     tell = _teller(progress, 6)
     rng = np.random.default_rng(options.seed)
     tell("copying the EM")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from clemreg.cli.app import run_app
-from clemreg.errors import ConfigError, FormatError, MissingError
+from clemreg.errors import ConfigError, DataError, FormatError, MissingError
 from clemreg.evaluate.blinded import (
     Key,
     Pair,
@@ -40,7 +40,30 @@ def test_places_lie_inside_and_sides_are_balanced():
     assert draw_pairs((40, 300, 500), count=101, seed=3) == pairs
     assert draw_pairs((40, 300, 500), count=101, seed=4) != pairs
     with pytest.raises(ConfigError, match="cannot be drawn"):
-        draw_pairs(SHAPE, count=0)
+        draw_pairs(SHAPE, count=0, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "edge", "places"), [(SHAPE, 150, 1), (SHAPE, 10, 2 * 8 * 14), ((3, 5, 7), 6, 2)]
+)
+def test_no_place_is_drawn_twice(shape, edge, places):
+    pairs = draw_pairs(shape, count=1000, edge=edge, seed=5)
+    size = np.minimum(edge, shape)
+    every = np.ndindex(*(np.asarray(shape) - size + 1))
+    assert {p.box.start for p in pairs} == set(every)
+    assert len(pairs) == places
+    assert [p.number for p in pairs] == list(range(1, places + 1))
+
+
+def test_places_without_anything_are_left_out():
+    corner = (1, 6, 8)
+    pairs = draw_pairs(
+        SHAPE, count=4, edge=10, seed=2, worth=lambda box: box.start in (corner, (0, 0, 0))
+    )
+    assert {p.box.start for p in pairs} == {corner, (0, 0, 0)}
+    assert {p.left for p in pairs} == {"a", "b"}
+    with pytest.raises(DataError, match="none of 224 places"):
+        draw_pairs(SHAPE, count=4, edge=10, seed=2, worth=lambda _box: False)
 
 
 def binomial_p(a: int, b: int) -> float:
@@ -66,7 +89,7 @@ def test_p_value_is_exact(a, b, neither):
 
 
 def test_no_preference_gives_no_p(tmp_path):
-    key = Key("old", "new", draw_pairs(SHAPE, count=3, edge=4))
+    key = Key("old", "new", draw_pairs(SHAPE, count=3, edge=4, seed=0))
     found = preference(key, {1: "neither"})
     assert math.isnan(found.p_value)
     assert found.to_json()["p_value"] is None
@@ -82,6 +105,7 @@ def test_no_preference_gives_no_p(tmp_path):
         ("pair,choice\n1,both\n", "line 2: 'both' is none of left, right, neither"),
         ("pair,choice\n1,left\n1,right\n", "line 3: pair 1 was judged before"),
         ("pair,choice\none,left\n", "is not a number"),
+        ("pair,choice\n1.7,left\n", "1.7 is no number of a pair"),
         ("place,choice\n1,left\n", "expected pair, choice"),
     ],
 )
@@ -200,7 +224,11 @@ def test_places_show_something_to_judge(tmp_path):
     for pair in read_key(tmp_path / "key.json").pairs:
         either = (a | b)[pair.box.slices]
         assert either[4].any() or either[:, 4].any() or either[:, :, 4].any()
-    plain = draw_pairs(shape, count=8, edge=9)
+    again = ["ab", "start", *files, "--out", str(tmp_path / "again"), "--count", "8", "--edge", "9"]
+    assert run_app(again) == 0
+    one, other = (read_key(f / "key.json").pairs for f in (tmp_path, tmp_path / "again"))
+    assert [p.box for p in one] != [p.box for p in other]  # drawn anew: a key opens one page only
+    plain = draw_pairs(shape, count=8, edge=9, seed=0)
     assert sum((a | b)[pair.box.slices].any() for pair in plain) < 6
 
 
@@ -221,3 +249,21 @@ def test_predictions_of_another_place_are_not_judged(tmp_path, capsys, spacing, 
     start = ["ab", "start", *files, "--out", str(tmp_path), "--count", "2", "--edge", "9"]
     assert run_app(start) == code
     assert ("must show the same place" in capsys.readouterr().err) is bool(code)
+
+
+@pytest.mark.parametrize(
+    ("edge", "count", "told"),
+    [
+        (150, 100, "only 1 different places of 11 x 17 x 23 voxels"),
+        (8, 20, "20 places of 8 x 8 x 8 voxels are more than the EM holds side by side"),
+        (8, 3, ""),
+    ],
+)
+def test_too_few_and_overlapping_places_are_told(tmp_path, caplog, edge, count, told):
+    values = np.random.default_rng(0).integers(0, 255, SHAPE).astype(np.uint8)
+    grid = Grid(SHAPE, (5.24, 4.0, 4.0), (1.0, 2.0, 3.0), "em")
+    write_volume(tmp_path / "em.zarr", Volume(values, grid))
+    start = ["ab", "start", *[str(tmp_path / "em.zarr")] * 3, "--out", str(tmp_path)]
+    assert run_app([*start, "--edge", str(edge), "--count", str(count)]) == 0
+    assert told in caplog.text
+    assert bool(told) is ("places of" in caplog.text)

@@ -317,6 +317,16 @@ def test_a_block_is_computed_while_others_are_read_and_written(tmp_path):
     assert max(together) == 1
 
 
+def test_a_script_that_gives_no_numbers_is_stopped(tmp_path):
+    """Written as bytes, NaN would read far outside."""
+    path = tmp_path / "mine.py"
+    path.write_text(SCRIPT + "\nnet = model\nmodel = lambda x: net(x) * float('nan')\n")
+    em = Volume(np.arange(EM.size, dtype=np.float32).reshape(EM.shape), EM, name="em")
+    with pytest.raises(FormatError, match=r"mine.*gave values that are not finite"):
+        predict_with(em, load_script(path), tmp_path / "o.zarr")
+    assert not (tmp_path / "o.zarr").exists()
+
+
 def test_another_script_or_other_weights_do_not_go_on(tmp_path):
     """What is unfinished is gone on with by the network that began it, or by none."""
     path, em = tmp_path / "mine.py", np.random.default_rng(0).integers(0, 255, EM.shape)
