@@ -155,7 +155,8 @@ def check_depth(name: str, volume: Volume) -> Finding:
     text = f"{z} x {y} x {x} voxels (z, y, x)"
     if min(z, y, x) < LEAST_VOXELS:
         hint = f"give a stack of at least {LEAST_VOXELS} slices; a single one has no place in z"
-        return Finding("error", name, f"{text}: too thin for registration in 3-D", hint)
+        thin = f"{volume.name or 'the volume'} has {text}: too thin for registration in 3-D"
+        return Finding("error", name, thin, hint)
     return Finding("ok", name, text)
 
 

@@ -229,7 +229,8 @@ def test_an_em_of_one_slice_is_named(pair, capsys, tmp_path):
     box = Box((30, 0, 0), (31, *em.shape[1:]))
     write_volume(tmp_path / "em.zarr", Volume(em.read(box), em.grid.crop(box)))
     text = refused(pair, capsys, "--set", f'em.path="{tmp_path / "em.zarr"}"')
-    assert "one slice cannot be segmented" in text
+    assert "em.zarr has 1 x" in text
+    assert "too thin for registration in 3-D" in text
 
 
 @pytest.mark.parametrize("which", ["em", "lm"])
