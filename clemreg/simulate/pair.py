@@ -134,10 +134,14 @@ def simulate_from_labels(
     """
     if em.grid.shape != labels.grid.shape:
         raise DataError(f"EM {em.grid.shape} and labels {labels.grid.shape} differ in shape")
-    if not np.allclose(em.grid.spacing_nm, labels.grid.spacing_nm, rtol=1e-3):
+    away = np.abs(np.subtract(em.grid.origin_nm, labels.grid.origin_nm))
+    stated = any(em.grid.origin_nm) and any(labels.grid.origin_nm)
+    alike = np.allclose(em.grid.spacing_nm, labels.grid.spacing_nm, rtol=1e-3)
+    # Some files state corners, some centres.
+    if not alike or (stated and (away > 0.6 * np.asarray(em.grid.spacing_nm)).any()):
         raise DataError(
-            f"EM has voxels of {em.grid.spacing_nm} nm, labels of {labels.grid.spacing_nm} nm "
-            "(z, y, x)",
+            f"EM has voxels of {em.grid.spacing_nm} nm from {em.grid.origin_nm} nm on, labels of "
+            f"{labels.grid.spacing_nm} nm from {labels.grid.origin_nm} nm on (z, y, x)",
             hint="give the labels of just these voxels",
         )
     tell = _teller(progress, 6)

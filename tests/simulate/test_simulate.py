@@ -215,10 +215,14 @@ def test_palm_is_the_default_of_the_published_data():
     assert PALM.spacing_nm == (104.0, 52.0, 52.0)
 
 
-def test_labels_of_other_voxels_are_not_those_of_the_em(tmp_path):
+@pytest.mark.parametrize(
+    ("spacing", "origin"),
+    [((60.0, 20.0, 20.0), (500.0, 0.0, 0.0)), ((30.0, 10.0, 10.0), (9500.0, 0.0, 0.0))],
+)
+def test_labels_of_other_voxels_are_not_those_of_the_em(tmp_path, spacing, origin):
     em = Grid((11, 17, 23), (30.0, 10.0, 10.0), (500.0, 0.0, 0.0), "em")
-    other = Grid((11, 17, 23), (60.0, 20.0, 20.0), (9500.0, 0.0, 0.0), "em")
+    other = Grid((11, 17, 23), spacing, origin, "em")
     pixels = np.ones(em.shape, np.uint8)
-    with pytest.raises(DataError, match=r"voxels of \(30.0, 10.0, 10.0\) nm, labels of \(60.0"):
+    with pytest.raises(DataError, match=r"voxels of \(30.0, 10.0, 10.0\) nm from"):
         simulate_from_labels(tmp_path, Volume(pixels, em), Labels(pixels, other), PairOptions())
     assert not any(tmp_path.iterdir())
