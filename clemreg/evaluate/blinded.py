@@ -52,11 +52,14 @@ class Key:
         Names of the predictions.
     pairs
         Places and sides.
+    page
+        Which page it belongs to; empty: not known.
     """
 
     a: str
     b: str
     pairs: tuple[Pair, ...]
+    page: str = ""
 
     def write(self, path: Path) -> None:
         """Write the key; whoever judges should not open it."""
@@ -64,7 +67,8 @@ class Key:
             {"number": p.number, "start": p.box.start, "stop": p.box.stop, "left": p.left}
             for p in self.pairs
         ]
-        atomic_write_json(path, {"schema": SCHEMA, "a": self.a, "b": self.b, "pairs": pairs})
+        names = {"a": self.a, "b": self.b, "page": self.page}
+        atomic_write_json(path, {"schema": SCHEMA, **names, "pairs": pairs})
 
 
 def read_key(path: Path) -> Key:
@@ -87,7 +91,7 @@ def read_key(path: Path) -> Key:
             Pair(int(p["number"]), Box(tuple(p["start"]), tuple(p["stop"])), p["left"])
             for p in content["pairs"]
         )
-        return Key(str(content["a"]), str(content["b"]), pairs)
+        return Key(str(content["a"]), str(content["b"]), pairs, str(content.get("page", "")))
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, FormatError):
             raise
@@ -216,20 +220,31 @@ def preference(key: Key, choices: Mapping[int, str]) -> Preference:
     return Preference(key.a, key.b, a, b, neither, p)
 
 
-def read_choices(path: Path) -> dict[int, str]:
-    """Read the table that the page gave: ``pair,choice``.
+def read_choices(path: Path, page: str = "") -> dict[int, str]:
+    """Read the table that a page gave: ``pair,choice,page``, or without its last column.
+
+    Parameters
+    ----------
+    page
+        That of the key; empty: any.
 
     Raises
     ------
     FormatError
-        A line is not a pair with left, right or neither; or a pair occurs twice.
+        A line is not a pair with left, right or neither; a pair occurs twice; or the choices were
+        made on another page.
     """
     rows = read_rows(path, "table of choices")
-    if rows[0].fields != ("pair", "choice"):
+    if rows[0].fields not in (("pair", "choice"), ("pair", "choice", "page")):
         raise FormatError(f"{path} has columns {', '.join(rows[0].fields)}, expected pair, choice")
-    check_widths(rows, 2)
+    check_widths(rows, len(rows[0].fields))
     choices: dict[int, str] = {}
     for row in rows[1:]:
+        if page and row.fields[2:] not in ((), (page,)):
+            raise FormatError(
+                f"{path}, line {row.line}: a choice of another page than that of the key",
+                hint="read it with the key.json that was written with its page",
+            )
         value = row.number(0, "pair")
         if value != round(value):
             raise FormatError(f"{path}, line {row.line}: {row.fields[0]} is no number of a pair")

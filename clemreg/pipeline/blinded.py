@@ -107,8 +107,9 @@ def start_comparison(
         shown.append((pair, grey, masks[0][pair.box.slices], masks[1][pair.box.slices]))
         if progress is not None:
             progress(done + 1, len(pairs), "places")
-    Key(predictions[0], predictions[1], pairs).write(out / KEY)
-    page = render_pairs("Which prediction is better?", shown, volume.grid.spacing_nm)
+    key = Key(predictions[0], predictions[1], pairs, secrets.token_hex(8))
+    key.write(out / KEY)
+    page = render_pairs("Which prediction is better?", shown, volume.grid.spacing_nm, key.page)
     atomic_write_text(out / PAGE, page)
     return out / PAGE
 
@@ -123,7 +124,8 @@ def read_comparison(folder: Path, choices: Path, decoded: Path | None = None) ->
     DataError
         Nothing was chosen.
     """
-    key, chosen = read_key(folder / KEY), read_choices(choices)
+    key = read_key(folder / KEY)
+    chosen = read_choices(choices, key.page)
     if not chosen:
         raise DataError(f"{choices} holds no choice")
     if decoded is not None:

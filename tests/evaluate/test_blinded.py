@@ -138,7 +138,7 @@ def test_the_page_shows_each_on_its_side_and_names_none():
     b[:, :, 6:8] = True
     box = Box((0, 0, 0), em.shape)
     shown = [(Pair(1, box, "a"), em, a, b), (Pair(2, box, "b"), em, a, b)]
-    html = render_pairs("Which <one>?", shown, CUBES)
+    html = render_pairs("Which <one>?", shown, CUBES, "c0ffee")
     assert "Which &lt;one&gt;?" in html
     left, right = pictures(html, "left prediction"), pictures(html, "right prediction")
     np.testing.assert_array_equal(left[0], right[1])
@@ -169,11 +169,11 @@ def test_flat_voxels_are_drawn_flat():
     assert (outlines(mask, (12.0, 6.0, 4.0))[14:29, 6, 3] > 0).sum() == 2  # lines stay thin
 
 
-def test_from_files_to_the_p_value(tmp_path):
+def test_from_files_to_the_p_value(tmp_path, capsys):
     grid = Grid(SHAPE, (5.24, 4.0, 4.0), (1.0, 2.0, 3.0), "em")
     rng = np.random.default_rng(0)
     values = {
-        "em": rng.integers(0, 255, SHAPE).astype(np.uint8),
+        "em": rng.random(SHAPE, np.float32) / 100,  # small values, which are not black
         "a": rng.integers(0, 255, SHAPE).astype(np.uint8),
         "b": rng.integers(0, 9, SHAPE).astype(np.uint16) * 70,
     }
@@ -204,6 +204,12 @@ def test_from_files_to_the_p_value(tmp_path):
     assert (report["prefer_a"], report["prefer_b"]) == (0, 6)
     assert report["p_value"] == pytest.approx(2 / 64)
     assert (tmp_path / "d.csv").read_text().count("b.zarr") == 6
+    assert f'page = "{key.page}"' in html
+    for page, code in ((key.page, 0), ("another", 1)):
+        rows = [f"{line},{page}" for line in lines]
+        (tmp_path / "choices.csv").write_text("pair,choice,page\n" + "\n".join(rows) + "\n")
+        assert run_app(read) == code
+    assert "line 2: a choice of another page" in capsys.readouterr().err
     (tmp_path / "choices.csv").write_text("pair,choice\n")
     assert run_app(read) == 1
 
